@@ -1,0 +1,52 @@
+"""Normal-Gamma variational autoencoders in Pyro: a VAE that counts its own latents."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ngvae_pyro.data import load as load_data
+    from ngvae_pyro.diagnostics import evaluate, to_arviz
+    from ngvae_pyro.errors import UserError
+    from ngvae_pyro.guide import load_guide
+    from ngvae_pyro.images import ImageData
+    from ngvae_pyro.model import load_model
+    from ngvae_pyro.runs import load_run, save_run
+    from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
+    from ngvae_pyro.sprites import sprites
+    from ngvae_pyro.svi import Fit, fit
+
+# Where each public name lives. They are imported on first use, because torch alone takes seconds
+# and `ngvae --help` needs none of it.
+_HOMES = {
+    "Fit": "svi",
+    "FitSpec": "specs",
+    "ImageData": "images",
+    "ModelSpec": "specs",
+    "RunSpec": "specs",
+    "UserError": "errors",
+    "evaluate": "diagnostics",
+    "fit": "svi",
+    "load_data": "data",
+    "load_guide": "guide",
+    "load_model": "model",
+    "load_run": "runs",
+    "save_run": "runs",
+    "sprites": "sprites",
+    "to_arviz": "diagnostics",
+}
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ngvae_pyro' has no attribute '{name}'")
+    home = importlib.import_module(f"ngvae_pyro.{_HOMES[name]}")
+    value = getattr(home, "load" if name == "load_data" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

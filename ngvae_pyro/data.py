@@ -1,0 +1,383 @@
+"""Images and their known factors: rendered sprites, `.npz` and IDX files, torchvision sets.
+
+Every loader returns one `ImageData`; `load` picks the loader from a name or a path.
+Whatever is wrong with a file is a `UserError` of one line: file, key, expected, got.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.images import ImageData, generator
+from ngvae_pyro.sprites import sprites
+
+
+def _read_array(
+    file: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype, where: str
+) -> np.ndarray:
+    """Exactly the bytes of one C-ordered array, up to the end of the file."""
+    size = math.prod(shape) * dtype.itemsize
+    if size > _MAX_BYTES:
+        raise UserError(f"{where}: expected at most 64 GiB, the header claims {shape}")
+    try:
+        array = np.empty(shape, dtype)
+        buffer = array.reshape(-1).view(np.uint8)
+    except (MemoryError, ValueError) as error:
+        # ValueError: more elements than an index can count, e.g. (0, 2**62, 2**62).
+        raise UserError(f"{where}: no room for the claimed shape {shape}: {error}") from error
+    filled = 0
+    while filled < size:
+        part = file.read(min(size - filled, _READ_BYTES))
+        if not part:
+            raise UserError(f"{where}: expected {size} bytes of data for {shape}, got {filled}")
+        buffer[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+        filled += len(part)
+    # Reading past the end is also what makes zip and gzip verify their checksum.
+    if file.read(1):
+        raise UserError(f"{where}: expected {size} bytes of data for {shape}, got more")
+    return array
+
+
+def _check_file(path: Path, kind: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: expected {kind}, got a directory")
+    if not path.is_file():
+        raise UserError(f"{path}: expected {kind}, found no such file")
+
+
+def load_npz(path: str | Path) -> ImageData:
+    """An `.npz` file with the keys of dSprites.
+
+    Keys:
+        imgs: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, N at least 2. uint8 in
+            0..255, or holding only 0 and 1, which then mean black and white; bool; or
+            floating point in [0, 1]. A 4-d shape whose second and last axes could both be C
+            is refused.
+        latents_values (or, without it, latents_classes): optional, (N, F) or (N,), numbers.
+        latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
+
+    Other keys, such as the pickled `metadata` of dSprites, are never read, and nothing is
+    ever unpickled. Raises `UserError` for anything that does not fit.
+    """
+    path = Path(path)
+    _check_file(path, "an .npz file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _parse_npz(path, archive)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+        raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
+    except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
+        # RuntimeError: encrypted members, or features which zipfile does not know;
+        # OverflowError: offsets beyond any file; UnicodeDecodeError: members' names.
+        raise UserError(f"{path}: cannot read the .npz file: {error}") from error
+
+
+def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
+    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    if "imgs" not in keys:
+        raise UserError(f"{path}: imgs: expected this key, got {keys}")
+    images = _image_tensor(_read_npy(path, archive, "imgs", "buf"), f"{path}: imgs")
+    source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
+    if source is None:
+        return ImageData(path.stem, images)
+
+    values = _read_npy(path, archive, source, "biuf")
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] == 0 or len(values) != len(images):
+        raise UserError(
+            f"{path}: {source}: expected shape ({len(images)}, F) for {len(images)} images, "
+            f"got {values.shape}"
+        )
+    # What overflows becomes inf, which is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: {source}: expected finite float32 values, got NaN or inf")
+
+    names = tuple(f"factor_{i}" for i in range(values.shape[1]))
+    if "latents_names" in keys:
+        array = _read_npy(path, archive, "latents_names", "U")
+        try:
+            # numpy itself never checks the code points, and Python may stop on a wrong one.
+            array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: latents_names: expected unicode, got {error}") from error
+        names = tuple(array.reshape(-1).tolist())
+        good = all(name and name.isprintable() for name in names) and len(set(names)) == len(names)
+        if array.shape != (values.shape[1],) or not good:
+            raise UserError(
+                f"{path}: latents_names: expected {values.shape[1]} different printable names, "
+                f"got shape {array.shape}: {', '.join(map(repr, names))}"
+            )
+    return ImageData(path.stem, images, torch.from_numpy(values), names)
+
+
+def _read_npy(path: Path, archive: zipfile.ZipFile, key: str, kinds: str) -> np.ndarray:
+    """One array of an `.npz`, if its dtype's kind is in `kinds`.
+
+    numpy's own reader evaluates the header as Python and, on a broken one, may raise almost
+    anything; plain numeric and string headers need no more than three patterns.
+    """
+    where = f"{path}: {key}"
+    name = f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{where}: expected the zip's stored or deflate method, got another one")
+    with archive.open(name) as file:
+        start = file.read(8)
+        width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
+        if width is None:
+            raise UserError(f"{where}: expected a numpy array (.npy 1.0 or 2.0), got {start!r}")
+        length = int.from_bytes(file.read(width), "little")
+        header = file.read(min(length, 2**16)).decode("latin-1")
+        descr = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,6})['"]""", header)
+        order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
+        # The L is of Python 2, which wrote dSprites.
+        dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,4})\)""", header)
+        if descr is None or order is None or dims is None:
+            raise UserError(f"{where}: expected the header of a plain array, got {header[:80]!r}")
+        # By the letter, before numpy sees it; so an object array is refused unread.
+        if descr[1].lstrip("<>|=")[0] not in kinds:
+            raise UserError(f"{where}: expected dtype {_KINDS[kinds]}, got {_dtype_name(descr[1])}")
+        try:
+            dtype = np.dtype(descr[1])
+        except TypeError as error:
+            raise UserError(f"{where}: expected a numpy dtype, got {descr[1]!r}") from error
+        shape = tuple(int(size) for size in re.findall("[0-9]+", dims[1]))
+        if order[1] == "True":
+            array = _read_array(file, shape[::-1], dtype, where).T
+        else:
+            array = _read_array(file, shape, dtype, where)
+    # torch knows the machine's own byte order only.
+    return np.ascontiguousarray(array, dtype.newbyteorder("="))
+
+
+_KINDS = {"buf": "uint8, bool or float", "biuf": "bool, integer or float", "U": "unicode (U)"}
+
+
+def _dtype_name(descr: str) -> str:
+    return "object (pickled)" if "O" in descr else repr(descr)
+
+
+def _image_tensor(array: np.ndarray, where: str) -> Tensor:
+    """(N, C, H, W), uint8 in 0..255 or float32 in [0, 1], from any accepted layout."""
+    if array.dtype.kind not in "bf" and array.dtype != np.uint8:
+        raise UserError(f"{where}: expected dtype uint8, bool or float, got {array.dtype}")
+    if array.ndim not in (3, 4) or len(array) < 2 or 0 in array.shape:
+        raise UserError(
+            f"{where}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N at least 2, "
+            f"got {array.shape}"
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    else:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first == last:
+            problem = "could be both" if first else "is neither"
+            raise UserError(
+                f"{where}: expected 1 or 3 channels in either the second or the last axis, "
+                f"got {array.shape}, which {problem}"
+            )
+        if last:
+            array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    if array.dtype.kind == "f":
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # refuses NaN too
+            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
+        return torch.from_numpy(array.astype(np.float32))
+    is_bool, array = array.dtype.kind == "b", array.view(np.uint8)
+    if is_bool:
+        np.minimum(array, 1, out=array)  # a file can put any byte into a bool array
+    if array.max() <= 1:
+        array *= np.uint8(255)
+    return torch.from_numpy(array)
+
+
+def load_idx(path: str | Path) -> ImageData:
+    """The images of one IDX file (MNIST's format), gzipped or not.
+
+    The labels become the factor `label` where their file lies beside it under its usual
+    name: `t10k-labels-idx1-ubyte` for `t10k-images-idx3-ubyte`. Raises `UserError` for a
+    wrong magic number, truncation, broken gzip, and labels of another length.
+    """
+    path = Path(path)
+    images = _read_idx(path, dims=3)
+    if len(images) < 2 or 0 in images.shape:
+        raise UserError(f"{path}: expected at least 2 non-empty images, got shape {images.shape}")
+    stem = path.name.removesuffix(".gz")
+    data = ImageData(stem, torch.from_numpy(images)[:, None])
+    labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
+    labels_path = _plain_or_gz(path.with_name(labels_stem))
+    if labels_stem == stem or labels_path is None:
+        return data
+    labels = _read_idx(labels_path, dims=1)
+    if len(labels) != len(data):
+        raise UserError(
+            f"{labels_path}: expected {len(data)} labels for {path.name}, got {len(labels)}"
+        )
+    factors = torch.from_numpy(labels.astype(np.float32))[:, None]
+    return ImageData(stem, data.images, factors, ("label",))
+
+
+def _plain_or_gz(path: Path) -> Path | None:
+    """The file, or else the gzipped file, where one of them exists."""
+    candidates = (path, path.with_name(f"{path.name}.gz"))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def _read_idx(path: Path, dims: int) -> np.ndarray:
+    """The unsigned bytes of one IDX file of `dims` dimensions."""
+    _check_file(path, "an IDX file")
+    try:
+        with path.open("rb") as start:
+            zipped = start.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            # http://yann.lecun.com/exdb/mnist: 0, 0, 8 for unsigned bytes, dimensions, sizes.
+            header = file.read(4 + 4 * dims)
+            magic = bytes([0, 0, 8, dims])
+            if header[:4] != magic or len(header) < 4 + 4 * dims:
+                raise UserError(
+                    f"{path}: expected an IDX header 0x{magic.hex()} and {dims} sizes, "
+                    f"got 0x{header.hex()}"
+                )
+            shape = struct.unpack(f">{dims}I", header[4:])
+            return _read_array(file, shape, np.dtype(np.uint8), str(path))
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read the IDX file: {error}") from error
+
+
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+}
+
+
+def torchvision_data(name: str, root: str | Path = "data", download: bool = False) -> ImageData:
+    """The training set of `mnist`, `fashion_mnist` or `cifar10`, with the factor `label`.
+
+    Arguments:
+        name: one of the three.
+        root: torchvision's folder; the files lie where torchvision puts them below it.
+        download: fetch what is missing; without it, nothing is ever fetched.
+
+    Raises `UserError` for an unknown name, missing or broken files, and a failed download.
+    """
+    if name not in _TORCHVISION:
+        raise UserError(
+            f"unknown torchvision data {name!r}; expected one of {', '.join(_TORCHVISION)}"
+            + nearest(name, _TORCHVISION)
+        )
+    folder = Path(root, _TORCHVISION[name][1])
+    if not download and not folder.is_dir():
+        raise UserError(f"{name}: found no data in {folder}; --download fetches it")
+
+    if name == "cifar10":
+        source = _from_torchvision(name, root, download)
+        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+        labels = torch.tensor(source.targets, dtype=torch.float32)[:, None]
+        return ImageData(name, images, labels, ("label",))
+
+    if download:
+        _from_torchvision(name, root, download)
+    # Read here rather than by torchvision, whose reader asserts on a broken file.
+    path = _plain_or_gz(folder / "train-images-idx3-ubyte")
+    if path is None:
+        raise UserError(
+            f"{name}: found no train-images-idx3-ubyte in {folder}; --download fetches it"
+        )
+    data = load_idx(path)
+    return ImageData(name, data.images, data.factors, data.factor_names)
+
+
+def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
+    """torchvision's own training set, which has the attributes `data` and `targets`."""
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise UserError(f"{name}: needs torchvision: pip install torchvision") from error
+    class_name, folder = _TORCHVISION[name]
+    try:
+        return getattr(datasets, class_name)(str(root), train=True, download=download)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "" if download else "; --download fetches it"
+        raise UserError(
+            f"{name}: cannot load it from {Path(root, folder)}: {reason}{hint}"
+        ) from error
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    seed: int = 0,
+    n: int | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+    vary: Iterable[str] | None = None,
+    hold: Mapping[str, float | str] | None = None,
+    resolution: int | None = None,
+    edge: float | None = None,
+    device: torch.device | str | None = None,
+) -> ImageData:
+    """The data that the command line's `--data` names.
+
+    Arguments:
+        name_or_path: `sprites`; `sprites:x,y,size`, where only these factors vary; `mnist`,
+            `fashion_mnist` or `cifar10`; a `.npz` file; or an IDX image file, whose name ends
+            in idx3-ubyte or idx3-ubyte.gz.
+        seed: draws the sprites; elsewhere it chooses the `n` images.
+        n: number of images; default 22,000 sprites, or all that the source holds.
+        root, download: for the torchvision sets, see `torchvision_data`; default root: data.
+        vary, hold, resolution, edge, device: for sprites only, see `sprites`.
+
+    Raises `UserError` for unknown names and for options which the source does not have.
+
+    >>> load("sprites:x,y", n=10)
+    ImageData('sprites:x,y', 10 images of 3x32x32, x, y, size, red, green, blue, background)
+    """
+    name = str(name_or_path)
+    given = {"vary": vary, "hold": hold, "resolution": resolution, "edge": edge, "device": device}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    head, colon, listed = name.partition(":")
+    if head == "sprites":
+        if colon:
+            if "vary" in options:
+                raise UserError(f"{name}: the factors to vary are named twice, also by vary")
+            options["vary"] = [factor.strip() for factor in listed.split(",") if factor.strip()]
+        if n is not None:
+            options["n"] = n
+        return sprites(seed=seed, **options)
+
+    if options:
+        raise UserError(f"{name}: {', '.join(options)}: only sprites have these options")
+    if name in _TORCHVISION:
+        data = torchvision_data(name, "data" if root is None else root, download)
+    elif name.endswith(".npz"):
+        data = load_npz(name)
+    elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
+        data = load_idx(name)
+    elif Path(name).is_dir():
+        raise UserError(f"{name}: expected a .npz or an IDX file (*idx3-ubyte), got a directory")
+    else:
+        known = ("sprites", *_TORCHVISION)
+        raise UserError(
+            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz or an IDX file"
+            + nearest(head, known)
+        )
+    if n is None:
+        return data
+    if not 0 < n <= len(data):
+        raise UserError(f"{name}: n: expected 1 to {len(data)} images, got {n}")
+    return data.subset(torch.randperm(len(data), generator=generator(seed))[:n])

@@ -1,0 +1,221 @@
+"""What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ngvae_pyro.guide import Codes
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.svi import Fit, site_terms
+
+BATCH = 512
+
+# Variance of the posterior mean over the data above which a latent is an active unit
+# (Burda, Grosse and Salakhutdinov, 2015).
+ACTIVE = 0.01
+
+
+def batches(fit: Fit, data: ImageData) -> Any:
+    """Images of a data set in order, float in [0, 1], on the device of the fit."""
+    for start in range(0, len(data), BATCH):
+        yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
+
+
+@torch.no_grad()
+def codes(fit: Fit, data: ImageData) -> Codes:
+    """Posterior mean, inferred variance and probs of every image, each (N, K), on the CPU."""
+    parts = [fit.guide.codes(x) for x in batches(fit, data)]
+    loc, variance, probs = (
+        torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("loc", "variance", "probs")
+    )
+    return Codes(loc, variance, probs)
+
+
+@torch.no_grad()
+def draws(fit: Fit, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Posterior draws (count, B, K) of the precision and of z given images x (B, C, H, W).
+
+    A Gaussian guide has no precision site; its precision is 1 / variance, the same in all draws.
+    """
+    q = fit.guide.posterior(x)
+    sample = q.sample((count,))
+    if sample.dim() == 4:
+        return sample[..., 1], sample[..., 0]
+    return (1.0 / q.variance).expand_as(sample), sample
+
+
+@torch.no_grad()
+def reconstruct(fit: Fit, x: Tensor) -> Tensor:
+    """E[x | z] at the posterior mean of z, shaped as the images x."""
+    return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
+
+
+def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
+    """Numbers of a fit on held-out data.
+
+    Returns:
+        ``informative``: latents whose mean posterior weight of the informative component exceeds
+        1/2 (a Gaussian guide has none: there, variance below 1/2 for most images).
+        ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
+        ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
+        at the posterior mean of z. ``kl``: nats per image, for each site its total and each
+        latent's share. ``latents``: for each latent the mean, 5 % and 95 % quantile of its
+        posterior precision over images and draws, the variance of its posterior mean and its
+        mean weight. ``steps``, ``extra_steps`` and ``seconds`` of the training.
+    """
+    log_likelihood, squared_error, kl = 0.0, 0.0, {}
+    precision = []
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        for x in batches(fit, data):
+            terms, kl_terms = site_terms(fit.model, fit.guide, x)
+            log_likelihood += terms.sum().item()
+            squared_error += (reconstruct(fit, x) - x).square().sum().item()
+            for name, term in kl_terms.items():
+                kl[name] = kl.get(name, 0.0) + term.sum(0).double().cpu()
+            precision.append(draws(fit, x, 10)[0].flatten(0, 1).cpu())
+    count = len(data)
+    kl = {name: (term / count).tolist() for name, term in kl.items()}
+    code = codes(fit, data)
+    values = torch.cat(precision).numpy()
+    low, high = np.quantile(values, [0.05, 0.95], axis=0)
+    mean, variance, probs = values.mean(0), code.loc.var(0), code.probs.mean(0)
+    latents = [
+        {
+            "latent": k,
+            "probs": probs[k].item(),
+            "precision": {"mean": float(mean[k]), "5%": float(low[k]), "95%": float(high[k])},
+            "variance_of_loc": variance[k].item(),
+            "kl": {name: term[k] for name, term in kl.items()},
+        }
+        for k in range(fit.model.latent_size)
+    ]
+    return {
+        "informative": int((probs > 0.5).sum()),
+        "active_units": int((variance > ACTIVE).sum()),
+        "elbo": log_likelihood / count - sum(sum(term) for term in kl.values()),
+        "reconstruction_mse": squared_error / (count * data.images[0].numel()),
+        "kl": {name: sum(term) for name, term in kl.items()},
+        "latents": latents,
+        "seconds": fit.seconds,
+        "steps": fit.steps,
+        "extra_steps": fit.extra_steps,
+    }
+
+
+def most_informative_first(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The latents of ``evaluate``, by mean posterior precision, highest first."""
+    return sorted(metrics["latents"], key=lambda row: -row["precision"]["mean"])
+
+
+@torch.no_grad()
+def to_arviz(
+    fit: Fit,
+    data: ImageData,
+    *,
+    observations: int = 50,
+    chains: int = 4,
+    draws_per_chain: int = 250,
+    seed: int = 0,
+    attrs: dict[str, Any] | None = None,
+) -> Any:
+    """Posterior draws of a fit as an ArviZ object.
+
+    The guide is sampled directly, so draws are independent and the chains only give ArviZ
+    something to compare.
+
+    Args:
+        fit: From :func:`ngvae_pyro.fit`.
+        data: Images; the first ``observations`` of them are used.
+        observations: How many images.
+        chains: How many chains.
+        draws_per_chain: Draws in each.
+        seed: Of the draws.
+        attrs: Further attributes.
+
+    Returns:
+        An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x) with the groups
+        ``posterior``: precision and z (chain, draw, observation, latent);
+        ``log_likelihood``: x (chain, draw, observation), nats per image;
+        ``observed_data``: x (observation, channel, height, width), in [0, 1];
+        ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
+        (observation, factor) where they are known.
+    """
+    data = data.subset(slice(0, observations))
+    x = ImageData.to_unit(data.images.to(fit.device))
+    shape = (chains, draws_per_chain, len(data))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        precision, z = draws(fit, x, chains * draws_per_chain)
+    log_likelihood = torch.stack(
+        [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
+    )
+    code = fit.guide.codes(x)
+    latents = [f"z{k}" for k in range(fit.model.latent_size)]
+    constant = {"loc": code.loc.cpu().numpy(), "probs": code.probs.cpu().numpy()}
+    coords: dict[str, Any] = {"latent": latents, "observation": np.arange(len(data))}
+    dims = {
+        "precision": ["observation", "latent"],
+        "z": ["observation", "latent"],
+        "loc": ["observation", "latent"],
+        "probs": ["observation", "latent"],
+    }
+    if data.factors is not None:
+        constant["factors"] = data.factors.numpy()
+        coords["factor"] = list(data.factor_names)
+        dims["factors"] = ["observation", "factor"]
+    groups = {
+        "posterior": {
+            "precision": precision.reshape(*shape, -1).cpu().numpy(),
+            "z": z.reshape(*shape, -1).cpu().numpy(),
+        },
+        "log_likelihood": {"x": log_likelihood.reshape(shape).cpu().numpy()},
+        "observed_data": {"x": x.cpu().numpy()},
+        "constant_data": constant,
+    }
+    # `x` has other dimensions in the two groups that hold it.
+    return _inference_data(groups, coords, dims, attrs or {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result depends on."""
+    packages = ("torch", "pyro-ppl", "arviz", "numpy")
+    from ngvae_pyro import __version__
+
+    return {
+        "ngvae-pyro": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _inference_data(
+    groups: dict[str, dict[str, Any]],
+    coords: dict[str, Any],
+    dims: dict[str, list[str]],
+    attrs: dict[str, Any],
+) -> Any:
+    """``az.from_dict`` of either generation of ArviZ: 0.23 takes keywords, 1.x one mapping."""
+    dims = {**dims, "x": ["observation"]}
+    image_dims = {"x": ["observation", "channel", "height", "width"]}
+    observed = {"observed_data": groups.pop("observed_data")}
+    if az.__version__.startswith("0."):
+        result = az.from_dict(**groups, coords=coords, dims=dims)
+        result.extend(
+            az.from_dict(**observed, coords={"observation": coords["observation"]}, dims=image_dims)
+        )
+        result.posterior.attrs.update(attrs)
+        result.attrs.update(attrs)
+        return result
+    result = az.from_dict(groups, coords=coords, dims=dims)
+    other = az.from_dict(observed, coords={"observation": coords["observation"]}, dims=image_dims)
+    result["observed_data"] = other["observed_data"]
+    result.attrs.update(attrs)
+    result["posterior"].attrs.update(attrs)
+    return result

@@ -1,0 +1,126 @@
+"""The amortized posterior q(z, precision | x), in the paper's notation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ngvae_pyro.distributions import RelaxedNormalGammaMixture
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.model import GaussianVAE, NormalGammaVAE, VAE
+from ngvae_pyro.nn import Encoder
+from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec
+from ngvae_pyro.variants import spec_of
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a guide says of a batch, each (B, K).
+
+    ``loc`` is the posterior mean of z, ``variance`` the inferred variance of z given x,
+    ``probs`` the posterior weight of the informative component.
+    """
+
+    loc: Tensor
+    variance: Tensor
+    probs: Tensor
+
+
+class NormalGammaGuide(PyroModule):
+    """Sites ``precision`` then ``z``, from the factors of a relaxed Normal-Gamma mixture.
+
+    precision_k | x ~ Gamma(alpha(p_k), beta(p_k)),  z_k | precision_k, x ~ Normal(mu_k,
+    precision_k^-1/2), where mu and logit p are the encoder's outputs.
+
+    Args:
+        spec: Guide spec.
+        model: The model whose latents are inferred; gives K and the image shape.
+    """
+
+    def __init__(self, spec: RelaxedGuideSpec, model: VAE) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs=2)
+        # A buffer, because the sharpness is annealed in training and saved with the weights.
+        self.register_buffer("sharpness", torch.tensor(spec.sharpness))
+
+    def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
+        """q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
+        loc, logits = self.encoder(x)  # used in q(z, precision | x)
+        return RelaxedNormalGammaMixture(
+            loc,
+            logits=logits,
+            concentration=self.spec.concentration,
+            rate=self.spec.rate,
+            sharpness=self.sharpness,
+        )
+
+    def forward(self, x: Tensor) -> None:
+        q = self.posterior(x)
+        with pyro.plate("data", len(x)):
+            precision = pyro.sample("precision", q.precision.to_event(1))
+            pyro.sample("z", q.conditional(precision).to_event(1))
+
+    def codes(self, x: Tensor) -> Codes:
+        q = self.posterior(x)
+        return Codes(q.loc, q.variance[..., 0], q.probs)
+
+
+class GaussianGuide(PyroModule):
+    """The vanilla posterior z_k | x ~ Normal(mu_k(x), sigma_k(x)) (Kingma and Welling, 2013)."""
+
+    def __init__(self, spec: GaussianGuideSpec, model: VAE) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs=2)
+
+    def posterior(self, x: Tensor) -> dist.Normal:
+        """q(z | x) for images (B, C, H, W), batch shape (B, K)."""
+        loc, log_variance = self.encoder(x)  # used in q(z | x)
+        return dist.Normal(loc, (0.5 * log_variance).exp())
+
+    def forward(self, x: Tensor) -> None:
+        q = self.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q.to_event(1))
+
+    def codes(self, x: Tensor) -> Codes:
+        q = self.posterior(x)
+        # No mixture here: a latent counts as informative where its posterior is narrower than
+        # half the prior in variance.
+        return Codes(q.loc, q.variance, (q.variance < 0.5).to(q.loc))
+
+
+GUIDES = {RelaxedGuideSpec: NormalGammaGuide, GaussianGuideSpec: GaussianGuide}
+
+# Which posterior fits which model: a guide must have the latent sites of its model.
+PAIRS = {NormalGammaVAE: (NormalGammaGuide,), GaussianVAE: (GaussianGuide,)}
+
+
+def load_guide(
+    variant: str | Path | RelaxedGuideSpec | GaussianGuideSpec, model: VAE, **changes: Any
+) -> NormalGammaGuide | GaussianGuide:
+    """The guide q(z, precision | x) that a variant declares, for a model.
+
+    Args:
+        variant: Name in ``guides/``, path to a TOML file, or a guide spec.
+        model: The model whose latents are inferred.
+        changes: Keys of the spec to change, e.g. ``sharpness=10.0``.
+
+    Raises:
+        UserError: If the variant does not exist, is not valid, or does not fit the model.
+    """
+    spec = spec_of("guides", variant, changes)
+    guide, fits = GUIDES[type(spec)], PAIRS[type(model)]
+    if guide not in fits:
+        families = [s.model_fields["family"].default for s, g in GUIDES.items() if g in fits]
+        raise UserError(
+            f"guide family '{spec.family}' does not fit a model with prior family "
+            f"'{model.spec.prior.family}'; expected guide family {' or '.join(families)}"
+        )
+    return guide(spec, model)

@@ -1,0 +1,148 @@
+"""The generative story p(x, z, precision), in the paper's notation.
+
+Jouffroy, Giremus, Berthoumieu and Bach (2022), "Inducing selective posterior-collapse in
+variational autoencoders by modelling the latent space as a mixture of normal-gamma
+distributions", AI and physics conference.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
+from ngvae_pyro.nn import Decoder
+from ngvae_pyro.specs import GaussianPriorSpec, LikelihoodSpec, ModelSpec, NormalGammaPriorSpec
+from ngvae_pyro.variants import spec_of
+
+
+class Likelihood(nn.Module):
+    """p(x | decoder output): one event per image, pixels independent.
+
+    ``gaussian``: Normal(output, scale), with one standard deviation for all pixels (the slides'
+    Normal(x; mu(z), sigma)), fixed or learned. ``bernoulli`` and ``continuous_bernoulli``: the
+    output is the logit; intensities in [0, 1] are accepted by both, though only the second
+    normalises over them (Loaiza-Ganem and Cunningham, 2019).
+    """
+
+    def __init__(self, spec: LikelihoodSpec) -> None:
+        super().__init__()
+        self.family = spec.family
+        if spec.family == "gaussian":
+            log_scale = torch.tensor(spec.scale).log()
+            if spec.learned:
+                self.log_scale = nn.Parameter(log_scale)
+            else:
+                self.register_buffer("log_scale", log_scale)
+
+    def forward(self, output: Tensor) -> TorchDistribution:
+        if self.family == "gaussian":
+            fn = dist.Normal(output, self.log_scale.exp())
+        elif self.family == "bernoulli":
+            # Grey values in [0, 1] are no Bernoulli outcomes; their log_prob is the
+            # cross-entropy that the field trains with.
+            fn = dist.Bernoulli(logits=output, validate_args=False)
+        else:
+            fn = dist.ContinuousBernoulli(logits=output)
+        return fn.to_event(3)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """What images x (N, C, H, W) carry above their mean image, nats per image.
+
+        Gaussian: sum over pixels of Var(x) / (2 scale^2). Bernoulli families: the drop in
+        cross-entropy from the mean image to the image itself.
+        """
+        if self.family == "gaussian":
+            return (x.var(0).sum() / (2.0 * (2.0 * self.log_scale).exp())).item()
+        mean = x.mean(0).expand_as(x)
+        entropy = nn.functional.binary_cross_entropy
+        return (
+            (entropy(mean, x, reduction="sum") - entropy(x, x, reduction="sum")) / len(x)
+        ).item()
+
+
+class VAE(PyroModule):
+    """Base of the models: latents from ``sample_latents``, then x | z through the decoder.
+
+    Args:
+        spec: Model spec.
+        image_shape: (C, H, W).
+    """
+
+    def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.image_shape = tuple(image_shape)
+        self.latent_size = spec.latent_size
+        self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size)
+        self.likelihood = Likelihood(spec.likelihood)
+        # An empty buffer knows the device and dtype wherever `.to` has moved the model.
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def sample_latents(self) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
+        """p(x, z, precision) of images x (B, C, H, W) in [0, 1], or ``size`` draws without x."""
+        with pyro.plate("data", size if x is None else len(x)):
+            z = self.sample_latents()
+            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class NormalGammaVAE(VAE):
+    """Sites ``precision`` then ``z``, each an event over K latents, from the prior's factors.
+
+    precision_k ~ pi Gamma(slab) + (1 - pi) Gamma(spike),
+    z_k ~ Normal(0, 1), or Normal(0, precision_k^-1/2) if the prior is joint,
+    x | z ~ likelihood(decoder(z)).
+    """
+
+    @property
+    def prior(self) -> SpikeSlabPrior | NormalGammaPrior:
+        """Prior on (z_k, precision_k), batch shape (K,)."""
+        spec = self.spec.prior
+        family = NormalGammaPrior if spec.joint else SpikeSlabPrior
+        probs = self.zero.new_full((self.latent_size,), spec.slab_probs)
+        return family(probs, slab=spec.slab, spike=spec.spike)
+
+    def sample_latents(self) -> Tensor:
+        prior = self.prior
+        precision = pyro.sample("precision", prior.precision.to_event(1))
+        return pyro.sample("z", prior.conditional(precision).to_event(1))
+
+
+class GaussianVAE(VAE):
+    """The vanilla model (Kingma and Welling, 2013): z_k ~ Normal(0, 1), one site ``z``."""
+
+    def sample_latents(self) -> Tensor:
+        zeros = self.zero.expand(self.latent_size)
+        return pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
+
+
+MODELS = {NormalGammaPriorSpec: NormalGammaVAE, GaussianPriorSpec: GaussianVAE}
+
+
+def load_model(
+    variant: str | Path | ModelSpec = "normal_gamma",
+    image_shape: Sequence[int] = (3, 32, 32),
+    **changes: Any,
+) -> VAE:
+    """The model p(x, z, precision) that a variant declares.
+
+    Args:
+        variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
+        image_shape: (C, H, W) of the data, as ``data.image_shape`` gives it.
+        changes: Keys of the spec to change, e.g. ``latent_size=30``.
+
+    Raises:
+        UserError: If the variant does not exist or its spec is not valid.
+    """
+    spec = spec_of("models", variant, changes)
+    return MODELS[type(spec.prior)](spec, image_shape)

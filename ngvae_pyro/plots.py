@@ -1,0 +1,231 @@
+"""Figures of a run: which latents carry the data, and what each of them does.
+
+Informative latents are blue and uninformative ones grey in every figure; the two differ in
+lightness too, so the figures survive colour blindness and a black-and-white printer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.svi import Fit
+
+INFORMATIVE, UNINFORMATIVE = "#0b5fa5", "#a3a9b0"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "grid.color": "#e4e6e9",
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    # A bare Figure needs no display and leaves no state in pyplot.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path)
+
+
+def save_all(folder: Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
+    """Write every figure of a run as PNG into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = most_informative_first(metrics)
+    code = codes(fit, data)
+    selection(folder / "selection.png", fit)
+    precisions(folder / "precisions.png", rows)
+    variances(folder / "variances.png", code.variance, code.probs, rows)
+    covariance(folder / "covariance.png", code.loc, rows)
+    reconstructions(folder / "reconstructions.png", fit, data)
+    traversals(folder / "traversals.png", fit, data, rows)
+
+
+def _colours(rows: list[dict[str, Any]]) -> list[str]:
+    return [INFORMATIVE if row["probs"] > 0.5 else UNINFORMATIVE for row in rows]
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"z{row['latent']}" for row in rows]
+
+
+def _legend(axes: Any, **where: Any) -> None:
+    lines = [
+        matplotlib.lines.Line2D([], [], color=colour, lw=3, label=label)
+        for colour, label in ((INFORMATIVE, "informative"), (UNINFORMATIVE, "uninformative"))
+    ]
+    axes.legend(handles=lines, **where)
+
+
+def selection(path: Path, fit: Fit) -> None:
+    """Weight of the informative component of each latent, and the loss, against the step."""
+    with _figure(path, 7.0, 4.6) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        steps = [row["step"] for row in fit.history]
+        probs = np.array([row["probs"] for row in fit.history])
+        final = probs[-1] > 0.5
+        for k in np.argsort(final):
+            top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
+        for move in fit.moves:
+            if move.accepted:
+                top.axvline(move.step, color="#c25e00", lw=1, ls=":")
+                top.annotate(
+                    move.kind,
+                    (move.step, 1.0),
+                    (3, 2),
+                    textcoords="offset points",
+                    color="#c25e00",
+                    fontsize=8,
+                )
+        top.set(ylim=(-0.03, 1.08), ylabel="mean weight p")
+        count = int(final.sum())
+        top.set_title(f"{count} of {len(final)} latents end up informative", pad=12)
+        _legend(top, loc="center right")
+        for site, colour, style in (("z", "#333333", "-"), ("precision", "#c25e00", "--")):
+            if site in fit.history[0]["kl"]:
+                kl = [row["kl"][site] for row in fit.history]
+                bottom.plot(steps, kl, style, color=colour, label=f"KL of {site}", lw=1.5)
+        bottom.set(xlabel="step", ylabel="nats per image", ylim=(0, None))
+        bottom.legend()
+
+
+def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Forest plot of the posterior precisions."""
+    with _figure(path, 7.0, 0.9 + 0.28 * len(rows)) as figure:
+        axes = figure.subplots()
+        for y, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
+            precision = row["precision"]
+            axes.plot([precision["5%"], precision["95%"]], [y, y], color=colour, lw=2.5)
+            axes.plot(precision["mean"], y, "o", color=colour, ms=6)
+        axes.set_yticks(range(len(rows)), _names(rows))
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(0.5, None)
+        axes.set_xlabel("posterior precision of z (mean, and 5 % to 95 % over images and draws)")
+        axes.set_title("Precision of each latent")
+        _legend(axes, loc="center right")
+
+
+def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, Any]]) -> None:
+    """Histogram of the inferred variances over images and latents."""
+    with _figure(path, 7.0, 3.4) as figure:
+        axes = figure.subplots()
+        values = variance.clamp_min(1e-8).log10().numpy()
+        edges = np.linspace(min(values.min() - 0.2, -1), max(values.max() + 0.2, 0.4), 60)
+        mean = probs.mean(0).numpy() > 0.5
+        for mask, colour, label in (
+            (mean, INFORMATIVE, "informative"),
+            (~mean, UNINFORMATIVE, "uninformative"),
+        ):
+            if mask.any():
+                axes.hist(
+                    values[:, mask].ravel(),
+                    bins=list(edges),
+                    color=colour,
+                    label=f"{label} ({int(mask.sum())} latents)",
+                )
+        ticks = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 1)
+        axes.set_xticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
+        axes.set_yscale("log")
+        axes.set(xlabel="inferred variance of z given the image", ylabel="images x latents")
+        axes.set_title("Inferred variances")
+        axes.legend(loc="upper center")
+
+
+def covariance(path: Path, loc: Tensor, rows: list[dict[str, Any]]) -> None:
+    """Scaled covariance of the posterior means: variances on the diagonal, correlations off it."""
+    order = [row["latent"] for row in rows]
+    cov = np.atleast_2d(np.cov(loc[:, order].numpy().T))
+    std = np.sqrt(np.diag(cov))
+    # A latent that does not move has no correlation with anything; the scale of the largest
+    # keeps its row faint instead of dividing noise by noise.
+    scaled = cov / max(float((std**2).max()), 1e-12)
+    with _figure(path, 5.6, 4.8) as figure:
+        axes = figure.subplots()
+        axes.grid(False)
+        image = axes.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_xticks(range(len(rows)), _names(rows), rotation=90)
+        axes.set_yticks(range(len(rows)), _names(rows))
+        figure.colorbar(image, ax=axes, label="covariance / largest variance", shrink=0.85)
+        axes.set_title("Covariance of the posterior means")
+
+
+def _grid(axes: Any, images: Tensor) -> None:
+    """One picture of images (rows, columns, C, H, W) with thin white lines between them."""
+    rows, columns, channels, height, width = images.shape
+    canvas = np.ones((rows * (height + 2) - 2, columns * (width + 2) - 2, channels))
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * (height + 2), j * (width + 2)
+            pixels = images[i, j].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+            canvas[top : top + height, left : left + width] = pixels
+    axes.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1)
+    axes.set_yticks([i * (height + 2) + height / 2 for i in range(rows)])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+@torch.no_grad()
+def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) -> None:
+    """Held-out images, their reconstructions, and ten times the absolute difference."""
+    x = ImageData.to_unit(data.images[:columns].to(fit.device))
+    mean = reconstruct(fit, x)
+    images = torch.stack([x, mean, (10.0 * (x - mean)).abs()])
+    with _figure(path, 0.75 * len(x) + 1.6, 3.0) as figure:
+        axes = figure.subplots()
+        _grid(axes, images)
+        axes.set_yticklabels(["image", "reconstruction", "|difference| x 10"])
+        axes.set_title("Held-out reconstructions")
+
+
+@torch.no_grad()
+def traversals(
+    path: Path, fit: Fit, data: ImageData, rows: list[dict[str, Any]], columns: int = 11
+) -> None:
+    """Decoded images as one latent moves over the range it has in the data.
+
+    The rows are all informative latents, most informative first, and up to two uninformative
+    ones, which change nothing; the other latents stay at those of one held-out image.
+    """
+    loc = codes(fit, data).loc
+    informative = [row for row in rows if row["probs"] > 0.5]
+    shown = informative[:15] + [row for row in rows if row["probs"] <= 0.5][:2]
+    # The image nearest to the centre of the codes is the least special one.
+    centre = loc[(loc - loc.mean(0)).square().sum(1).argmin()]
+    z = centre.repeat(len(shown), columns, 1)
+    for i, row in enumerate(shown):
+        k = row["latent"]
+        low, high = torch.quantile(loc[:, k], torch.tensor([0.01, 0.99])).tolist()
+        if row["probs"] <= 0.5:
+            # Such a latent is Normal(0, 1) noise to the decoder.
+            low, high = -2.0, 2.0
+        z[i, :, k] = torch.linspace(low, high, columns)
+    images = fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean
+    with _figure(path, 0.62 * columns + 1.6, 0.62 * len(shown) + 0.9) as figure:
+        axes = figure.subplots()
+        _grid(axes, images)
+        axes.set_yticklabels(_names(shown))
+        for label, colour in zip(axes.get_yticklabels(), _colours(shown), strict=True):
+            label.set_color(colour)
+        axes.set_xlabel("1 % to 99 % of the latent's range in the data (grey: -2 to 2)")
+        axes.set_title("Latent traversals")

@@ -1,0 +1,171 @@
+"""Run folders: everything that a training leaves behind, and how to read it again."""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import tomli_w
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ngvae_pyro import data, diagnostics, plots
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.model import load_model
+from ngvae_pyro.selection import MoveRecord
+from ngvae_pyro.specs import RunSpec, parse
+from ngvae_pyro.svi import Fit, resolve_device
+
+
+def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
+    """(train, held-out) images of a run; both follow from the run's seeds."""
+    seed = spec.fit.seed if spec.data.seed is None else spec.data.seed
+    images = data.load(
+        spec.data.name,
+        seed=seed,
+        n=spec.data.size,
+        root=spec.data.root,
+        download=spec.data.download,
+    )
+    return images.split(spec.data.held_out, seed)
+
+
+@contextmanager
+def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has ended well.
+
+    Raises:
+        UserError: If the folder exists and may not be overwritten, or cannot be written.
+    """
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: already exists; choose another --out or pass --overwrite")
+    if folder.exists() and not (folder / "config.toml").is_file():
+        raise UserError(f"{folder}: is not a run folder (no config.toml); not overwritten")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> None:
+    """``config.toml`` and ``weights.safetensors``: enough to build the pair again."""
+    values = spec.model_dump(mode="json", exclude_none=True)
+    values["image_shape"] = list(image_shape)
+    values["versions"] = diagnostics.versions()
+    (folder / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    tensors = {}
+    for part, module in (("model", fit.model), ("guide", fit.guide)):
+        for name, tensor in module.state_dict().items():
+            tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
+    save_file(tensors, folder / "weights.safetensors")
+
+
+def save_run(
+    folder: str | Path,
+    fit: Fit,
+    spec: RunSpec,
+    held_out: ImageData,
+) -> dict[str, Any]:
+    """Write configuration, weights, metrics, history, posterior draws and figures.
+
+    Args:
+        folder: An existing folder.
+        fit: From :func:`ngvae_pyro.fit`.
+        spec: What was run.
+        held_out: Images that were not trained on.
+
+    Returns:
+        The metrics, as written to ``metrics.json``.
+    """
+    folder = Path(folder)
+    save_weights(folder, fit, spec, held_out.image_shape)
+    metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
+    write_json(folder / "metrics.json", metrics)
+    history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
+    write_json(folder / "history.json", history)
+    attrs = {
+        "model": spec.model_name,
+        "guide": spec.guide_name,
+        "data": spec.data.name,
+        "seed": spec.fit.seed,
+        **{f"version {name}": text for name, text in diagnostics.versions().items()},
+    }
+    posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
+    posterior.to_netcdf(str(folder / "posterior.nc"), engine="h5netcdf")
+    plots.save_all(folder / "figures", fit, held_out, metrics)
+    return metrics
+
+
+def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
+    """The trained pair of a run folder, with its history, and what was run.
+
+    Raises:
+        UserError: If a file is missing, damaged or does not fit the others.
+    """
+    folder = Path(folder)
+    values = _read(folder / "config.toml", tomllib.loads)
+    image_shape = values.pop("image_shape", (3, 32, 32))
+    values.pop("versions", None)
+    spec = parse(RunSpec, values, str(folder / "config.toml"))
+    model = load_model(spec.model, image_shape)
+    guide = load_guide(spec.guide, model)
+    weights = folder / "weights.safetensors"
+    try:
+        tensors = load_file(weights)
+        for part, module in (("model", model), ("guide", guide)):
+            own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
+            module.load_state_dict(own)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{weights}: cannot be loaded: {reason}") from None
+    target = resolve_device(device)
+    fit = Fit(model.to(target), guide.to(target), spec.fit)
+    history = _read(folder / "history.json", json.loads)
+    fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
+    metrics = load_metrics(folder)
+    fit.seconds, fit.steps = metrics["seconds"], metrics["steps"]
+    fit.extra_steps = metrics["extra_steps"]
+    return fit, spec
+
+
+def load_metrics(folder: str | Path) -> dict[str, Any]:
+    """``metrics.json`` of a run folder."""
+    return _read(Path(folder) / "metrics.json", json.loads)
+
+
+def load_posterior(folder: str | Path) -> Any:
+    """``posterior.nc`` of a run folder as an ArviZ object."""
+    path = Path(folder) / "posterior.nc"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return az.from_netcdf(str(path), engine="h5netcdf")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON; NaN and infinity are errors, because JSON has neither."""
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, loads: Any) -> Any:
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None

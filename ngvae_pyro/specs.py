@@ -1,0 +1,402 @@
+"""Typed specs of a model, a guide and a fit: the only schema and the only place with defaults.
+
+Each spec is a frozen pydantic model. A TOML variant file, a ``--set`` option and Python code all
+build the same objects, so each of them is checked in the same way: unknown keys, wrong types,
+values out of range, NaN and infinity are errors.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from ngvae_pyro.errors import UserError, nearest
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _to_tuple(value: Any) -> Any:
+    # TOML has arrays where Python has tuples.
+    return tuple(value) if isinstance(value, list) else value
+
+
+# Values that the key of each union takes, for messages.
+_UNIONS: dict[str, list[str]] = {}
+
+
+def _choose(key: str, *members: type["Spec"]) -> Discriminator:
+    """Member of a union by the value of ``key``; the first member where the key is left out."""
+    by_value = {member.model_fields[key].default: member.__name__ for member in members}
+
+    def choose(value: Any) -> str | None:
+        if isinstance(value, Spec):
+            return type(value).__name__
+        if not isinstance(value, Mapping):
+            return members[0].__name__
+        given = value.get(key, members[0].model_fields[key].default)
+        # An unknown value is passed on, for pydantic to report.
+        return by_value.get(given, str(given)) if isinstance(given, str) else repr(given)
+
+    union = " | ".join(by_value.values())
+    _UNIONS[union] = list(by_value)
+    return Discriminator(
+        choose,
+        custom_error_type="unknown_member",
+        custom_error_message="not a member of the union",
+        custom_error_context={"key": key, "union": union},
+    )
+
+
+Pair = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_to_tuple)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Ramp(Spec):
+    """A schedule: ``initial`` until the fraction ``begin`` of training, ``final`` from ``end`` on.
+
+    In between it is linear or geometric in the step. Fractions are of the whole run, so that a
+    longer run stretches the schedule.
+    """
+
+    initial: Annotated[float, Field(ge=0.0)]
+    final: Annotated[float, Field(gt=0.0)] = 1.0
+    begin: Fraction = 0.0
+    end: Fraction = 1.0
+    shape: Literal["linear", "geometric"] = "linear"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end < self.begin:
+            raise ValueError(f"end ({self.end:g}) must not come before begin ({self.begin:g})")
+        if self.shape == "geometric" and self.initial == 0.0:
+            raise ValueError("a geometric ramp cannot start at 0")
+        return self
+
+    def __call__(self, fraction: float) -> float:
+        """Value at a fraction of training in [0, 1]."""
+        if fraction <= self.begin:
+            return self.initial
+        if fraction >= self.end:
+            return self.final
+        t = (fraction - self.begin) / (self.end - self.begin)
+        if self.shape == "geometric":
+            return self.initial ** (1.0 - t) * self.final**t
+        return self.initial + (self.final - self.initial) * t
+
+
+# Networks ------------------------------------------------------------------------------------
+
+
+class MLPSpec(Spec):
+    """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: PositiveInt = 256
+    depth: PositiveInt = 4
+
+
+class ConvSpec(Spec):
+    """Stride-2 convolutions down to (or up from) a small grid, then two dense layers.
+
+    For 64x64 images this is the network of Burgess et al. (2018).
+    """
+
+    kind: Literal["conv"] = "conv"
+    channels: PositiveInt = 32
+    width: PositiveInt = 256
+
+
+NetworkSpec = Annotated[
+    Annotated[MLPSpec, Tag("MLPSpec")] | Annotated[ConvSpec, Tag("ConvSpec")],
+    _choose("kind", MLPSpec, ConvSpec),
+]
+
+
+# Model: p(x, z, precision) -------------------------------------------------------------------
+
+
+class NormalGammaPriorSpec(Spec):
+    """Prior on (z, precision) with a spike-and-slab mixture of Gammas on the precision.
+
+    precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike) with pi = exp(-price): the spike at
+    precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
+    precision of an informative one free, and ``price`` is what one informative latent costs, in
+    nats. ``joint`` false: z ~ Normal(0, 1) independent of the precision (the abstract's
+    p(z) p(lambda)); ``joint`` true: z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
+    """
+
+    family: Literal["normal_gamma"] = "normal_gamma"
+    joint: bool = False
+    price: PositiveFloat = 4.0
+    slab: Pair = (1.0, 1e-4)
+    spike: Pair = (100.0, 100.0)
+
+    @property
+    def slab_probs(self) -> float:
+        """Prior weight of the slab, pi = exp(-price)."""
+        return math.exp(-self.price)
+
+
+class GaussianPriorSpec(Spec):
+    """Prior of a vanilla VAE: z ~ Normal(0, 1), no precision site."""
+
+    family: Literal["gaussian"] = "gaussian"
+
+
+PriorSpec = Annotated[
+    Annotated[NormalGammaPriorSpec, Tag("NormalGammaPriorSpec")]
+    | Annotated[GaussianPriorSpec, Tag("GaussianPriorSpec")],
+    _choose("family", NormalGammaPriorSpec, GaussianPriorSpec),
+]
+
+
+class LikelihoodSpec(Spec):
+    """Likelihood of a pixel in [0, 1] given the decoder's output.
+
+    ``scale`` is the standard deviation of the gaussian; ``learned`` makes it a parameter (one
+    for the whole data set) that starts there. The other families have neither.
+    """
+
+    family: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
+    scale: PositiveFloat = 0.1
+    learned: bool = False
+
+    @model_validator(mode="after")
+    def _scale_is_gaussian(self) -> Self:
+        extra = self.model_fields_set & {"scale", "learned"}
+        if self.family != "gaussian" and extra:
+            keys = " and ".join(sorted(extra))
+            raise ValueError(f"{keys} belongs to the gaussian likelihood, not to {self.family}")
+        return self
+
+
+class ModelSpec(Spec):
+    """What p(x, z, precision) is: latent size, prior, likelihood and decoder."""
+
+    latent_size: PositiveInt = 15
+    prior: PriorSpec = NormalGammaPriorSpec()
+    likelihood: LikelihoodSpec = LikelihoodSpec()
+    decoder: NetworkSpec = MLPSpec(depth=4)
+
+
+# Guide: q(z, precision | x) ------------------------------------------------------------------
+
+
+class Move(Spec):
+    """A trial jump of the posterior at the fraction ``at`` of training.
+
+    ``birth`` lets a latent that leaks information become informative, ``death`` makes an
+    informative one uninformative; see :mod:`ngvae_pyro.selection`. Both branches, with and
+    without the jump, are trained for ``steps`` steps and the one with the higher ELBO is kept.
+    """
+
+    kind: Literal["birth", "death"]
+    at: Fraction
+    steps: PositiveInt = 100
+
+
+class ScheduleSpec(Spec):
+    """What changes during training.
+
+    ``z`` and ``precision`` weigh the KL of these sites, ``sharpness`` multiplies the sharpness of
+    the relaxation. All end at 1, so that what is maximised at the end is the ELBO itself.
+    ``signal_nats``, if given, replaces ``z.initial`` by signal / signal_nats (at least 1), where
+    the signal is what the data carry above their mean image, in nats under the likelihood: the
+    weight then suits a faint grey data set and a colourful one alike.
+    """
+
+    z: Ramp | None = None
+    precision: Ramp | None = None
+    sharpness: Ramp | None = None
+    signal_nats: PositiveFloat | None = None
+    moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _ends_at_the_elbo(self) -> Self:
+        for name in ("z", "precision", "sharpness"):
+            ramp = getattr(self, name)
+            if ramp is not None and ramp.final != 1.0:
+                raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
+        return self
+
+
+SELECT = ScheduleSpec(
+    z=Ramp(initial=40.0, begin=0.125, end=0.25, shape="geometric"),
+    precision=Ramp(initial=0.0, begin=0.15, end=0.225),
+    sharpness=Ramp(initial=0.5, begin=0.15, end=0.225),
+    signal_nats=60.0,
+    moves=(
+        Move(kind="birth", at=0.3, steps=250),
+        Move(kind="death", at=0.36, steps=200),
+        Move(kind="birth", at=0.45, steps=250),
+        Move(kind="birth", at=0.6, steps=250),
+    ),
+)
+
+
+class RelaxedGuideSpec(Spec):
+    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
+
+    ``concentration`` and ``rate`` are (informative, uninformative); ``sharpness`` is the slope r
+    of the relaxation at the end of training.
+    """
+
+    family: Literal["relaxed"] = "relaxed"
+    concentration: Pair = (1000.0, 100.0)
+    rate: Pair = (0.1, 100.0)
+    sharpness: PositiveFloat = 20.0
+    encoder: NetworkSpec = MLPSpec(depth=3)
+    schedule: ScheduleSpec = SELECT
+
+
+class GaussianGuideSpec(Spec):
+    """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x))."""
+
+    family: Literal["gaussian"] = "gaussian"
+    encoder: NetworkSpec = MLPSpec(depth=3)
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
+GuideSpec = Annotated[
+    Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
+    | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")],
+    _choose("family", RelaxedGuideSpec, GaussianGuideSpec),
+]
+
+
+# Fit and run ---------------------------------------------------------------------------------
+
+
+class FitSpec(Spec):
+    """How a model and a guide are trained: Adam on the negative ELBO per data point."""
+
+    steps: PositiveInt = 8000
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 2e-3
+    decay_begin: Fraction = 0.3
+    clip_norm: PositiveFloat = 2000.0
+    elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"
+    particles: PositiveInt = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    monitor_every: PositiveInt = 250
+    resident_bytes: PositiveInt = 4 * 2**30
+
+
+class DataSpec(Spec):
+    """Which images: a name or a path as :func:`ngvae_pyro.data.load` takes it."""
+
+    name: str = "sprites"
+    size: PositiveInt | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    root: str = "data"
+    download: bool = False
+
+
+class RunSpec(Spec):
+    """Everything that defines a run; written to ``config.toml`` of the run folder."""
+
+    model_name: str = "normal_gamma"
+    guide_name: str = "relaxed"
+    model: ModelSpec = ModelSpec()
+    guide: GuideSpec = RelaxedGuideSpec()
+    fit: FitSpec = FitSpec()
+    data: DataSpec = DataSpec()
+
+
+# Errors --------------------------------------------------------------------------------------
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "an array",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "finite_number": "a finite number",
+    "missing": "a value",
+    "literal_error": "one of {expected}",
+    "greater_than": "a number > {gt:g}",
+    "greater_than_equal": "a number >= {ge:g}",
+    "less_than": "a number < {lt:g}",
+    "less_than_equal": "a number <= {le:g}",
+    "too_long": "an array of {max_length} numbers",
+    "string_pattern_mismatch": "a string that matches {pattern}",
+}
+
+
+def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
+    """Build a spec from plain values; the first mistake becomes one :class:`UserError` line.
+
+    Args:
+        spec: Spec class, or a type adapter of a union of them.
+        values: Nested mapping as read from TOML.
+        source: Name of the file or option, for the message.
+
+    Raises:
+        UserError: ``source: key: expected ..., got ...`` with the nearest known name.
+    """
+    validate = spec.validate_python if isinstance(spec, TypeAdapter) else spec.model_validate
+    try:
+        return validate(dict(values))
+    except ValidationError as error:
+        root = None if isinstance(spec, TypeAdapter) else spec
+        raise UserError(f"{source}: {_explain(root, error)}") from None
+
+
+def _explain(root: type[Spec] | None, error: ValidationError) -> str:
+    """One line for the first of a validation's errors."""
+    first = error.errors()[0]
+    kind, got, context = first["type"], first["input"], first.get("ctx", {})
+    # The location holds keys, array positions and the tags of unions, which are class names.
+    members = {member.__name__: member for member in Spec.__subclasses__()}
+    keys = [str(part) for part in first["loc"] if part not in members]
+    key = ".".join(keys) or "the file"
+    if kind == "value_error":
+        return f"{key}: {context['error']}"
+    if kind == "extra_forbidden":
+        known = list(_table(root, first["loc"][:-1], members).model_fields)
+        return f"unknown key '{key}'{nearest(keys[-1], known)} (known: {', '.join(known)})"
+    if kind == "unknown_member":
+        options, got = _UNIONS[context["union"]], got[context["key"]]
+        key = ".".join([*keys, context["key"]])
+        expected, hint = f"one of {', '.join(map(repr, options))}", nearest(str(got), options)
+    else:
+        expected, hint = _EXPECTED.get(kind, first["msg"]).format(**context), ""
+    if kind == "literal_error" and isinstance(got, str):
+        options = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = nearest(got, options)
+    return f"{key}: expected {expected}, got {got!r}{hint}"
+
+
+def _table(root: type[Spec] | None, location: tuple[Any, ...], members: Mapping[str, Any]) -> Any:
+    """Spec of the table that a location points into."""
+    table = root
+    for part in location:
+        if part in members:
+            table = members[part]
+        elif table is not None and part in table.model_fields:
+            annotation = table.model_fields[part].annotation
+            inner = [a for a in (annotation, *get_args(annotation)) if a in members.values()]
+            table = inner[0] if inner else table
+    return table

@@ -1,0 +1,473 @@
+"""Stochastic variational inference: one ``fit`` for every model and guide.
+
+The loss is Pyro's ELBO, divided by the batch size, so that losses and KLs read in nats per image.
+Sites are weighed during training by the effect handler :class:`SiteWeights`, so a model or guide
+never knows of its schedule.
+"""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.model import VAE
+from ngvae_pyro.selection import LEAK, MoveRecord, jump
+from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
+
+T = TypeVar("T")
+
+ELBOS: dict[str, type[ELBO]] = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+}
+
+# Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
+# well under one nat, few enough to cost less than ten training steps.
+MONITOR_IMAGES = 1024
+
+
+class SiteWeights(Messenger):
+    """Multiplies the log probability of named sites, in model and guide alike.
+
+    Weighing a latent site by w in both weighs its KL term by w. Unlike ``poutine.scale`` it takes
+    single sites and the weight 0.
+
+    Args:
+        weights: Weight of each named site; other sites keep 1.
+    """
+
+    def __init__(self, weights: Mapping[str, float | Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _process_message(self, msg: Message) -> None:
+        weight = self.weights.get(msg["name"]) if msg["type"] == "sample" else None
+        if weight is not None:
+            msg["scale"] = msg["scale"] * weight
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; parameters are those before that step."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(
+            f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
+            "the state before that step is kept (try a smaller fit.learning_rate)"
+        )
+        self.step = step
+
+
+class Batches:
+    """Shuffled batches of images as a pure function of the step.
+
+    Step s of a given seed always gives the same images, in whatever order steps are asked for, so
+    a fork or a resumed run sees what the uninterrupted one saw.
+
+    Args:
+        data: Images; moved to ``device`` once if they take at most ``resident_bytes`` there,
+            else streamed through a DataLoader.
+        batch_size: Images per step, at most ``len(data)``.
+        seed: Of the shuffles.
+        device: Where batches are wanted.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        resident_bytes: int,
+    ) -> None:
+        self.data, self.seed, self.device = data, seed, device
+        self.batch_size = min(batch_size, len(data))
+        self.per_epoch = len(data) // self.batch_size
+        self.resident = data.images.to(device) if data.nbytes <= resident_bytes else None
+        self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._stream: tuple[int, Iterator[Tensor]] | None = None
+
+    def index(self, step: int) -> Tensor:
+        """Indices of the images of a step, shape (batch_size,)."""
+        epoch, position = divmod(step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch = (epoch, torch.randperm(len(self.data), generator=generator))
+        start = position * self.batch_size
+        return self._epoch[1][start : start + self.batch_size]
+
+    def __getitem__(self, step: int) -> Tensor:
+        """Images of a step, float in [0, 1], on the device."""
+        if self.resident is not None:
+            return ImageData.to_unit(self.resident[self.index(step).to(self.device)])
+        if self._stream is None or self._stream[0] != step:
+            self._stream = (step, iter(self._loader(step)))
+        images = next(self._stream[1])
+        self._stream = (step + 1, self._stream[1])
+        return ImageData.to_unit(images.to(self.device, non_blocking=True))
+
+    def _loader(self, first: int) -> "torch.utils.data.DataLoader[Tensor]":
+        def indices() -> Iterator[list[int]]:
+            step = first
+            while True:
+                yield self.index(step).tolist()
+                step += 1
+
+        return torch.utils.data.DataLoader(
+            self.data, batch_sampler=indices(), pin_memory=self.device.type == "cuda"
+        )
+
+
+@dataclass
+class Fit:
+    """A trained pair and the record of its training.
+
+    ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
+    nats), ``kl`` per site (nats per image), the number of
+    informative latents and the mean weight ``probs`` of each. ``steps``
+    counts optimizer steps on the final path, ``extra_steps`` those of the forks that were not
+    kept.
+    """
+
+    model: VAE
+    guide: NormalGammaGuide | GaussianGuide
+    spec: FitSpec
+    history: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[MoveRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+    extra_steps: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: If CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise UserError(f"device '{name}' asked for, but torch sees {found} CUDA devices")
+    return device
+
+
+def seeded(seed: int, build: Callable[[], T]) -> T:
+    """What ``build`` returns under a seed, leaving torch's own random state as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+@torch.no_grad()
+def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """One-sample terms of the ELBO for each image of a batch.
+
+    Returns:
+        log p(x | z) of shape (B,), and for each latent site its sampled KL term
+        log q - log p of shape (B, K), all in nats.
+    """
+    guide_trace = pyro.poutine.trace(guide).get_trace(x)
+    model_trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(x)
+    kl = {}
+    for name in guide_trace.stochastic_nodes:
+        q, p = guide_trace.nodes[name], model_trace.nodes[name]
+        if type(q["fn"]).__name__ == "_Subsample":
+            continue
+        value = q["value"]
+        kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
+    x_site = model_trace.nodes["x"]
+    return x_site["fn"].log_prob(x_site["value"]), kl
+
+
+class Trainer:
+    """Model, guide, optimizer and position in the schedule; ``fit`` drives it."""
+
+    def __init__(
+        self,
+        model: VAE,
+        guide: NormalGammaGuide | GaussianGuide,
+        data: ImageData,
+        spec: FitSpec,
+        schedule: ScheduleSpec,
+    ) -> None:
+        self.device = resolve_device(spec.device)
+        self.model, self.guide = model.to(self.device), guide.to(self.device)
+        self.spec, self.schedule = spec, schedule
+        self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
+        self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
+        self.parameters = [*self.model.parameters(), *self.guide.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=spec.learning_rate, fused=True)
+        self.elbo = ELBOS[spec.elbo](
+            num_particles=spec.particles, vectorize_particles=spec.particles > 1
+        )
+        self.final_sharpness = guide.spec.sharpness if schedule.sharpness else None
+        self.site_ramps = {
+            name: ramp
+            for name, ramp in (("z", schedule.z), ("precision", schedule.precision))
+            if ramp is not None
+        }
+        if schedule.z is not None and schedule.signal_nats is not None:
+            signal = self.model.likelihood.signal(self.monitor_images)
+            initial = max(1.0, signal / schedule.signal_nats)
+            self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
+        self.step = 0
+        self.fit = Fit(self.model, self.guide, spec)
+
+    # One step --------------------------------------------------------------------------------
+
+    def weights(self, fraction: float) -> dict[str, float]:
+        """Weight of each annealed site at a fraction of training."""
+        return {name: ramp(fraction) for name, ramp in self.site_ramps.items()}
+
+    def train_step(self) -> None:
+        """One optimizer step at the current position of the schedule."""
+        spec, fraction = self.spec, self.step / self.spec.steps
+        decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.learning_rate * decay
+        if self.final_sharpness is not None:
+            self.guide.sharpness.fill_(self.final_sharpness * self.schedule.sharpness(fraction))
+        x = self.batches[self.step]
+        # Shapes and supports are checked on the first step; they do not change afterwards.
+        with pyro.validation_enabled(self.step == 0), SiteWeights(self.weights(fraction)):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip_norm)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise NonFiniteLoss(self.step, loss.item(), norm.item())
+        self.optimizer.step()
+        self.step += 1
+
+    # Looking at the state --------------------------------------------------------------------
+
+    @contextmanager
+    def fixed_noise(self) -> Iterator[None]:
+        """Common random numbers for every look, and none taken from the training stream."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.spec.seed)
+            yield
+
+    def loss(self) -> float:
+        """-ELBO per monitor image, nats."""
+        with self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
+            x = self.monitor_images
+            return self.elbo.loss(self.model, self.guide, x) / len(x)
+
+    def look(self) -> dict[str, Any]:
+        """A row of the history."""
+        with self.fixed_noise(), pyro.validation_enabled(False):
+            log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
+            probs = self.guide.codes(self.monitor_images).probs.detach().mean(0)
+        kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
+        return {
+            "step": self.step,
+            "loss": -log_likelihood.mean().item() + sum(kl_sites.values()),
+            "kl": kl_sites,
+            "informative": int((probs > 0.5).sum()),
+            "probs": probs.tolist(),
+        }
+
+    # Forks -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that a step changes, copied."""
+        return {
+            "model": copy.deepcopy(self.model.state_dict()),
+            "guide": copy.deepcopy(self.guide.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
+            "step": self.step,
+        }
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.guide.load_state_dict(state["guide"])
+        # The optimizer keeps the tensors it is given, and a state may be set more than once.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        torch.set_rng_state(state["rng"])
+        if self.on_cuda:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.step = state["step"]
+
+    def train_and_judge(self, steps: int) -> float:
+        """Loss after some steps, at the parameters averaged over the second half of them.
+
+        Single iterates scatter by 10 nats and more at a high learning rate, as much as a latent
+        is worth; their average does not.
+        """
+        for _ in range(steps // 2):
+            self.train_step()
+        averaged = [torch.zeros_like(p) for p in self.parameters]
+        rest = steps - steps // 2
+        for _ in range(rest):
+            self.train_step()
+            torch._foreach_add_(averaged, [p.detach() for p in self.parameters], alpha=1.0 / rest)
+        last = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, averaged)
+            loss = self.loss()
+            torch._foreach_copy_(self.parameters, last)
+        return loss
+
+    def fork(self, move: Move, latent: int, loc: Tensor) -> MoveRecord:
+        """Train with and without a jump of one latent; go on with the better branch."""
+        before = self.state()
+        steps = min(move.steps, self.spec.steps - self.step)
+        loss_without = self.train_and_judge(steps)
+        without = self.state()
+        self.set_state(before)
+        jump(move.kind, self.model, self.guide, self.optimizer, latent, loc)
+        loss_with = self.train_and_judge(steps)
+        record = MoveRecord(move.kind, latent, before["step"], loss_without, loss_with)
+        if not record.accepted:
+            self.set_state(without)
+        self.fit.extra_steps += steps
+        self.fit.moves.append(record)
+        return record
+
+    @torch.no_grad()
+    def candidates(self, move: Move) -> tuple[list[int], Tensor]:
+        """Latents to try, most promising first, and the posterior means (N, K) behind it."""
+        codes = self.guide.codes(self.monitor_images)
+        informative = codes.probs.mean(0) > 0.5
+        if move.kind == "birth":
+            variance = codes.loc.var(0)
+            leaks = (~informative & (variance > LEAK)).nonzero().flatten().tolist()
+            return sorted(leaks, key=lambda k: -variance[k].item()), codes.loc
+        state, harm = self.state(), {}
+        for k in informative.nonzero().flatten().tolist():
+            jump(move.kind, self.model, self.guide, self.optimizer, k, codes.loc[:, k])
+            harm[k] = self.loss()
+            self.set_state(state)
+        return sorted(harm, key=harm.__getitem__), codes.loc
+
+    def propose(self, move: Move) -> None:
+        """Births: every leaking latent once. Deaths: the least harmful, until one is refused."""
+        tried: set[int] = set()
+        while self.step < self.spec.steps:
+            latents, loc = self.candidates(move)
+            latents = [k for k in latents if k not in tried]
+            if not latents:
+                return
+            tried.add(latents[0])
+            record = self.fork(move, latents[0], loc[:, latents[0]])
+            if move.kind == "death" and not record.accepted:
+                return
+
+
+def fit(
+    model: VAE,
+    guide: NormalGammaGuide | GaussianGuide,
+    data: ImageData,
+    spec: FitSpec | None = None,
+    *,
+    schedule: ScheduleSpec | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train a model and a guide by stochastic variational inference.
+
+    Minimises -ELBO / batch size with Adam, the KL of each site weighed by the schedule.
+
+    Args:
+        model: From :func:`ngvae_pyro.load_model`.
+        guide: From :func:`ngvae_pyro.load_guide` for that model.
+        data: Training images of the model's shape.
+        spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
+        schedule: Annealing and moves; the guide's own by default.
+        progress: Show a bar with the loss, the KL of each site and the informative latents.
+
+    Returns:
+        The same model and guide, trained in place, with the record of the training.
+
+    Raises:
+        UserError: If the images do not fit the model, or the device is not there.
+        NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
+    """
+    spec = spec or FitSpec()
+    if tuple(data.image_shape) != tuple(model.image_shape):
+        raise UserError(
+            f"data '{data.name}' has images of shape {tuple(data.image_shape)}, "
+            f"the model expects {tuple(model.image_shape)}"
+        )
+    began = time.perf_counter()
+    # The store's scope keeps two fits of one process apart: Pyro names parameters by their
+    # attribute path, which is the same in every model.
+    with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
+        # NonFiniteLoss says it, with the step.
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        torch.manual_seed(spec.seed)
+        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
+        moves = sorted(trainer.schedule.moves, key=lambda move: move.at)
+        with _Bar(spec.steps, enabled=progress) as bar:
+            try:
+                while trainer.step < spec.steps:
+                    while moves and trainer.step >= moves[0].at * spec.steps:
+                        trainer.propose(moves.pop(0))
+                    if trainer.step < spec.steps:
+                        trainer.train_step()
+                    if trainer.step % spec.monitor_every == 0 or trainer.step == spec.steps:
+                        trainer.fit.history.append(trainer.look())
+                        bar.show(trainer.fit.history[-1])
+            finally:
+                trainer.fit.steps = trainer.step
+                trainer.fit.seconds = time.perf_counter() - began
+    return trainer.fit
+
+
+class _Bar:
+    """Progress on a terminal; nothing when the output is not one."""
+
+    def __init__(self, steps: int, enabled: bool) -> None:
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        self.task = self.progress.add_task("training", total=steps, state="")
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        kl = "  ".join(f"KL {name} {value:.1f}" for name, value in row["kl"].items())
+        state = f"loss {row['loss']:.1f}  {kl}  informative {row['informative']}"
+        self.progress.update(self.task, completed=row["step"], state=state)

@@ -1,0 +1,84 @@
+"""Declared variants: finds, reads and lists what ``models/*.toml`` and ``guides/*.toml`` say."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.specs import GuideSpec, ModelSpec, Spec, parse
+
+Kind = Literal["models", "guides"]
+SPECS: dict[Kind, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
+
+
+def folder(kind: Kind) -> Path:
+    """Folder of the declared variants: in the installed package, else beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the declared variants, sorted."""
+    return sorted(path.stem for path in folder(kind).glob("*.toml"))
+
+
+def describe(kind: Kind, name: str) -> str:
+    """The first sentence of a variant's opening comment."""
+    lines = []
+    for line in (folder(kind) / f"{name}.toml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).split(". ")[0].rstrip(".") + "."
+
+
+def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Source name and plain values of a declared variant or of a TOML file of one's own.
+
+    A name without ``.toml`` and without a path separator is a declared variant.
+
+    Raises:
+        UserError: If there is no such variant or file, or it is not TOML.
+    """
+    text = str(name_or_path)
+    if not text.endswith(".toml") and "/" not in text and "\\" not in text:
+        known = names(kind)
+        if text not in known:
+            raise UserError(
+                f"unknown {kind[:-1]} '{text}'{nearest(text, known)} "
+                f"(known: {', '.join(known)}, or a path to a .toml file)"
+            )
+        path, source = folder(kind) / f"{text}.toml", f"{kind}/{text}.toml"
+    else:
+        path, source = Path(text), text
+    try:
+        return source, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{source}: cannot read the file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not valid TOML: {error}") from None
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested update: tables are merged key by key, anything else is replaced."""
+    merged = dict(values)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) -> Any:
+    """The spec of a variant, given by name, path or as a spec, with changes on top."""
+    if isinstance(variant, Spec):
+        if not changes:
+            return variant
+        source, values = type(variant).__name__, variant.model_dump(exclude_unset=True)
+    else:
+        source, values = read(kind, variant)
+    return parse(SPECS[kind], merge(values, changes), source)
