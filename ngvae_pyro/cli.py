@@ -162,6 +162,10 @@ def _pair(load_model: Any, load_guide: Any, spec: RunSpec, image_shape: Any) -> 
     return network, load_guide(spec.guide, network)
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
 def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
     births = sum(m.accepted and m.kind == "birth" for m in fit.moves)
     deaths = sum(m.accepted and m.kind == "death" for m in fit.moves)
@@ -196,22 +200,19 @@ def inspect(
         title=f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}",
         title_justify="left",
     )
-    table.add_column("latent")
-    for name in ("p", "precision", "5 %", "95 %", "var of loc"):
-        table.add_column(name, justify="right")
+    for name in ("latent", "p", "precision", "5 %", "95 %", "var loc"):
+        table.add_column(name, justify="left" if name == "latent" else "right", no_wrap=True)
     for site in metrics["kl"]:
-        table.add_column(f"KL {site}", justify="right")
-    table.add_column("")
+        table.add_column(f"KL {site[:9]}", justify="right", no_wrap=True)
     for row in diagnostics.most_informative_first(metrics):
-        informative, precision = row["probs"] > 0.5, row["precision"]
+        precision = row["precision"]
         table.add_row(
             f"z{row['latent']}",
             f"{row['probs']:.3f}",
-            *(f"{precision[key]:,.5g}" for key in ("mean", "5%", "95%")),
+            *(_short(precision[key]) for key in ("mean", "5%", "95%")),
             f"{row['variance_of_loc']:.4f}",
             *(f"{row['kl'][site]:.2f}" for site in metrics["kl"]),
-            "informative" if informative else "",
-            style=None if informative else "dim",
+            style="bold" if row["probs"] > 0.5 else "dim",
         )
     out.print(table)
     _summary(folder, fit, metrics)

@@ -4,12 +4,12 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import arviz as az
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
+from ngvae_pyro import _arviz
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit, site_terms
@@ -143,7 +143,7 @@ def to_arviz(
         An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x) with the groups
         ``posterior``: precision and z (chain, draw, observation, latent);
         ``log_likelihood``: x (chain, draw, observation), nats per image;
-        ``observed_data``: x (observation, channel, height, width), in [0, 1];
+        ``observed_data``: images (observation, channel, height, width), in [0, 1];
         ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
         (observation, factor) where they are known.
     """
@@ -165,6 +165,8 @@ def to_arviz(
         "z": ["observation", "latent"],
         "loc": ["observation", "latent"],
         "probs": ["observation", "latent"],
+        "x": ["observation"],
+        "images": ["observation", "channel", "height", "width"],
     }
     if data.factors is not None:
         constant["factors"] = data.factors.numpy()
@@ -176,11 +178,10 @@ def to_arviz(
             "z": z.reshape(*shape, -1).cpu().numpy(),
         },
         "log_likelihood": {"x": log_likelihood.reshape(shape).cpu().numpy()},
-        "observed_data": {"x": x.cpu().numpy()},
+        "observed_data": {"images": x.cpu().numpy()},
         "constant_data": constant,
     }
-    # `x` has other dimensions in the two groups that hold it.
-    return _inference_data(groups, coords, dims, attrs or {})
+    return _arviz.from_dict(groups, coords, dims, attrs or {})
 
 
 def versions() -> dict[str, str]:
@@ -193,29 +194,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
-
-
-def _inference_data(
-    groups: dict[str, dict[str, Any]],
-    coords: dict[str, Any],
-    dims: dict[str, list[str]],
-    attrs: dict[str, Any],
-) -> Any:
-    """``az.from_dict`` of either generation of ArviZ: 0.23 takes keywords, 1.x one mapping."""
-    dims = {**dims, "x": ["observation"]}
-    image_dims = {"x": ["observation", "channel", "height", "width"]}
-    observed = {"observed_data": groups.pop("observed_data")}
-    if az.__version__.startswith("0."):
-        result = az.from_dict(**groups, coords=coords, dims=dims)
-        result.extend(
-            az.from_dict(**observed, coords={"observation": coords["observation"]}, dims=image_dims)
-        )
-        result.posterior.attrs.update(attrs)
-        result.attrs.update(attrs)
-        return result
-    result = az.from_dict(groups, coords=coords, dims=dims)
-    other = az.from_dict(observed, coords={"observation": coords["observation"]}, dims=image_dims)
-    result["observed_data"] = other["observed_data"]
-    result.attrs.update(attrs)
-    result["posterior"].attrs.update(attrs)
-    return result

@@ -121,7 +121,8 @@ def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.set_xlim(0.5, None)
         axes.set_xlabel("posterior precision of z (mean, and 5 % to 95 % over images and draws)")
         axes.set_title("Precision of each latent")
-        _legend(axes, loc="center right")
+        # The middle is empty: latents have a precision near 1 or a high one.
+        _legend(axes, loc="center")
 
 
 def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, Any]]) -> None:
@@ -177,7 +178,13 @@ def _grid(axes: Any, images: Tensor) -> None:
             top, left = i * (height + 2), j * (width + 2)
             pixels = images[i, j].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
             canvas[top : top + height, left : left + width] = pixels
-    axes.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(
+        canvas.squeeze(-1) if channels == 1 else canvas,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     axes.set_yticks([i * (height + 2) + height / 2 for i in range(rows)])
     axes.set_xticks([])
     axes.tick_params(length=0)

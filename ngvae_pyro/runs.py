@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import arviz as az
 import tomli_w
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ngvae_pyro import data, diagnostics, plots
+from ngvae_pyro import _arviz, data, diagnostics, plots
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
@@ -154,7 +153,7 @@ def load_posterior(folder: str | Path) -> Any:
     path = Path(folder) / "posterior.nc"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return az.from_netcdf(str(path), engine="h5netcdf")
+    return _arviz.from_netcdf(str(path))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -429,6 +429,7 @@ def fit(
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
         moves = sorted(trainer.schedule.moves, key=lambda move: move.at)
         with _Bar(spec.steps, enabled=progress) as bar:
+            trainer.fit.history.append(trainer.look())
             try:
                 while trainer.step < spec.steps:
                     while moves and trainer.step >= moves[0].at * spec.steps:
@@ -445,18 +446,21 @@ def fit(
 
 
 class _Bar:
-    """Progress on a terminal; nothing when the output is not one."""
+    """Progress on a terminal; elsewhere (a log file, a cluster) a line for every tenth."""
 
     def __init__(self, steps: int, enabled: bool) -> None:
-        console = Console(stderr=True)
+        self.console = Console(stderr=True)
+        live = enabled and self.console.is_terminal
+        self.lines = enabled and not live
+        self.steps, self.tenth = steps, 0
         self.progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}"),
-            console=console,
-            disable=not (enabled and console.is_terminal),
+            console=self.console,
+            disable=not live,
         )
         self.task = self.progress.add_task("training", total=steps, state="")
 
@@ -471,3 +475,7 @@ class _Bar:
         kl = "  ".join(f"KL {name} {value:.1f}" for name, value in row["kl"].items())
         state = f"loss {row['loss']:.1f}  {kl}  informative {row['informative']}"
         self.progress.update(self.task, completed=row["step"], state=state)
+        tenth = 10 * row["step"] // self.steps
+        if self.lines and tenth > self.tenth:
+            self.tenth = tenth
+            self.console.print(f"step {row['step']}/{self.steps}  {state}", highlight=False)

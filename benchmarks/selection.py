@@ -1,0 +1,151 @@
+"""Does the model count the factors? Seeds, subsets of factors and latent sizes, one setting.
+
+    python benchmarks/selection.py --out runs/selection --jobs 2
+
+Every case trains the default pair and, with ``--vanilla``, the ``gaussian`` pair with the same
+networks, data and steps. A case that is already in the folder is not run again. The table is
+Markdown on standard output and in ``table.md``. Seeds 0 and 1 of the full data set and seed 0 of
+{x, y, size, red} and {red, green, blue} served to choose the defaults; no case here uses them.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+from pathlib import Path
+
+import torch
+
+from ngvae_pyro import diagnostics, runs, svi
+from ngvae_pyro.cli import run_spec
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import load_model
+
+# (data, latent size, seed)
+SEEDS = [("sprites", 15, seed) for seed in range(10, 20)]
+VARIED = [
+    ("sprites:x,y", 15, 20),
+    ("sprites:red,background", 15, 21),
+    ("sprites:x,y,size", 15, 22),
+    ("sprites:red,green,blue", 15, 23),
+    ("sprites:x,y,red,green", 15, 24),
+    ("sprites:x,size,blue,background", 15, 25),
+    ("sprites:x,y,size,red,green", 15, 26),
+    ("sprites:y,red,green,blue,background", 15, 27),
+    ("sprites", 10, 28),
+    ("sprites", 30, 29),
+]
+PAIRS = {"ng": ("normal_gamma", "relaxed"), "vanilla": ("gaussian", "gaussian")}
+
+
+def path_of(out, case, pair):
+    data, latents, seed = case
+    return out / f"{data.replace(':', '-').replace(',', '_')}-K{latents}-s{seed}-{pair}.json"
+
+
+def run(task):
+    out, case, pair, steps = task
+    data, latents, seed = case
+    torch.set_num_threads(1)
+    values = {"model": {"latent_size": latents}, "data": {"name": data}, "fit": {"seed": seed}}
+    if steps:
+        values["fit"]["steps"] = steps
+    spec = run_spec(*PAIRS[pair], values, "benchmark")
+    train, held_out = runs.load_data(spec)
+
+    def build():
+        model = load_model(spec.model, train.image_shape)
+        return model, load_guide(spec.guide, model)
+
+    fit = svi.fit(*svi.seeded(seed, build), train, spec.fit, progress=False)
+    metrics = diagnostics.evaluate(fit, held_out, seed)
+    metrics["moves"] = [[m.kind, m.latent, m.step, m.accepted] for m in fit.moves]
+    path = path_of(out, case, pair)
+    runs.write_json(path.with_suffix(".part"), metrics)
+    path.with_suffix(".part").rename(path)
+    print(f"{path.stem}: {metrics['informative']} informative", flush=True)
+
+
+def factors(data):
+    return len(data.partition(":")[2].split(",")) if ":" in data else 7
+
+
+def row(out, case):
+    """One line of the table, or None while the case is not there."""
+    path = path_of(out, case, "ng")
+    if not path.exists():
+        return None
+    metrics = json.loads(path.read_text())
+    others = [r for r in metrics["latents"] if r["probs"] <= 0.5]
+    precision = [r["precision"]["mean"] for r in others]
+    vanilla = path_of(out, case, "vanilla")
+    mse = json.loads(vanilla.read_text())["reconstruction_mse"] if vanilla.exists() else None
+    data, latents, seed = case
+    return {
+        "data": data,
+        "K": latents,
+        "seed": seed,
+        "factors": factors(data),
+        "informative": metrics["informative"],
+        "others' precision": f"{min(precision):.3f} to {max(precision):.3f}" if others else "-",
+        "others' var of loc": f"{max((r['variance_of_loc'] for r in others), default=0):.4f}",
+        "MSE": metrics["reconstruction_mse"],
+        "vanilla MSE": mse,
+        "ELBO": metrics["elbo"],
+        "seconds": metrics["seconds"],
+    }
+
+
+def table(rows):
+    def show(value):
+        if value is None:
+            return "-"
+        if isinstance(value, float):
+            return f"{value:.2e}" if abs(value) < 1 else f"{value:.0f}"
+        return str(value)
+
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(show(r[n]) for n in names) + " |" for r in rows]
+    exact = sum(r["informative"] == r["factors"] for r in rows)
+    lines.append(f"\nExact in {exact} of {len(rows)}.")
+    both = [r for r in rows if r["vanilla MSE"] is not None]
+    if both:
+        better = sum(r["MSE"] <= r["vanilla MSE"] for r in both)
+        ratio = statistics.median(r["MSE"] / r["vanilla MSE"] for r in both)
+        lines.append(
+            f"MSE not above vanilla's in {better} of {len(both)}; median ratio {ratio:.2f}."
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=None, help="default: the declared steps")
+    parser.add_argument("--vanilla", action="store_true", help="train the gaussian pair too")
+    parser.add_argument("--cases", choices=["seeds", "varied", "all"], default="all")
+    words = parser.parse_args()
+    words.out.mkdir(parents=True, exist_ok=True)
+    groups = {"seeds": SEEDS, "varied": VARIED}
+    chosen = {k: v for k, v in groups.items() if words.cases in (k, "all")}
+    tasks = [
+        (words.out, case, pair, words.steps)
+        for pair in (["ng", "vanilla"] if words.vanilla else ["ng"])
+        for cases in chosen.values()
+        for case in cases
+        if not path_of(words.out, case, pair).exists()
+    ]
+    with multiprocessing.get_context("spawn").Pool(words.jobs) as pool:
+        list(pool.imap_unordered(run, tasks))
+    text = ""
+    for name, cases in chosen.items():
+        rows = [r for r in (row(words.out, case) for case in cases) if r is not None]
+        text += f"### {name}\n\n{table(rows)}\n\n"
+    (words.out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Shared small pairs: every declared model with every guide that fits it."""
+
+import pytest
+import torch
+
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import load_model
+from ngvae_pyro.specs import MLPSpec
+from ngvae_pyro.sprites import sprites
+
+PAIRS = [
+    ("normal_gamma", "relaxed"),
+    ("normal_gamma_joint", "relaxed"),
+    ("gaussian", "gaussian"),
+]
+SMALL = MLPSpec(width=16, depth=2)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data():
+    return sprites(200)
+
+
+@pytest.fixture
+def small_pair():
+    """Builds a small model and guide by name."""
+
+    def build(model="normal_gamma", guide="relaxed", image_shape=(3, 32, 32), latent_size=5):
+        network = load_model(model, image_shape, latent_size=latent_size, decoder=SMALL)
+        return network, load_guide(guide, network, encoder=SMALL)
+
+    return build

@@ -1,0 +1,212 @@
+"""Run folders, the ArviZ object, the figures and the command line."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from conftest import PAIRS
+from typer.testing import CliRunner
+
+import ngvae_pyro
+from ngvae_pyro import diagnostics, runs
+from ngvae_pyro._arviz import FIRST_GENERATION, az
+from ngvae_pyro.cli import app, main
+from ngvae_pyro.errors import UserError
+
+SHORT = ["--steps", "6", "--latents", "4", "--set", "fit.batch_size=8", "--device", "cpu"]
+SHORT += ["--set", "data.size=120", "--set", "model.decoder.width=8"]
+SHORT += ["--set", "guide.encoder.width=8", "--set", "fit.monitor_every=3"]
+
+
+def ngvae(*words, code=0):
+    """Runs the command line in this process; a UserError becomes what `main` makes of it."""
+    result = CliRunner().invoke(app, [str(w) for w in words])
+    if isinstance(result.exception, UserError):
+        assert code == 2, result.exception
+        return str(result.exception)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda names: "-".join(names))
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    ngvae("train", *request.param, "--out", path, *SHORT)
+    return path
+
+
+def test_a_run_folder_holds_the_evidence(folder):
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    figures = "selection precisions variances covariance reconstructions traversals".split()
+    assert names == {
+        *("config.toml", "weights.safetensors", "metrics.json", "history.json", "posterior.nc"),
+        *(f"figures/{name}.png" for name in figures),
+    }
+    for name in figures:
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == {
+        *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "latents"),
+        *("seconds", "steps", "extra_steps"),
+    }
+    assert metrics["steps"] == 6 and len(metrics["latents"]) == 4
+    for site, total in metrics["kl"].items():
+        assert total == pytest.approx(sum(row["kl"][site] for row in metrics["latents"]), rel=1e-6)
+    config = tomllib.loads((folder / "config.toml").read_text())
+    assert config["model"]["latent_size"] == 4 and "torch" in config["versions"]
+
+
+def test_a_run_can_be_read_again(folder):
+    fit, spec = runs.load_run(folder, device="cpu")
+    _, held_out = runs.load_data(spec)
+    again = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
+    assert again == runs.load_metrics(folder)
+
+
+def test_inspect_shows_the_latents_in_order(folder):
+    output = ngvae("inspect", folder)
+    metrics = runs.load_metrics(folder)
+    order = [f"z{row['latent']}" for row in diagnostics.most_informative_first(metrics)]
+    places = [output.index(f" {name} ") for name in order]
+    assert places == sorted(places)
+    assert "figures" in output and "informative" in output
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+def test_arviz_runs_on_the_posterior(folder):
+    posterior = runs.load_posterior(folder)
+    precision = posterior["posterior"]["precision"]
+    assert precision.dims == ("chain", "draw", "observation", "latent")
+    assert precision.shape == (4, 250, 12, 4) and (precision > 0).all()
+    assert posterior["posterior"]["z"].shape == precision.shape
+    assert posterior["log_likelihood"]["x"].dims == ("chain", "draw", "observation")
+    assert posterior["observed_data"]["images"].shape == (12, 3, 32, 32)
+    assert posterior["constant_data"]["factors"].dims == ("observation", "factor")
+    assert set(posterior["constant_data"].data_vars) == {"loc", "probs", "factors"}
+    attrs = posterior["posterior"].attrs
+    assert attrs["seed"] == 0 and attrs["version torch"] == torch.__version__
+    few = posterior["posterior"][["z"]].isel(observation=[0, 1])
+    summary = az.summary(few)
+    assert len(summary) == 8
+    assert np.isfinite(az.loo(posterior).elpd_loo if FIRST_GENERATION else az.loo(posterior).elpd)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    az.plot_forest(few)
+
+
+def test_python_in_twelve_lines(tmp_path):
+    """The README's example, at a small size."""
+    data = ngvae_pyro.sprites(300, vary=("x", "red"))
+    train, held_out = data.split(0.1, seed=0)
+    model = ngvae_pyro.load_model("normal_gamma", data.image_shape, latent_size=6)
+    guide = ngvae_pyro.load_guide("relaxed", model)
+    fit = ngvae_pyro.fit(model, guide, train, ngvae_pyro.FitSpec(steps=3), progress=False)
+    posterior = ngvae_pyro.to_arviz(fit, held_out, observations=2)
+    assert len(az.summary(posterior["posterior"][["precision"]])) == 12
+
+
+# Command line --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["gausian", "relaxed"], "unknown model 'gausian'; did you mean 'gaussian'?"),
+        (["normal_gamma", "relaxd"], "unknown guide 'relaxd'; did you mean 'relaxed'?"),
+        (["normal_gamma", "gaussian"], "guide family 'gaussian' does not fit"),
+        (["normal_gamma", "relaxed", "--data", "spritez"], "unknown data 'spritez'"),
+        (["normal_gamma", "relaxed", "--data", "sprites:q"], "q"),
+        (["normal_gamma", "relaxed", "--data", "no.npz"], "no.npz"),
+        (["normal_gamma", "relaxed", "--data", "mnist", "--data-root", "nowhere"], "nowhere"),
+        (["normal_gamma", "relaxed", "--latents", "0"], "latent_size: expected a number > 0"),
+        (["normal_gamma", "relaxed", "--steps", "-5"], "fit.steps: expected a number > 0"),
+        (["normal_gamma", "relaxed", "--device", "gpu"], "fit.device: expected"),
+        (["normal_gamma", "relaxed", "--set", "guide.sharpnes=3"], "did you mean 'sharpness'?"),
+        (["normal_gamma", "relaxed", "--set", "fit.learning_rate=nan"], "a finite number"),
+        (["normal_gamma", "relaxed", "--set", "sharpness=3"], "expected part.key=value"),
+        (["no/such.toml", "relaxed"], "no/such.toml: cannot read the file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(words, line, tmp_path):
+    message = ngvae("train", *words, "--out", tmp_path / "run", code=2)
+    assert line in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_main_prints_one_line_and_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ngvae", "train", "gausian", "relaxed", "--out", "x"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capsys.readouterr()
+    assert caught.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("ngvae: unknown model") and captured.err.count("\n") == 1
+
+
+def test_an_existing_folder_is_kept(folder, tmp_path):
+    before = (folder / "metrics.json").read_bytes()
+    message = ngvae("train", "gaussian", "gaussian", "--out", folder, *SHORT, code=2)
+    assert "already exists" in message and (folder / "metrics.json").read_bytes() == before
+    (tmp_path / "mine.txt").write_text("not a run")
+    words = ["train", "gaussian", "gaussian", "--out", tmp_path, "--overwrite"]
+    assert "is not a run folder" in ngvae(*words, *SHORT, code=2)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_non_finite_loss_keeps_the_weights(tmp_path):
+    out = tmp_path / "run"
+    words = ["normal_gamma", "relaxed", "--out", out, *SHORT, "--steps", "40"]
+    output = ngvae("train", *words, "--set", "fit.learning_rate=1e30", code=1)
+    assert "non-finite loss at step" in output
+    assert {p.name for p in out.iterdir()} == {"config.toml", "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "line"),
+    [
+        ("config.toml", b"[model", "config.toml: damaged"),
+        ("config.toml", b"[modle]\n", "unknown key 'modle'; did you mean 'model'?"),
+        ("weights.safetensors", b"\x00" * 20, "weights.safetensors: cannot be loaded"),
+        ("metrics.json", b"{", "metrics.json: damaged"),
+        ("history.json", None, "history.json: cannot read the file"),
+    ],
+)
+def test_a_damaged_run_is_one_line(tmp_path, name, damage, line):
+    out = tmp_path / "run"
+    ngvae("train", "gaussian", "gaussian", "--out", out, *SHORT)
+    if damage is None:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(damage)
+    message = ngvae("inspect", out, code=2)
+    assert line in message and "\n" not in message
+
+
+def test_variants_and_version():
+    output = ngvae("variants")
+    for word in ("normal_gamma_joint", "relaxed", "gaussian"):
+        assert word in output
+    assert ngvae("--version").strip() == f"ngvae {ngvae_pyro.__version__}"
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, ngvae_pyro.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_examples_run(tmp_path):
+    root = os.path.dirname(os.path.dirname(__file__))
+    commands = {"train_svi.py": ["--steps", "5"]}
+    files = {f for f in os.listdir(os.path.join(root, "examples")) if f.endswith(".py")}
+    assert files == set(commands), "every example is run here"
+    for name, words in commands.items():
+        path = os.path.join(root, "examples", name)
+        command = [sys.executable, "-W", "error", path, *words]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert "nats per image" in done.stdout
+        assert len(open(path).read().splitlines()) <= 60

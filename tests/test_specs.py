@@ -1,0 +1,203 @@
+"""Specs and variants: defaults, ramps, and one line for every mistake."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from ngvae_pyro import variants
+from ngvae_pyro.cli import assign, run_spec
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import load_model
+from ngvae_pyro.specs import (
+    ConvSpec,
+    FitSpec,
+    GaussianGuideSpec,
+    GuideSpec,
+    ModelSpec,
+    NormalGammaPriorSpec,
+    Ramp,
+    RelaxedGuideSpec,
+    RunSpec,
+    parse,
+)
+
+GUIDE = TypeAdapter(GuideSpec)
+
+
+def test_ramp_linear_and_geometric():
+    linear = Ramp(initial=0.0, begin=0.2, end=0.6)
+    assert [linear(t) for t in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    geometric = Ramp(initial=16.0, begin=0.0, end=1.0, shape="geometric")
+    assert [geometric(t) for t in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([16, 8, 4, 1])
+    step = Ramp(initial=3.0, begin=0.5, end=0.5)
+    assert (step(0.5), step(0.51)) == (3.0, 1.0)
+
+
+def test_price_is_minus_log_probs():
+    assert -math.log(NormalGammaPriorSpec(price=4.0).slab_probs) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "line"),
+    [
+        (ModelSpec, {"latent_siz": 3}, "unknown key 'latent_siz'; did you mean 'latent_size'?"),
+        (ModelSpec, {"latent_size": -3}, "latent_size: expected a number > 0, got -3"),
+        (ModelSpec, {"latent_size": 3.5}, "latent_size: expected a whole number, got 3.5"),
+        (ModelSpec, {"latent_size": True}, "latent_size: expected a whole number, got True"),
+        (
+            ModelSpec,
+            {"prior": {"family": "gausian"}},
+            "prior.family: expected one of 'normal_gamma', 'gaussian', got 'gausian'; "
+            "did you mean 'gaussian'?",
+        ),
+        (ModelSpec, {"prior": {"pric": 3}}, "unknown key 'prior.pric'; did you mean 'price'?"),
+        (
+            ModelSpec,
+            {"prior": {"family": "gaussian", "price": 3}},
+            "unknown key 'prior.price' (known: family)",
+        ),
+        (ModelSpec, {"prior": 3}, "prior: expected a table, got 3"),
+        (ModelSpec, {"prior": {"slab": [1, 2, 3]}}, "prior.slab: expected an array of 2 numbers"),
+        (ModelSpec, {"prior": {"slab": [1, "a"]}}, "prior.slab.1: expected a number, got 'a'"),
+        (ModelSpec, {"prior": {"price": math.nan}}, "prior.price: expected a finite number"),
+        (ModelSpec, {"likelihood": {"family": "gaussien"}}, "did you mean 'gaussian'?"),
+        (
+            ModelSpec,
+            {"likelihood": {"family": "bernoulli", "scale": 0.2}},
+            "likelihood: scale belongs to the gaussian likelihood, not to bernoulli",
+        ),
+        (ModelSpec, {"decoder": {"kind": "conv", "depth": 2}}, "unknown key 'decoder.depth'"),
+        (GUIDE, {"family": "relax"}, "family: expected one of 'relaxed', 'gaussian', got 'relax'"),
+        (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
+        (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
+        (GUIDE, {"schedule": {"z": {}}}, "schedule.z.initial: expected a value"),
+        (
+            GUIDE,
+            {"schedule": {"z": {"initial": 2, "final": 3}}},
+            "schedule: z.final must be 1, got 3",
+        ),
+        (
+            GUIDE,
+            {"schedule": {"z": {"initial": 2, "begin": 0.5, "end": 0.2}}},
+            "schedule.z: end (0.2) must not come before begin (0.5)",
+        ),
+        (
+            GUIDE,
+            {"schedule": {"moves": [{"kind": "brith", "at": 0.2}]}},
+            "schedule.moves.0.kind: expected one of 'birth' or 'death', got 'brith'; "
+            "did you mean 'birth'?",
+        ),
+        (FitSpec, {"device": "tpu"}, "device: expected a string that matches"),
+        (FitSpec, {"seed": -1}, "seed: expected a number >= 0, got -1"),
+    ],
+)
+def test_every_mistake_is_one_line(spec, values, line):
+    with pytest.raises(UserError) as caught:
+        parse(spec, values, "mine.toml")
+    message = str(caught.value)
+    assert message.startswith("mine.toml: ") and line in message and "\n" not in message
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["prior", "family", "price", "slab", "decoder", "kind", "width", "x"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["latent_size", "prior", "likelihood", "decoder", "schedule", "odd"]),
+        json,
+    ),
+    st.sampled_from([ModelSpec, GUIDE]),
+)
+def test_any_table_is_a_spec_or_one_line(values, spec):
+    try:
+        parse(spec, values, "f")
+    except UserError as error:
+        assert "\n" not in str(error).encode("unicode_escape").decode()
+
+
+def test_declared_variants_build_and_are_described():
+    assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
+    assert variants.names("guides") == ["gaussian", "relaxed"]
+    for kind in variants.SPECS:
+        for name in variants.names(kind):
+            text = (variants.folder(kind) / f"{name}.toml").read_text()
+            assert text.startswith("# ") and len(text.splitlines()) <= 20
+            assert variants.describe(kind, name).endswith(".")
+        assert (variants.folder(kind) / "README.md").is_file()
+
+
+def test_unknown_variant_names_the_nearest():
+    with pytest.raises(UserError, match="unknown model 'gausian'; did you mean 'gaussian'"):
+        load_model("gausian")
+    with pytest.raises(UserError, match="missing/none.toml: cannot read the file"):
+        load_model("missing/none.toml")
+
+
+def test_own_toml_and_own_spec(tmp_path):
+    path = tmp_path / "wide.toml"
+    path.write_text('latent_size = 7\n[decoder]\nkind = "conv"\n')
+    from_file = load_model(path)
+    from_spec = load_model(ModelSpec(latent_size=7, decoder=ConvSpec()))
+    assert from_file.spec == from_spec.spec
+    path.write_text("latent_size = \n")
+    with pytest.raises(UserError, match=r"wide.toml: not valid TOML"):
+        load_model(path)
+
+
+def test_pairs_that_do_not_fit():
+    with pytest.raises(UserError, match="guide family 'gaussian' does not fit .* 'normal_gamma'"):
+        load_guide("gaussian", load_model("normal_gamma"))
+    with pytest.raises(UserError, match="expected guide family gaussian"):
+        load_guide("relaxed", load_model("gaussian"))
+
+
+def test_changes_go_on_top_of_a_variant():
+    model = load_model("normal_gamma_joint", latent_size=4)
+    assert model.spec.prior.joint and model.latent_size == 4
+    assert load_guide("relaxed", model, sharpness=10.0).spec.sharpness == 10.0
+
+
+def test_assignments():
+    values = {}
+    for text in ("guide.sharpness=12", "model.prior.slab=[2.0, 1e-3]", "data.name=sprites:x"):
+        assign(values, text)
+    spec = run_spec("normal_gamma", "relaxed", values, "command line")
+    assert spec.guide.sharpness == 12.0
+    assert spec.model.prior.slab == (2.0, 1e-3)
+    assert spec.data.name == "sprites:x"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sharpness=3", "expected part.key=value"),
+        ("guide.sharpness", "expected part.key=value"),
+        ("giude.sharpness=3", "unknown part 'giude'; did you mean 'guide'?"),
+    ],
+)
+def test_bad_assignments(text, line):
+    with pytest.raises(UserError) as caught:
+        assign({}, text)
+    assert line in str(caught.value)
+
+
+def test_run_spec_round_trips_through_plain_values():
+    spec = RunSpec(guide_name="gaussian", guide=GaussianGuideSpec())
+    assert parse(RunSpec, spec.model_dump(mode="json", exclude_none=True), "again") == spec
+    assert isinstance(RunSpec().guide, RelaxedGuideSpec)

@@ -1,0 +1,202 @@
+"""Training: reproducible, resumable forks, streamed data, moves, and selection itself."""
+
+import math
+
+import pyro
+import pytest
+import torch
+
+from ngvae_pyro import diagnostics
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.model import load_model
+from ngvae_pyro.selection import jump
+from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
+from ngvae_pyro.sprites import sprites
+from ngvae_pyro.svi import Batches, NonFiniteLoss, Trainer, fit, resolve_device
+
+SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
+CPU = torch.device("cpu")
+
+
+def weights(result):
+    modules = (result.model, result.guide)
+    return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()])
+
+
+def run(small_pair, data, spec=SHORT, **options):
+    torch.manual_seed(3)
+    return fit(*small_pair(), data, spec, progress=False, **options)
+
+
+def test_same_seed_same_result(small_pair, data):
+    a, b = run(small_pair, data), run(small_pair, data)
+    assert torch.equal(weights(a), weights(b))
+    assert a.history == b.history
+    other = run(small_pair, data, SHORT.model_copy(update={"seed": 1}))
+    assert not torch.equal(weights(a), weights(other))
+
+
+def test_fit_leaves_the_random_state_and_the_param_store_alone(small_pair, data):
+    pair = small_pair()
+    before = torch.get_rng_state()
+    fit(*pair, data, SHORT, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_streamed_data_gives_the_resident_result(small_pair, data):
+    resident = run(small_pair, data)
+    streamed = run(small_pair, data, SHORT.model_copy(update={"resident_bytes": 1}))
+    assert torch.equal(weights(resident), weights(streamed))
+
+
+def test_batches_are_a_function_of_the_step(data):
+    batches = Batches(data, 16, seed=5, device=CPU, resident_bytes=2**30)
+    forward = [batches.index(step) for step in range(30)]
+    assert torch.equal(batches.index(7), forward[7])
+    epoch = torch.cat(forward[: batches.per_epoch])
+    assert len(epoch.unique()) == len(epoch) == 192  # no image twice in an epoch
+    assert not torch.equal(forward[0], forward[batches.per_epoch])
+    streamed = Batches(data, 16, seed=5, device=CPU, resident_bytes=1)
+    for step in (3, 4, 0):
+        assert torch.equal(batches[step], streamed[step])
+
+
+def test_history_has_what_the_bar_shows(small_pair, data):
+    rows = run(small_pair, data).history
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    for row in rows:
+        assert set(row["kl"]) == {"precision", "z"} and len(row["probs"]) == 5
+        assert row["informative"] == sum(p > 0.5 for p in row["probs"])
+
+
+def test_sharpness_is_annealed_to_its_declared_value(small_pair, data):
+    result = run(small_pair, data)
+    assert result.guide.sharpness.item() == result.guide.spec.sharpness
+    trainer = Trainer(*small_pair(), data, SHORT, result.guide.spec.schedule)
+    trainer.train_step()
+    assert trainer.guide.sharpness.item() == pytest.approx(10.0)
+
+
+def test_z_weight_starts_at_the_signal_in_the_data(small_pair, data):
+    schedule = ScheduleSpec(z=Ramp(initial=5.0, end=0.5), signal_nats=60.0)
+    trainer = Trainer(*small_pair(), data, SHORT, schedule)
+    signal = trainer.model.likelihood.signal(ImageData.to_unit(data.images))
+    assert trainer.weights(0.0)["z"] == pytest.approx(signal / 60.0, rel=1e-5)
+    assert trainer.weights(1.0)["z"] == 1.0
+    faint = ScheduleSpec(z=Ramp(initial=5.0, end=0.5), signal_nats=1e9)
+    assert Trainer(*small_pair(), data, SHORT, faint).weights(0.0)["z"] == 1.0
+
+
+def test_wrong_shape_and_device_are_user_errors(small_pair, data):
+    with pytest.raises(UserError, match=r"images of shape \(3, 32, 32\), the model expects \(1, 8"):
+        fit(*small_pair(image_shape=(1, 8, 8)), data, SHORT, progress=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device 'cuda' asked for, but torch sees 0"):
+            resolve_device("cuda")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_non_finite_loss_names_the_step_and_keeps_the_last_state(small_pair, data):
+    spec = SHORT.model_copy(update={"learning_rate": 1e30, "steps": 40})
+    torch.manual_seed(3)
+    model, guide = small_pair()
+    with pytest.raises(NonFiniteLoss, match=r"non-finite loss at step \d+") as caught:
+        fit(model, guide, data, spec, progress=False)
+    # The parameters are those that the failing step started from: every one of them finite.
+    assert caught.value.step >= 1
+    assert all(torch.isfinite(p).all() for m in (model, guide) for p in m.parameters())
+
+
+# Moves ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(small_pair, data):
+    trainer = Trainer(*small_pair(), data, SHORT, ScheduleSpec())
+    for _ in range(3):
+        trainer.train_step()
+    return trainer
+
+
+def test_birth_keeps_the_reconstruction_and_raises_the_precision(trainer):
+    x, k = trainer.monitor_images, 2
+    with torch.no_grad():
+        trainer.guide.encoder.head.bias[5 + k] = -4.0
+        codes = trainer.guide.codes(x)
+        before = trainer.model.decoder(codes.loc)
+        jump("birth", trainer.model, trainer.guide, trainer.optimizer, k, codes.loc[:, k])
+        after = trainer.guide.codes(x)
+    assert torch.allclose(trainer.model.decoder(after.loc), before, atol=1e-5)
+    assert after.loc[:, k].std().item() == pytest.approx(1.0, abs=1e-3)
+    assert (after.variance[:, k] < 0.01).all() and (codes.variance[:, k] > 0.9).all()
+    others = [0, 1, 3, 4]
+    assert torch.equal(after.loc[:, others], codes.loc[:, others])
+    assert torch.equal(after.probs[:, others], codes.probs[:, others])
+
+
+def test_death_silences_a_latent(trainer):
+    x, k = trainer.monitor_images, 1
+    with torch.no_grad():
+        loc = trainer.guide.codes(x).loc[:, k]
+        jump("death", trainer.model, trainer.guide, trainer.optimizer, k, loc)
+        codes = trainer.guide.codes(x)
+        z = codes.loc.clone()
+        z[:, k] += 100.0
+        assert torch.equal(trainer.model.decoder(z), trainer.model.decoder(codes.loc))
+    assert (codes.loc[:, k] == 0).all()
+    assert codes.variance[:, k].mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["birth", "death"])
+def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
+    """Without the jump, a fork is the plain run: same weights, same noise, same batches."""
+    start = trainer.state()
+    for _ in range(4):
+        trainer.train_step()
+    plain = trainer.state()
+    trainer.set_state(start)
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(trainer, "loss", lambda: next(losses))
+    record = trainer.fork(Move(kind=kind, at=0.0, steps=4), 0, torch.randn(50))
+    assert not record.accepted and trainer.fit.extra_steps == 4
+    forked = trainer.state()
+    for part in ("model", "guide"):
+        assert all(torch.equal(plain[part][k], forked[part][k]) for k in plain[part])
+    assert torch.equal(plain["rng"], forked["rng"]) and plain["step"] == forked["step"]
+
+
+def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
+    losses = iter([2.0, 1.0])
+    monkeypatch.setattr(trainer, "loss", lambda: next(losses))
+    record = trainer.fork(Move(kind="death", at=0.0, steps=1), 3, torch.randn(50))
+    assert record.accepted and trainer.step == record.step + 1
+    assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
+
+
+def test_candidates_do_not_change_the_state(trainer):
+    before = trainer.state()
+    for kind in ("birth", "death"):
+        trainer.candidates(Move(kind=kind, at=0.0))
+    after = trainer.state()
+    for part in ("model", "guide"):
+        assert all(torch.equal(before[part][k], after[part][k]) for k in before[part])
+
+
+def test_selection_counts_the_factors():
+    """Two factors, six latents: two end up informative and the other four are the prior."""
+    train, held_out = sprites(6000, vary=("x", "red"), seed=11).split(0.1, seed=11)
+    torch.manual_seed(11)
+    network = MLPSpec(width=64, depth=3)
+    model = load_model("normal_gamma", latent_size=6, decoder=network)
+    guide = load_guide("relaxed", model, encoder=network)
+    result = fit(model, guide, train, FitSpec(steps=2500, seed=11, device="cpu"), progress=False)
+    metrics = diagnostics.evaluate(result, held_out)
+    assert metrics["informative"] == metrics["active_units"] == 2
+    for row in diagnostics.most_informative_first(metrics)[2:]:
+        assert 0.95 < row["precision"]["mean"] < 1.2
+        assert row["variance_of_loc"] < 0.01
+    assert metrics["reconstruction_mse"] < 1e-3
+    assert math.isfinite(metrics["elbo"])
