@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,10 @@ from torch import Tensor
 from ngvae_pyro.errors import UserError, nearest
 from ngvae_pyro.images import ImageData, generator
 from ngvae_pyro.sprites import sprites
+
+# Beyond this a header is broken or hostile, not a data set.
+_MAX_BYTES = 64 * 2**30
+_READ_BYTES = 2**24
 
 
 def _read_array(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ngvae_pyro.distributions import RelaxedNormalGammaMixture
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.model import GaussianVAE, NormalGammaVAE, VAE
+from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE
 from ngvae_pyro.nn import Encoder
 from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec
 from ngvae_pyro.variants import spec_of

@@ -193,7 +193,7 @@ class ModelSpec(Spec):
     latent_size: PositiveInt = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: LikelihoodSpec = LikelihoodSpec()
-    decoder: NetworkSpec = MLPSpec(depth=4)
+    decoder: NetworkSpec = MLPSpec(depth=8)
 
 
 # Guide: q(z, precision | x) ------------------------------------------------------------------
@@ -287,9 +287,9 @@ GuideSpec = Annotated[
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point."""
 
-    steps: PositiveInt = 8000
+    steps: PositiveInt = 5000
     batch_size: PositiveInt = 64
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
     decay_begin: Fraction = 0.3
     clip_norm: PositiveFloat = 2000.0
     elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"

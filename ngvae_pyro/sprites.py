@@ -229,8 +229,3 @@ def _turn_hue(colour: Tensor, angle: Tensor) -> Tensor:
     # The cross product of the unit grey axis with the chroma.
     across = (chroma.roll(1, 1) - chroma.roll(-1, 1)) / math.sqrt(3)
     return (grey + chroma * angle.cos() + across * angle.sin()).clamp(0, 1)
-
-
-# Beyond this a header is broken or hostile, not a data set.
-_MAX_BYTES = 64 * 2**30
-_READ_BYTES = 2**24

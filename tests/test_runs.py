@@ -42,7 +42,14 @@ def folder(request, tmp_path_factory):
 
 def test_a_run_folder_holds_the_evidence(folder):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    figures = "selection precisions variances covariance reconstructions traversals".split()
+    figures = [
+        "selection",
+        "precisions",
+        "variances",
+        "covariance",
+        "reconstructions",
+        "traversals",
+    ]
     assert names == {
         *("config.toml", "weights.safetensors", "metrics.json", "history.json", "posterior.nc"),
         *(f"figures/{name}.png" for name in figures),
@@ -209,4 +216,5 @@ def test_examples_run(tmp_path):
         command = [sys.executable, "-W", "error", path, *words]
         done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
         assert "nats per image" in done.stdout
-        assert len(open(path).read().splitlines()) <= 60
+        with open(path) as file:
+            assert len(file.readlines()) <= 60
