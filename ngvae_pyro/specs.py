@@ -287,7 +287,7 @@ GuideSpec = Annotated[
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point."""
 
-    steps: PositiveInt = 5000
+    steps: PositiveInt = 4500
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 3e-3
     decay_begin: Fraction = 0.3

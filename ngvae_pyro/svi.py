@@ -128,8 +128,13 @@ class Batches:
                 yield self.index(step).tolist()
                 step += 1
 
+        # A loader draws from the global generator when it is given none, and so from the noise
+        # of the training.
         return torch.utils.data.DataLoader(
-            self.data, batch_sampler=indices(), pin_memory=self.device.type == "cuda"
+            self.data,
+            batch_sampler=indices(),
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
         )
 
 
@@ -256,9 +261,13 @@ class Trainer:
             loss = self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
             raise NonFiniteLoss(self.step, loss.item(), norm.item())
+        # Not on every step, as clip_grad_norm_ would: one more pass over all gradients.
+        if norm.item() > spec.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, spec.clip_norm, norm)
         self.optimizer.step()
         self.step += 1
 
@@ -372,7 +381,7 @@ class Trainer:
         return sorted(harm, key=harm.__getitem__), codes.loc
 
     def propose(self, move: Move) -> None:
-        """Births: every leaking latent once. Deaths: the least harmful, until one is refused."""
+        """Fork for the most promising latent, and for the next one while that pays."""
         tried: set[int] = set()
         while self.step < self.spec.steps:
             latents, loc = self.candidates(move)
@@ -380,8 +389,7 @@ class Trainer:
             if not latents:
                 return
             tried.add(latents[0])
-            record = self.fork(move, latents[0], loc[:, latents[0]])
-            if move.kind == "death" and not record.accepted:
+            if not self.fork(move, latents[0], loc[:, latents[0]]).accepted:
                 return
 
 
