@@ -4,8 +4,10 @@
 
 Every case trains the default pair and, with ``--vanilla``, the ``gaussian`` pair with the same
 networks, data and steps. A case that is already in the folder is not run again. The table is
-Markdown on standard output and in ``table.md``. Seeds 0 and 1 of the full data set and seed 0 of
-{x, y, size, red} and {red, green, blue} served to choose the defaults; no case here uses them.
+Markdown on standard output and in ``table.md``. The defaults were chosen on other cases: seeds 0
+and 1 of the full data set, seed 0 of {x, y, size, red} and of {red, green, blue}, and, after a
+first sweep over seeds 10 to 29 had shown two subsets with one latent too many, {x, y} with seed 20
+and {x, y, red, green} with seed 24.
 """
 
 import argparse
@@ -22,18 +24,18 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 
 # (data, latent size, seed)
-SEEDS = [("sprites", 15, seed) for seed in range(10, 20)]
+SEEDS = [("sprites", 15, seed) for seed in range(40, 50)]
 VARIED = [
-    ("sprites:x,y", 15, 20),
-    ("sprites:red,background", 15, 21),
-    ("sprites:x,y,size", 15, 22),
-    ("sprites:red,green,blue", 15, 23),
-    ("sprites:x,y,red,green", 15, 24),
-    ("sprites:x,size,blue,background", 15, 25),
-    ("sprites:x,y,size,red,green", 15, 26),
-    ("sprites:y,red,green,blue,background", 15, 27),
-    ("sprites", 10, 28),
-    ("sprites", 30, 29),
+    ("sprites:y,blue", 15, 50),
+    ("sprites:x,size", 15, 51),
+    ("sprites:x,green,background", 15, 52),
+    ("sprites:y,size,red", 15, 53),
+    ("sprites:x,y,size,background", 15, 54),
+    ("sprites:red,green,blue,background", 15, 55),
+    ("sprites:x,y,size,green,blue", 15, 56),
+    ("sprites:x,size,red,blue,background", 15, 57),
+    ("sprites", 10, 58),
+    ("sprites", 30, 59),
 ]
 PAIRS = {"ng": ("normal_gamma", "relaxed"), "vanilla": ("gaussian", "gaussian")}
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ngvae_pyro.guide import load_guide
     from ngvae_pyro.images import ImageData
     from ngvae_pyro.model import load_model
+    from ngvae_pyro.rendering import sprites
     from ngvae_pyro.runs import load_run, save_run
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
-    from ngvae_pyro.sprites import sprites
     from ngvae_pyro.svi import Fit, fit
 
 # Where each public name lives. They are imported on first use, because torch alone takes seconds
@@ -33,7 +33,7 @@ _HOMES = {
     "load_model": "model",
     "load_run": "runs",
     "save_run": "runs",
-    "sprites": "sprites",
+    "sprites": "rendering",
     "to_arviz": "diagnostics",
 }
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ngvae_pyro.errors import UserError, nearest
 from ngvae_pyro.images import ImageData, generator
-from ngvae_pyro.sprites import sprites
+from ngvae_pyro.rendering import sprites
 
 # Beyond this a header is broken or hostile, not a data set.
 _MAX_BYTES = 64 * 2**30

@@ -219,7 +219,8 @@ class ScheduleSpec(Spec):
     the relaxation. All end at 1, so that what is maximised at the end is the ELBO itself.
     ``signal_nats``, if given, replaces ``z.initial`` by signal / signal_nats (at least 1), where
     the signal is what the data carry above their mean image, in nats under the likelihood: the
-    weight then suits a faint grey data set and a colourful one alike.
+    weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
+    uninformative latents that leak too little for a birth lose the last trace of the data.
     """
 
     z: Ramp | None = None
@@ -227,6 +228,7 @@ class ScheduleSpec(Spec):
     sharpness: Ramp | None = None
     signal_nats: PositiveFloat | None = None
     moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
+    silence: Fraction | None = None
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
@@ -244,10 +246,11 @@ SELECT = ScheduleSpec(
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.3, steps=250),
-        Move(kind="death", at=0.36, steps=200),
+        Move(kind="death", at=0.36, steps=400),
         Move(kind="birth", at=0.45, steps=250),
         Move(kind="birth", at=0.6, steps=250),
     ),
+    silence=0.8,
 )
 
 

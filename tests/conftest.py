@@ -5,8 +5,8 @@ import torch
 
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
+from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import MLPSpec
-from ngvae_pyro.sprites import sprites
 
 PAIRS = [
     ("normal_gamma", "relaxed"),

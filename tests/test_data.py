@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ngvae_pyro.data import load, load_idx, load_npz, torchvision_data
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.sprites import SHAPES, SPRITE_FACTORS, sprites
+from ngvae_pyro.rendering import SHAPES, SPRITE_FACTORS, sprites
 
 SEVEN = ("x", "y", "size", "red", "green", "blue", "background")
 

@@ -11,9 +11,9 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
+from ngvae_pyro.rendering import sprites
 from ngvae_pyro.selection import jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.sprites import sprites
 from ngvae_pyro.svi import Batches, NonFiniteLoss, Trainer, fit, resolve_device
 
 SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
@@ -65,11 +65,18 @@ def test_batches_are_a_function_of_the_step(data):
 
 
 def test_history_has_what_the_bar_shows(small_pair, data):
-    rows = run(small_pair, data).history
+    rows = run(small_pair, data, schedule=ScheduleSpec()).history
     assert [row["step"] for row in rows] == [0, 4, 8, 12]
     for row in rows:
         assert set(row["kl"]) == {"precision", "z"} and len(row["probs"]) == 5
         assert row["informative"] == sum(p > 0.5 for p in row["probs"])
+
+
+def test_history_goes_on_through_moves(small_pair, data):
+    """A fork jumps over steps at which the history is due; it is then written right after."""
+    move = Move(kind="death", at=0.1, steps=5)  # untrained, every latent is half informative
+    rows = run(small_pair, data, schedule=ScheduleSpec(moves=(move,))).history
+    assert [row["step"] for row in rows] == [0, 7, 8, 12]
 
 
 def test_sharpness_is_annealed_to_its_declared_value(small_pair, data):
@@ -153,6 +160,7 @@ def test_death_silences_a_latent(trainer):
 @pytest.mark.parametrize("kind", ["birth", "death"])
 def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
     """Without the jump, a fork is the plain run: same weights, same noise, same batches."""
+    loc = torch.randn(50)
     start = trainer.state()
     for _ in range(4):
         trainer.train_step()
@@ -160,7 +168,7 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
     trainer.set_state(start)
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    record = trainer.fork(Move(kind=kind, at=0.0, steps=4), 0, torch.randn(50))
+    record = trainer.fork(Move(kind=kind, at=0.0, steps=4), 0, loc)
     assert not record.accepted and trainer.fit.extra_steps == 4
     forked = trainer.state()
     for part in ("model", "guide"):
@@ -174,6 +182,29 @@ def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
     record = trainer.fork(Move(kind="death", at=0.0, steps=1), 3, torch.randn(50))
     assert record.accepted and trainer.step == record.step + 1
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
+
+
+def test_silence_takes_faint_latents_only(trainer):
+    """Of three uninformative latents the wide one stays, and so do the informative ones."""
+    head = trainer.guide.encoder.head
+    with torch.no_grad():
+        head.weight[5:] = 0.0
+        head.bias[5:] = torch.tensor([3.0, 3.0, -3.0, -3.0, -3.0])
+        loc = trainer.guide.codes(trainer.monitor_images).loc
+        wanted = torch.tensor([1.0, 0.01, 2.0, 0.01, 0.05]).sqrt()  # LEAK is a variance of 0.1
+        head.weight[:5] *= (wanted / loc.std(0)).unsqueeze(1)
+    before = trainer.guide.codes(trainer.monitor_images).loc
+    trainer.silence()
+    after = trainer.guide.codes(trainer.monitor_images).loc
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert (after[:, 3:] == 0).all()
+    assert (trainer.model.decoder.stem.weight[:, 3:] == 0).all()
+
+
+def test_actions_come_in_order_of_time(trainer):
+    moves = (Move(kind="death", at=0.6), Move(kind="birth", at=0.3))
+    trainer.schedule = ScheduleSpec(moves=moves, silence=0.5)
+    assert [at for at, _ in trainer.actions()] == [0.3, 0.5, 0.6]
 
 
 def test_candidates_do_not_change_the_state(trainer):
