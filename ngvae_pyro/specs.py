@@ -245,10 +245,9 @@ SELECT = ScheduleSpec(
     sharpness=Ramp(initial=0.5, begin=0.15, end=0.225),
     signal_nats=60.0,
     moves=(
-        Move(kind="birth", at=0.3, steps=250),
-        Move(kind="death", at=0.36, steps=400),
-        Move(kind="birth", at=0.45, steps=250),
-        Move(kind="birth", at=0.6, steps=250),
+        Move(kind="birth", at=0.3, steps=200),
+        Move(kind="death", at=0.38, steps=400),
+        Move(kind="birth", at=0.5, steps=200),
     ),
     silence=0.8,
 )
@@ -290,7 +289,7 @@ GuideSpec = Annotated[
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point."""
 
-    steps: PositiveInt = 4500
+    steps: PositiveInt = 4400
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 3e-3
     decay_begin: Fraction = 0.3
