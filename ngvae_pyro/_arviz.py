@@ -21,10 +21,11 @@ def from_dict(
 
     On 0.23 the mapping of 1.x is taken as a posterior, without a word; so the version is asked.
     """
+    build: Any = az.from_dict
     if FIRST_GENERATION:
-        result = az.from_dict(**groups, coords=coords, dims=dims)
+        result = build(**groups, coords=coords, dims=dims)
     else:
-        result = az.from_dict(groups, coords=coords, dims=dims)
+        result = build(groups, coords=coords, dims=dims)
     result.attrs.update(attrs)
     result["posterior"].attrs.update(attrs)
     return result

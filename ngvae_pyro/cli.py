@@ -81,9 +81,11 @@ def assign(values: dict[str, Any], assignment: str) -> None:
 def run_spec(model: str, guide: str, changes: dict[str, Any], source: str) -> RunSpec:
     """The spec of a run: two variants with the command line's changes on top."""
     parts = {}
-    for kind, name in (("models", model), ("guides", guide)):
-        spec = variants.spec_of(kind, name, changes.pop(kind[:-1], {}))
-        parts[kind[:-1]] = spec.model_dump(exclude_unset=True)
+    named: tuple[tuple[variants.Kind, str], ...] = (("models", model), ("guides", guide))
+    for kind, name in named:
+        part = kind.removesuffix("s")
+        spec = variants.spec_of(kind, name, changes.pop(part, {}))
+        parts[part] = spec.model_dump(exclude_unset=True)
     values = {"model_name": model, "guide_name": guide, **parts, **changes}
     return parse(RunSpec, values, source)
 

@@ -69,7 +69,8 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
         posterior precision over images and draws, the variance of its posterior mean and its
         mean weight. ``steps``, ``extra_steps`` and ``seconds`` of the training.
     """
-    log_likelihood, squared_error, kl = 0.0, 0.0, {}
+    log_likelihood, squared_error = 0.0, 0.0
+    totals: dict[str, Tensor] = {}
     precision = []
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(seed)
@@ -78,10 +79,10 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
             log_likelihood += terms.sum().item()
             squared_error += (reconstruct(fit, x) - x).square().sum().item()
             for name, term in kl_terms.items():
-                kl[name] = kl.get(name, 0.0) + term.sum(0).double().cpu()
+                totals[name] = totals.get(name, 0.0) + term.sum(0).double().cpu()
             precision.append(draws(fit, x, 10)[0].flatten(0, 1).cpu())
     count = len(data)
-    kl = {name: (term / count).tolist() for name, term in kl.items()}
+    kl = {name: (term / count).tolist() for name, term in totals.items()}
     code = codes(fit, data)
     values = torch.cat(precision).numpy()
     low, high = np.quantile(values, [0.05, 0.95], axis=0)

@@ -14,7 +14,7 @@ from ngvae_pyro.distributions import RelaxedNormalGammaMixture
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE
 from ngvae_pyro.nn import Encoder
-from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec
+from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec, Spec
 from ngvae_pyro.variants import spec_of
 
 
@@ -96,7 +96,10 @@ class GaussianGuide(PyroModule):
         return Codes(q.loc, q.variance, (q.variance < 0.5).to(q.loc))
 
 
-GUIDES = {RelaxedGuideSpec: NormalGammaGuide, GaussianGuideSpec: GaussianGuide}
+GUIDES: dict[type[Spec], Any] = {
+    RelaxedGuideSpec: NormalGammaGuide,
+    GaussianGuideSpec: GaussianGuide,
+}
 
 # Which posterior fits which model: a guide must have the latent sites of its model.
 PAIRS = {NormalGammaVAE: (NormalGammaGuide,), GaussianVAE: (GaussianGuide,)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ngvae_pyro.errors import UserError
 
@@ -17,7 +18,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageData:
+class ImageData(Dataset[Tensor]):
     """Images, with the factors that made them where these are known.
 
     Arguments:

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
 from ngvae_pyro.nn import Decoder
-from ngvae_pyro.specs import GaussianPriorSpec, LikelihoodSpec, ModelSpec, NormalGammaPriorSpec
+from ngvae_pyro.specs import (
+    GaussianPriorSpec,
+    LikelihoodSpec,
+    ModelSpec,
+    NormalGammaPriorSpec,
+    Spec,
+)
 from ngvae_pyro.variants import spec_of
 
 
@@ -108,6 +114,7 @@ class NormalGammaVAE(VAE):
     def prior(self) -> SpikeSlabPrior | NormalGammaPrior:
         """Prior on (z_k, precision_k), batch shape (K,)."""
         spec = self.spec.prior
+        assert isinstance(spec, NormalGammaPriorSpec)
         family = NormalGammaPrior if spec.joint else SpikeSlabPrior
         probs = self.zero.new_full((self.latent_size,), spec.slab_probs)
         return family(probs, slab=spec.slab, spike=spec.spike)
@@ -126,7 +133,10 @@ class GaussianVAE(VAE):
         return pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
 
 
-MODELS = {NormalGammaPriorSpec: NormalGammaVAE, GaussianPriorSpec: GaussianVAE}
+MODELS: dict[type[Spec], type[VAE]] = {
+    NormalGammaPriorSpec: NormalGammaVAE,
+    GaussianPriorSpec: GaussianVAE,
+}
 
 
 def load_model(

@@ -20,7 +20,7 @@ from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit
 
 INFORMATIVE, UNINFORMATIVE = "#0b5fa5", "#a3a9b0"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",

@@ -72,7 +72,7 @@ def jump(
     head, stem = guide.encoder.head, model.decoder.stem
     loc_row, logit_row = latent, latent + model.latent_size
     mean, std = loc.mean(), loc.std()
-    stem.bias += mean * stem.weight[:, latent]
+    stem.bias.add_(mean * stem.weight[:, latent])
     if kind == "birth":
         stem.weight[:, latent] *= std
         head.weight[loc_row] /= std

@@ -238,6 +238,17 @@ class ScheduleSpec(Spec):
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
         return self
 
+    @property
+    def of_the_mixture(self) -> list[str]:
+        """The keys in use that make sense only for a guide with a mixture on the precision."""
+        given = {
+            "precision": self.precision,
+            "sharpness": self.sharpness,
+            "moves": self.moves or None,
+            "silence": self.silence,
+        }
+        return [key for key, value in given.items() if value is not None]
+
 
 SELECT = ScheduleSpec(
     z=Ramp(initial=40.0, begin=0.125, end=0.25, shape="geometric"),
@@ -274,6 +285,12 @@ class GaussianGuideSpec(Spec):
     family: Literal["gaussian"] = "gaussian"
     encoder: NetworkSpec = MLPSpec(depth=3)
     schedule: ScheduleSpec = ScheduleSpec()
+
+    @model_validator(mode="after")
+    def _no_mixture(self) -> Self:
+        if keys := self.schedule.of_the_mixture:
+            raise ValueError(f"schedule.{keys[0]} belongs to the relaxed guide, not to gaussian")
+        return self
 
 
 GuideSpec = Annotated[
@@ -375,7 +392,7 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     keys = [str(part) for part in first["loc"] if part not in members]
     key = ".".join(keys) or "the file"
     if kind == "value_error":
-        return f"{key}: {context['error']}"
+        return f"{key}: {context['error']}" if keys else str(context["error"])
     if kind == "extra_forbidden":
         known = list(_table(root, first["loc"][:-1], members).model_fields)
         return f"unknown key '{key}'{nearest(keys[-1], known)} (known: {', '.join(known)})"

@@ -17,23 +17,24 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
+from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, jump
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
 
 T = TypeVar("T")
 
-ELBOS: dict[str, type[ELBO]] = {
+# Annotated loosely because the losses are not on Pyro's base class.
+ELBOS: dict[str, Any] = {
     "Trace_ELBO": Trace_ELBO,
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
 }
@@ -58,7 +59,7 @@ class SiteWeights(Messenger):
         self.weights = weights
 
     def _process_message(self, msg: Message) -> None:
-        weight = self.weights.get(msg["name"]) if msg["type"] == "sample" else None
+        weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
         if weight is not None:
             msg["scale"] = msg["scale"] * weight
 
@@ -72,71 +73,6 @@ class NonFiniteLoss(RuntimeError):
             "the state before that step is kept (try a smaller fit.learning_rate)"
         )
         self.step = step
-
-
-class Batches:
-    """Shuffled batches of images as a pure function of the step.
-
-    Step s of a given seed always gives the same images, in whatever order steps are asked for, so
-    a fork or a resumed run sees what the uninterrupted one saw.
-
-    Args:
-        data: Images; moved to ``device`` once if they take at most ``resident_bytes`` there,
-            else streamed through a DataLoader.
-        batch_size: Images per step, at most ``len(data)``.
-        seed: Of the shuffles.
-        device: Where batches are wanted.
-    """
-
-    def __init__(
-        self,
-        data: ImageData,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        resident_bytes: int,
-    ) -> None:
-        self.data, self.seed, self.device = data, seed, device
-        self.batch_size = min(batch_size, len(data))
-        self.per_epoch = len(data) // self.batch_size
-        self.resident = data.images.to(device) if data.nbytes <= resident_bytes else None
-        self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._stream: tuple[int, Iterator[Tensor]] | None = None
-
-    def index(self, step: int) -> Tensor:
-        """Indices of the images of a step, shape (batch_size,)."""
-        epoch, position = divmod(step, self.per_epoch)
-        if self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch = (epoch, torch.randperm(len(self.data), generator=generator))
-        start = position * self.batch_size
-        return self._epoch[1][start : start + self.batch_size]
-
-    def __getitem__(self, step: int) -> Tensor:
-        """Images of a step, float in [0, 1], on the device."""
-        if self.resident is not None:
-            return ImageData.to_unit(self.resident[self.index(step).to(self.device)])
-        if self._stream is None or self._stream[0] != step:
-            self._stream = (step, iter(self._loader(step)))
-        images = next(self._stream[1])
-        self._stream = (step + 1, self._stream[1])
-        return ImageData.to_unit(images.to(self.device, non_blocking=True))
-
-    def _loader(self, first: int) -> "torch.utils.data.DataLoader[Tensor]":
-        def indices() -> Iterator[list[int]]:
-            step = first
-            while True:
-                yield self.index(step).tolist()
-                step += 1
-
-        # A loader draws from the global generator when it is given none, and so from the noise
-        # of the training.
-        return torch.utils.data.DataLoader(
-            self.data,
-            batch_sampler=indices(),
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),
-        )
 
 
 @dataclass
@@ -199,12 +135,13 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
     model_trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(x)
     kl = {}
     for name in guide_trace.stochastic_nodes:
-        q, p = guide_trace.nodes[name], model_trace.nodes[name]
+        q: Any = guide_trace.nodes[name]
+        p: Any = model_trace.nodes[name]
         if type(q["fn"]).__name__ == "_Subsample":
             continue
         value = q["value"]
         kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
-    x_site = model_trace.nodes["x"]
+    x_site: Any = model_trace.nodes["x"]
     return x_site["fn"].log_prob(x_site["value"]), kl
 
 
@@ -219,17 +156,21 @@ class Trainer:
         spec: FitSpec,
         schedule: ScheduleSpec,
     ) -> None:
+        if schedule.of_the_mixture and not isinstance(guide, NormalGammaGuide):
+            raise UserError(
+                f"schedule.{schedule.of_the_mixture[0]} needs a relaxed guide, "
+                f"got {type(guide).__name__}"
+            )
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule = spec, schedule
         self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
-        self.parameters = [*self.model.parameters(), *self.guide.parameters()]
+        self.parameters: list[Tensor] = [*self.model.parameters(), *self.guide.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=spec.learning_rate, fused=True)
         self.elbo = ELBOS[spec.elbo](
             num_particles=spec.particles, vectorize_particles=spec.particles > 1
         )
-        self.final_sharpness = guide.spec.sharpness if schedule.sharpness else None
         self.site_ramps = {
             name: ramp
             for name, ramp in (("z", schedule.z), ("precision", schedule.precision))
@@ -241,6 +182,12 @@ class Trainer:
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
         self.step = 0
         self.fit = Fit(self.model, self.guide, spec)
+
+    @property
+    def mixture(self) -> NormalGammaGuide:
+        """The guide, where the schedule asks for more than every guide has."""
+        assert isinstance(self.guide, NormalGammaGuide)
+        return self.guide
 
     # One step --------------------------------------------------------------------------------
 
@@ -254,8 +201,9 @@ class Trainer:
         decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate * decay
-        if self.final_sharpness is not None:
-            self.guide.sharpness.fill_(self.final_sharpness * self.schedule.sharpness(fraction))
+        if self.schedule.sharpness is not None:
+            guide = self.mixture
+            guide.sharpness.fill_(guide.spec.sharpness * self.schedule.sharpness(fraction))
         x = self.batches[self.step]
         # Shapes and supports are checked on the first step; they do not change afterwards.
         with pyro.validation_enabled(self.step == 0), SiteWeights(self.weights(fraction)):
@@ -356,7 +304,7 @@ class Trainer:
         loss_without = self.train_and_judge(steps)
         without = self.state()
         self.set_state(before)
-        jump(move.kind, self.model, self.guide, self.optimizer, latent, loc)
+        jump(move.kind, self.model, self.mixture, self.optimizer, latent, loc)
         loss_with = self.train_and_judge(steps)
         record = MoveRecord(move.kind, latent, before["step"], loss_without, loss_with)
         if not record.accepted:
@@ -376,7 +324,7 @@ class Trainer:
             return sorted(leaks, key=lambda k: -variance[k].item()), codes.loc
         state, harm = self.state(), {}
         for k in informative.nonzero().flatten().tolist():
-            jump(move.kind, self.model, self.guide, self.optimizer, k, codes.loc[:, k])
+            jump(move.kind, self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
             harm[k] = self.loss()
             self.set_state(state)
         return sorted(harm, key=harm.__getitem__), codes.loc
@@ -403,10 +351,11 @@ class Trainer:
         codes = self.guide.codes(self.monitor_images)
         faint = (codes.probs.mean(0) < 0.5) & (codes.loc.var(0) < LEAK)
         for k in faint.nonzero().flatten().tolist():
-            jump("death", self.model, self.guide, self.optimizer, k, codes.loc[:, k])
+            jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
 
     def actions(self) -> list[tuple[float, Callable[[], None]]]:
         """What the schedule does once, and at which fraction of training, in order of time."""
+        actions: list[tuple[float, Callable[[], None]]]
         actions = [(move.at, partial(self.propose, move)) for move in self.schedule.moves]
         if self.schedule.silence is not None:
             actions.append((self.schedule.silence, self.silence))
@@ -456,7 +405,7 @@ def fit(
         torch.manual_seed(spec.seed)
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
         actions = trainer.actions()
-        with _Bar(spec.steps, enabled=progress) as bar:
+        with TrainingBar(spec.steps, enabled=progress) as bar:
             due = 0
             try:
                 while True:
@@ -475,39 +424,3 @@ def fit(
                 trainer.fit.steps = trainer.step
                 trainer.fit.seconds = time.perf_counter() - began
     return trainer.fit
-
-
-class _Bar:
-    """Progress on a terminal; elsewhere (a log file, a cluster) a line for every tenth."""
-
-    def __init__(self, steps: int, enabled: bool) -> None:
-        self.console = Console(stderr=True)
-        live = enabled and self.console.is_terminal
-        self.lines = enabled and not live
-        self.steps, self.tenth = steps, 0
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=self.console,
-            disable=not live,
-        )
-        self.task = self.progress.add_task("training", total=steps, state="")
-
-    def __enter__(self) -> "_Bar":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, row: Mapping[str, Any]) -> None:
-        kl = "  ".join(f"KL {name} {value:.1f}" for name, value in row["kl"].items())
-        state = f"loss {row['loss']:.1f}  {kl}  informative {row['informative']}"
-        self.progress.update(self.task, completed=row["step"], state=state)
-        tenth = 10 * row["step"] // self.steps
-        if self.lines and tenth > self.tenth:
-            self.tenth = tenth
-            self.console.print(f"step {row['step']}/{self.steps}  {state}", highlight=False)

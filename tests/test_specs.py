@@ -91,6 +91,11 @@ def test_price_is_minus_log_probs():
             "schedule.moves.0.kind: expected one of 'birth' or 'death', got 'brith'; "
             "did you mean 'birth'?",
         ),
+        (
+            GUIDE,
+            {"family": "gaussian", "schedule": {"silence": 0.8}},
+            "mine.toml: schedule.silence belongs to the relaxed guide, not to gaussian",
+        ),
         (FitSpec, {"device": "tpu"}, "device: expected a string that matches"),
         (FitSpec, {"seed": -1}, "seed: expected a number >= 0, got -1"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ngvae_pyro import diagnostics
+from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
@@ -14,7 +15,7 @@ from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.selection import jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.svi import Batches, NonFiniteLoss, Trainer, fit, resolve_device
+from ngvae_pyro.svi import NonFiniteLoss, Trainer, fit, resolve_device
 
 SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
 CPU = torch.device("cpu")
@@ -104,6 +105,13 @@ def test_wrong_shape_and_device_are_user_errors(small_pair, data):
         with pytest.raises(UserError, match="device 'cuda' asked for, but torch sees 0"):
             resolve_device("cuda")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_schedule_needs_the_guide_it_speaks_of(small_pair, data):
+    pair = small_pair("gaussian", "gaussian")
+    schedule = ScheduleSpec(moves=(Move(kind="death", at=0.5),))
+    with pytest.raises(UserError, match=r"schedule.moves needs a relaxed guide, got GaussianGuide"):
+        fit(*pair, data, SHORT, schedule=schedule, progress=False)
 
 
 def test_a_non_finite_loss_names_the_step_and_keeps_the_last_state(small_pair, data):
