@@ -178,7 +178,7 @@ def to_arviz(
             "precision": precision.reshape(*shape, -1).cpu().numpy(),
             "z": z.reshape(*shape, -1).cpu().numpy(),
         },
-        "log_likelihood": {"x": log_likelihood.reshape(shape).cpu().numpy()},
+        "log_likelihood": {"x": log_likelihood.reshape(shape).double().cpu().numpy()},
         "observed_data": {"images": x.cpu().numpy()},
         "constant_data": constant,
     }

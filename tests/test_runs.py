@@ -33,6 +33,14 @@ def ngvae(*words, code=0):
     return result.output
 
 
+def flat(value, path=""):
+    """Nested tables and arrays as one mapping from path to number."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, inner in items for k, v in flat(inner, f"{path}/{key}").items()}
+
+
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda names: "-".join(names))
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
@@ -72,7 +80,8 @@ def test_a_run_can_be_read_again(folder):
     fit, spec = runs.load_run(folder, device="cpu")
     _, held_out = runs.load_data(spec)
     again = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
-    assert again == runs.load_metrics(folder)
+    # Not to the last bit: the sums of a matrix product may be taken in another order.
+    assert flat(again) == pytest.approx(flat(runs.load_metrics(folder)), rel=1e-4, abs=1e-4)
 
 
 def test_inspect_shows_the_latents_in_order(folder):
@@ -97,14 +106,13 @@ def test_arviz_runs_on_the_posterior(folder):
     assert set(posterior["constant_data"].data_vars) == {"loc", "probs", "factors"}
     attrs = posterior["posterior"].attrs
     assert attrs["seed"] == 0 and attrs["version torch"] == version("torch")
-    few = posterior["posterior"][["z"]].isel(observation=[0, 1])
-    summary = az.summary(few)
-    assert len(summary) == 8
+    few = {"var_names": ["z"], "coords": {"observation": [0, 1]}}
+    assert len(az.summary(posterior, **few)) == 8
     assert np.isfinite(az.loo(posterior).elpd_loo if FIRST_GENERATION else az.loo(posterior).elpd)
     import matplotlib
 
     matplotlib.use("Agg")
-    az.plot_forest(few)
+    az.plot_forest(posterior, **few)
 
 
 def test_python_in_twelve_lines(tmp_path):
@@ -115,7 +123,7 @@ def test_python_in_twelve_lines(tmp_path):
     guide = ngvae_pyro.load_guide("relaxed", model)
     fit = ngvae_pyro.fit(model, guide, train, ngvae_pyro.FitSpec(steps=3), progress=False)
     posterior = ngvae_pyro.to_arviz(fit, held_out, observations=2)
-    assert len(az.summary(posterior["posterior"][["precision"]])) == 12
+    assert len(az.summary(posterior, var_names=["precision"])) == 12
 
 
 # Command line --------------------------------------------------------------------------------
