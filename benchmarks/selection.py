@@ -94,7 +94,6 @@ def row(out, case):
         "MSE": metrics["reconstruction_mse"],
         "vanilla MSE": mse,
         "ELBO": metrics["elbo"],
-        "seconds": metrics["seconds"],
     }
 
 
@@ -103,7 +102,7 @@ def table(rows):
         if value is None:
             return "-"
         if isinstance(value, float):
-            return f"{value:.2e}" if abs(value) < 1 else f"{value:.0f}"
+            return f"{value:.2e}" if abs(value) < 1 else f"{value:.1f}"
         return str(value)
 
     names = list(rows[0])
@@ -115,8 +114,10 @@ def table(rows):
     if both:
         better = sum(r["MSE"] <= r["vanilla MSE"] for r in both)
         ratio = statistics.median(r["MSE"] / r["vanilla MSE"] for r in both)
+        means = [statistics.mean(r[name] for r in both) for name in ("MSE", "vanilla MSE")]
         lines.append(
-            f"MSE not above vanilla's in {better} of {len(both)}; median ratio {ratio:.2f}."
+            f"MSE not above vanilla's in {better} of {len(both)}: on average {means[0]:.2e} "
+            f"against {means[1]:.2e}, median ratio {ratio:.2f}."
         )
     return "\n".join(lines)
 

@@ -65,7 +65,9 @@ def assign(values: dict[str, Any], assignment: str) -> None:
     known = ["model", "guide", "fit", "data"]
     if parts[0] not in known:
         hint = nearest(parts[0], known)
-        raise UserError(f"--set {assignment}: unknown part '{parts[0]}'{hint} (known: {known})")
+        raise UserError(
+            f"--set {assignment}: unknown part '{parts[0]}'{hint} (known: {', '.join(known)})"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

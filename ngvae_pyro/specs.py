@@ -105,11 +105,15 @@ class Ramp(Spec):
 
 
 class MLPSpec(Spec):
-    """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units."""
+    """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units.
+
+    A decoder that is declared without a depth has 8 layers: what it cannot draw from few latents
+    is drawn from more of them, so a shallow decoder finds too many.
+    """
 
     kind: Literal["mlp"] = "mlp"
     width: PositiveInt = 256
-    depth: PositiveInt = 4
+    depth: PositiveInt = 3
 
 
 class ConvSpec(Spec):
@@ -127,6 +131,12 @@ NetworkSpec = Annotated[
     Annotated[MLPSpec, Tag("MLPSpec")] | Annotated[ConvSpec, Tag("ConvSpec")],
     _choose("kind", MLPSpec, ConvSpec),
 ]
+
+
+def _deep(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("kind", "mlp") == "mlp":
+        return {"depth": 8, **value}
+    return value
 
 
 # Model: p(x, z, precision) -------------------------------------------------------------------
@@ -193,7 +203,7 @@ class ModelSpec(Spec):
     latent_size: PositiveInt = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: LikelihoodSpec = LikelihoodSpec()
-    decoder: NetworkSpec = MLPSpec(depth=8)
+    decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
 
 
 # Guide: q(z, precision | x) ------------------------------------------------------------------
@@ -275,7 +285,7 @@ class RelaxedGuideSpec(Spec):
     concentration: Pair = (1000.0, 100.0)
     rate: Pair = (0.1, 100.0)
     sharpness: PositiveFloat = 20.0
-    encoder: NetworkSpec = MLPSpec(depth=3)
+    encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = SELECT
 
 
@@ -283,7 +293,7 @@ class GaussianGuideSpec(Spec):
     """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x))."""
 
     family: Literal["gaussian"] = "gaussian"
-    encoder: NetworkSpec = MLPSpec(depth=3)
+    encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
     @model_validator(mode="after")
@@ -360,7 +370,8 @@ _EXPECTED = {
     "less_than": "a number < {lt:g}",
     "less_than_equal": "a number <= {le:g}",
     "too_long": "an array of {max_length} numbers",
-    "string_pattern_mismatch": "a string that matches {pattern}",
+    # The one pattern is that of fit.device.
+    "string_pattern_mismatch": "auto, cpu, cuda or cuda:N",
 }
 
 

@@ -82,4 +82,8 @@ def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) 
         source, values = type(variant).__name__, variant.model_dump(exclude_unset=True)
     else:
         source, values = read(kind, variant)
-    return parse(SPECS[kind], merge(values, changes), source)
+    # First alone, so that a message never blames a change for a mistake in the file.
+    spec = parse(SPECS[kind], values, source)
+    if not changes:
+        return spec
+    return parse(SPECS[kind], merge(values, changes), f"changes to {source}")

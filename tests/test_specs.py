@@ -17,6 +17,7 @@ from ngvae_pyro.specs import (
     FitSpec,
     GaussianGuideSpec,
     GuideSpec,
+    MLPSpec,
     ModelSpec,
     NormalGammaPriorSpec,
     Ramp,
@@ -96,7 +97,7 @@ def test_price_is_minus_log_probs():
             {"family": "gaussian", "schedule": {"silence": 0.8}},
             "mine.toml: schedule.silence belongs to the relaxed guide, not to gaussian",
         ),
-        (FitSpec, {"device": "tpu"}, "device: expected a string that matches"),
+        (FitSpec, {"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (FitSpec, {"seed": -1}, "seed: expected a number >= 0, got -1"),
     ],
 )
@@ -105,6 +106,14 @@ def test_every_mistake_is_one_line(spec, values, line):
         parse(spec, values, "mine.toml")
     message = str(caught.value)
     assert message.startswith("mine.toml: ") and line in message and "\n" not in message
+
+
+def test_a_changed_decoder_keeps_its_depth():
+    assert ModelSpec().decoder.depth == 8
+    assert parse(ModelSpec, {"decoder": {"width": 64}}, "x").decoder == MLPSpec(width=64, depth=8)
+    assert parse(ModelSpec, {"decoder": {"depth": 2}}, "x").decoder == MLPSpec(depth=2)
+    assert parse(ModelSpec, {"decoder": {"kind": "conv"}}, "x").decoder == ConvSpec()
+    assert parse(GUIDE, {"encoder": {"width": 64}}, "x").encoder == MLPSpec(width=64, depth=3)
 
 
 json = st.recursive(
