@@ -78,10 +78,10 @@ def row(out, case):
     if not path.exists():
         return None
     metrics = json.loads(path.read_text())
-    others = [r for r in metrics["latents"] if r["probs"] <= 0.5]
+    others = [r for r in diagnostics.most_informative_first(metrics) if r["probs"] <= 0.5]
     precision = [r["precision"]["mean"] for r in others]
-    vanilla = path_of(out, case, "vanilla")
-    mse = json.loads(vanilla.read_text())["reconstruction_mse"] if vanilla.exists() else None
+    path = path_of(out, case, "vanilla")
+    vanilla = json.loads(path.read_text()) if path.exists() else {}
     data, latents, seed = case
     return {
         "data": data,
@@ -92,8 +92,10 @@ def row(out, case):
         "others' precision": f"{min(precision):.3f} to {max(precision):.3f}" if others else "-",
         "others' var of loc": f"{max((r['variance_of_loc'] for r in others), default=0):.4f}",
         "MSE": metrics["reconstruction_mse"],
-        "vanilla MSE": mse,
         "ELBO": metrics["elbo"],
+        "vanilla active": vanilla.get("active_units"),
+        "vanilla MSE": vanilla.get("reconstruction_mse"),
+        "vanilla ELBO": vanilla.get("elbo"),
     }
 
 

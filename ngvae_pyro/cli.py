@@ -178,7 +178,7 @@ def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
         f"  ({births} births and {deaths} deaths of {len(fit.moves)} tried)",
         highlight=False,
     )
-    kl = ", ".join(f"{name} {value:.2f}" for name, value in metrics["kl"].items())
+    kl = ", ".join(f"{name} {kl['total']:.2f}" for name, kl in metrics["kl"].items())
     out.print(
         f"held-out ELBO {metrics['elbo']:.1f} nats per image (KL: {kl}), "
         f"reconstruction MSE {metrics['reconstruction_mse']:.2e} per pixel",

@@ -1,6 +1,7 @@
 """What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
 
 import platform
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -29,12 +30,10 @@ def batches(fit: Fit, data: ImageData) -> Any:
 
 @torch.no_grad()
 def codes(fit: Fit, data: ImageData) -> Codes:
-    """Posterior mean, inferred variance and probs of every image, each (N, K), on the CPU."""
+    """What the guide says of every image, each (N, K), on the CPU."""
     parts = [fit.guide.codes(x) for x in batches(fit, data)]
-    loc, variance, probs = (
-        torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("loc", "variance", "probs")
-    )
-    return Codes(loc, variance, probs)
+    names = [field.name for field in fields(Codes)]
+    return Codes(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in names))
 
 
 @torch.no_grad()
@@ -64,10 +63,12 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
         1/2 (a Gaussian guide has none: there, variance below 1/2 for most images).
         ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
         ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
-        at the posterior mean of z. ``kl``: nats per image, for each site its total and each
-        latent's share. ``latents``: for each latent the mean, 5 % and 95 % quantile of its
-        posterior precision over images and draws, the variance of its posterior mean and its
-        mean weight. ``steps``, ``extra_steps`` and ``seconds`` of the training.
+        at the posterior mean of z. ``kl``: for each site its ``total``, nats per image, and the
+        shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
+        posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
+        images and draws. ``probs`` and ``variance_of_loc``: for each latent its mean weight and
+        the variance of its posterior mean. ``steps``, ``extra_steps`` and ``seconds`` of the
+        training.
     """
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
@@ -84,26 +85,21 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     count = len(data)
     kl = {name: (term / count).tolist() for name, term in totals.items()}
     code = codes(fit, data)
-    values = torch.cat(precision).numpy()
-    low, high = np.quantile(values, [0.05, 0.95], axis=0)
-    mean, variance, probs = values.mean(0), code.loc.var(0), code.probs.mean(0)
-    latents = [
-        {
-            "latent": k,
-            "probs": probs[k].item(),
-            "precision": {"mean": float(mean[k]), "5%": float(low[k]), "95%": float(high[k])},
-            "variance_of_loc": variance[k].item(),
-            "kl": {name: term[k] for name, term in kl.items()},
-        }
-        for k in range(fit.model.latent_size)
-    ]
+    low, high = np.quantile(torch.cat(precision).numpy(), [0.05, 0.95], axis=0)
+    variance, probs = code.loc.var(0), code.probs.mean(0)
     return {
         "informative": int((probs > 0.5).sum()),
         "active_units": int((variance > ACTIVE).sum()),
         "elbo": log_likelihood / count - sum(sum(term) for term in kl.values()),
         "reconstruction_mse": squared_error / (count * data.images[0].numel()),
-        "kl": {name: sum(term) for name, term in kl.items()},
-        "latents": latents,
+        "kl": {name: {"total": sum(term), "per_latent": term} for name, term in kl.items()},
+        "precision": {
+            "mean": code.precision.double().mean(0).tolist(),
+            "5%": low.tolist(),
+            "95%": high.tolist(),
+        },
+        "probs": probs.tolist(),
+        "variance_of_loc": variance.tolist(),
         "seconds": fit.seconds,
         "steps": fit.steps,
         "extra_steps": fit.extra_steps,
@@ -111,8 +107,18 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
 
 
 def most_informative_first(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The latents of ``evaluate``, by mean posterior precision, highest first."""
-    return sorted(metrics["latents"], key=lambda row: -row["precision"]["mean"])
+    """One row for each latent of ``evaluate``, by mean posterior precision, highest first."""
+    rows = [
+        {
+            "latent": k,
+            "probs": probs,
+            "precision": {key: values[k] for key, values in metrics["precision"].items()},
+            "variance_of_loc": metrics["variance_of_loc"][k],
+            "kl": {site: kl["per_latent"][k] for site, kl in metrics["kl"].items()},
+        }
+        for k, probs in enumerate(metrics["probs"])
+    ]
+    return sorted(rows, key=lambda row: -row["precision"]["mean"])
 
 
 @torch.no_grad()

@@ -23,11 +23,13 @@ class Codes:
     """What a guide says of a batch, each (B, K).
 
     ``loc`` is the posterior mean of z, ``variance`` the inferred variance of z given x,
-    ``probs`` the posterior weight of the informative component.
+    ``precision`` the posterior mean of its precision, ``probs`` the posterior weight of the
+    informative component.
     """
 
     loc: Tensor
     variance: Tensor
+    precision: Tensor
     probs: Tensor
 
 
@@ -68,7 +70,7 @@ class NormalGammaGuide(PyroModule):
 
     def codes(self, x: Tensor) -> Codes:
         q = self.posterior(x)
-        return Codes(q.loc, q.variance[..., 0], q.probs)
+        return Codes(q.loc, q.variance[..., 0], q.mean[..., 1], q.probs)
 
 
 class GaussianGuide(PyroModule):
@@ -93,7 +95,7 @@ class GaussianGuide(PyroModule):
         q = self.posterior(x)
         # No mixture here: a latent counts as informative where its posterior is narrower than
         # half the prior in variance.
-        return Codes(q.loc, q.variance, (q.variance < 0.5).to(q.loc))
+        return Codes(q.loc, q.variance, 1.0 / q.variance, (q.variance < 0.5).to(q.loc))
 
 
 GUIDES: dict[type[Spec], Any] = {
@@ -109,6 +111,8 @@ def load_guide(
     variant: str | Path | RelaxedGuideSpec | GaussianGuideSpec, model: VAE, **changes: Any
 ) -> NormalGammaGuide | GaussianGuide:
     """The guide q(z, precision | x) that a variant declares, for a model.
+
+    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable.
 
     Args:
         variant: Name in ``guides/``, path to a TOML file, or a guide spec.

@@ -146,6 +146,8 @@ def load_model(
 ) -> VAE:
     """The model p(x, z, precision) that a variant declares.
 
+    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable.
+
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
         image_shape: (C, H, W) of the data, as ``data.image_shape`` gives it.

@@ -30,6 +30,7 @@ def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
         spec.data.name,
         seed=seed,
         n=spec.data.size,
+        resolution=spec.data.resolution,
         root=spec.data.root,
         download=spec.data.download,
     )

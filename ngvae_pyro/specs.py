@@ -330,10 +330,15 @@ class FitSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Which images: a name or a path as :func:`ngvae_pyro.data.load` takes it."""
+    """Which images: a name or a path as :func:`ngvae_pyro.data.load` takes it.
+
+    ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the part
+    of them that is not trained on; ``resolution`` is the sprites' side in pixels, by default 32.
+    """
 
     name: str = "sprites"
     size: PositiveInt | None = None
+    resolution: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     root: str = "data"

@@ -66,12 +66,16 @@ def test_a_run_folder_holds_the_evidence(folder):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {
-        *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "latents"),
+        *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "precision"),
+        *("probs", "variance_of_loc"),
         *("seconds", "steps", "extra_steps"),
     }
-    assert metrics["steps"] == 6 and len(metrics["latents"]) == 4
-    for site, total in metrics["kl"].items():
-        assert total == pytest.approx(sum(row["kl"][site] for row in metrics["latents"]), rel=1e-6)
+    assert metrics["steps"] == 6 and len(metrics["probs"]) == 4
+    for kl in metrics["kl"].values():
+        assert len(kl["per_latent"]) == 4
+        assert kl["total"] == pytest.approx(sum(kl["per_latent"]), rel=1e-6)
+    low, mean, high = (metrics["precision"][key] for key in ("5%", "mean", "95%"))
+    assert all(a <= b <= c for a, b, c in zip(low, mean, high, strict=True))
     config = tomllib.loads((folder / "config.toml").read_text())
     assert config["model"]["latent_size"] == 4 and "torch" in config["versions"]
 
