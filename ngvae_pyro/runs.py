@@ -3,7 +3,7 @@
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -136,7 +136,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
         raise UserError(f"{weights}: cannot be loaded: {reason}") from None
     target = resolve_device(device)
     fit = Fit(model.to(target), guide.to(target), spec.fit)
-    history = _read(folder / "history.json", json.loads)
+    history = _read(folder / "history.json", json.loads, ("rows", "moves"))
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
     metrics = load_metrics(folder)
     fit.seconds, fit.steps = metrics["seconds"], metrics["steps"]
@@ -146,7 +146,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
 
 def load_metrics(folder: str | Path) -> dict[str, Any]:
     """``metrics.json`` of a run folder."""
-    return _read(Path(folder) / "metrics.json", json.loads)
+    keys = ("informative", "elbo", "kl", "precision", "probs", "variance_of_loc")
+    keys += ("reconstruction_mse", "seconds", "steps", "extra_steps")
+    return _read(Path(folder) / "metrics.json", json.loads, keys)
 
 
 def load_posterior(folder: str | Path) -> Any:
@@ -162,10 +164,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _read(path: Path, loads: Any) -> Any:
+def _read(path: Path, loads: Any, keys: Sequence[str] = ()) -> Any:
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        values = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise UserError(f"{path}: damaged or of another version: no key '{missing[0]}'")
+    return values
