@@ -171,21 +171,19 @@ def _short(value: float) -> str:
 
 
 def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
-    births = sum(m.accepted and m.kind == "birth" for m in fit.moves)
-    deaths = sum(m.accepted and m.kind == "death" for m in fit.moves)
-    out.print(
-        f"[bold]{metrics['informative']} of {fit.model.latent_size} latents are informative[/bold]"
-        f"  ({births} births and {deaths} deaths of {len(fit.moves)} tried)",
-        highlight=False,
-    )
+    count = f"{metrics['informative']} of {fit.model.latent_size} latents are informative"
+    kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
+    moves = f"  (moves kept: {', '.join(kept) or 'none'} of {len(fit.moves)} tried)"
+    out.print(f"[bold]{count}[/bold]{moves if fit.moves else ''}", highlight=False)
     kl = ", ".join(f"{name} {kl['total']:.2f}" for name, kl in metrics["kl"].items())
+    extra = metrics["extra_steps"]
     out.print(
         f"held-out ELBO {metrics['elbo']:.1f} nats per image (KL: {kl}), "
         f"reconstruction MSE {metrics['reconstruction_mse']:.2e} per pixel",
         highlight=False,
     )
     out.print(
-        f"{metrics['steps']} steps (+{metrics['extra_steps']} in moves) in "
+        f"{metrics['steps']} steps{f' (+{extra} in moves)' if extra else ''} in "
         f"{metrics['seconds']:.0f} s on {fit.device}; written to {folder}",
         highlight=False,
     )

@@ -192,7 +192,11 @@ def test_a_non_finite_loss_keeps_the_weights(tmp_path):
         ("config.toml", b"[modle]\n", "unknown key 'modle'; did you mean 'model'?"),
         ("weights.safetensors", b"\x00" * 20, "weights.safetensors: cannot be loaded"),
         ("metrics.json", b"{", "metrics.json: damaged"),
-        ("metrics.json", b"{}", "metrics.json: damaged or of another version: no key 'informative'"),
+        (
+            "metrics.json",
+            b"{}",
+            "metrics.json: damaged or of another version: no key 'informative'",
+        ),
         ("history.json", b"[]", "history.json: damaged or of another version: no key 'rows'"),
         ("history.json", None, "history.json: cannot read the file"),
     ],
