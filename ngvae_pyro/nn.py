@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from ngvae_pyro.errors import UserError
@@ -145,9 +144,3 @@ def _conv_grid(image_shape: Sequence[int]) -> tuple[int, int]:
     while grid % 2 == 0 and grid > 4:
         grid, layers = grid // 2, layers + 1
     return grid, layers
-
-
-@torch.no_grad()
-def count_parameters(*modules: nn.Module) -> int:
-    """Number of trainable parameters of several modules."""
-    return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
