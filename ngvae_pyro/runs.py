@@ -146,8 +146,10 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
 
 def load_metrics(folder: str | Path) -> dict[str, Any]:
     """``metrics.json`` of a run folder."""
-    keys = ("informative", "elbo", "kl", "precision", "probs", "variance_of_loc")
-    keys += ("reconstruction_mse", "seconds", "steps", "extra_steps")
+    keys = [
+        *("informative", "elbo", "kl", "precision", "probs", "variance_of_loc"),
+        *("reconstruction_mse", "seconds", "steps", "extra_steps"),
+    ]
     return _read(Path(folder) / "metrics.json", json.loads, keys)
 
 

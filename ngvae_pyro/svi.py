@@ -20,6 +20,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.batches import Batches
@@ -137,7 +138,7 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
     for name in guide_trace.stochastic_nodes:
         q: Any = guide_trace.nodes[name]
         p: Any = model_trace.nodes[name]
-        if type(q["fn"]).__name__ == "_Subsample":
+        if site_is_subsample(q):
             continue
         value = q["value"]
         kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
