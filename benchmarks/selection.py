@@ -56,7 +56,7 @@ def run(task):
     train, held_out = runs.load_data(spec)
 
     def build():
-        model = load_model(spec.model, train.image_shape)
+        model = load_model(spec.model, train)
         return model, load_guide(spec.guide, model)
 
     fit = svi.fit(*svi.seeded(seed, build), train, spec.fit, progress=False)

@@ -143,8 +143,10 @@ def train(
         with err.status("preparing data"):
             images, held_out = runs.load_data(spec)
         network, posterior = svi.seeded(
-            spec.fit.seed, lambda: _pair(load_model, load_guide, spec, images.image_shape)
+            spec.fit.seed, lambda: _pair(load_model, load_guide, spec, images)
         )
+        if spec.model.likelihood.family == "auto" and network.likelihood.family == "bernoulli":
+            err.print(f"{images.name} holds only 0 and 1: likelihood bernoulli", highlight=False)
         try:
             fit = svi.fit(network, posterior, images, spec.fit)
         except svi.NonFiniteLoss as error:
@@ -161,8 +163,8 @@ def train(
     _summary(out_folder, fit, metrics)
 
 
-def _pair(load_model: Any, load_guide: Any, spec: RunSpec, image_shape: Any) -> tuple[Any, Any]:
-    network = load_model(spec.model, image_shape)
+def _pair(load_model: Any, load_guide: Any, spec: RunSpec, images: Any) -> tuple[Any, Any]:
+    network = load_model(spec.model, images)
     return network, load_guide(spec.guide, network)
 
 

@@ -107,6 +107,12 @@ class ImageData(Dataset[Tensor]):
         """The size of the stored images in bytes (not that of their float32 form)."""
         return self.images.nbytes
 
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
+        white = 255 if self.images.dtype == torch.uint8 else 1
+        return bool(((self.images == 0) | (self.images == white)).all())
+
     @staticmethod
     def to_unit(images: Tensor) -> Tensor:
         """Stored images as float32 in [0, 1], on the device where they are.

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.nn import Decoder
 from ngvae_pyro.specs import (
     GaussianPriorSpec,
@@ -34,11 +35,13 @@ class Likelihood(nn.Module):
     ``gaussian``: Normal(output, scale), with one standard deviation for all pixels (the slides'
     Normal(x; mu(z), sigma)), fixed or learned. ``bernoulli`` and ``continuous_bernoulli``: the
     output is the logit; intensities in [0, 1] are accepted by both, though only the second
-    normalises over them (Loaiza-Ganem and Cunningham, 2019).
+    normalises over them (Loaiza-Ganem and Cunningham, 2019). ``auto`` is resolved by
+    :func:`load_model`, which may know the images; here it is gaussian.
     """
 
     def __init__(self, spec: LikelihoodSpec) -> None:
         super().__init__()
+        spec = spec.resolved(binary=False)
         self.family = spec.family
         if spec.family == "gaussian":
             log_scale = torch.tensor(spec.scale).log()
@@ -141,7 +144,7 @@ MODELS: dict[type[Spec], type[VAE]] = {
 
 def load_model(
     variant: str | Path | ModelSpec = "normal_gamma",
-    image_shape: Sequence[int] = (3, 32, 32),
+    images: ImageData | Sequence[int] = (3, 32, 32),
     **changes: Any,
 ) -> VAE:
     """The model p(x, z, precision) that a variant declares.
@@ -150,11 +153,19 @@ def load_model(
 
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
-        image_shape: (C, H, W) of the data, as ``data.image_shape`` gives it.
+        images: The data, or their shape (C, H, W). The likelihood ``auto`` looks at the data, and
+            is gaussian where only a shape is given.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:
         UserError: If the variant does not exist or its spec is not valid.
     """
     spec = spec_of("models", variant, changes)
+    if isinstance(images, ImageData):
+        image_shape: Sequence[int] = images.image_shape
+        likelihood = spec.likelihood.resolved(images.binary)
+    else:
+        image_shape = images
+        likelihood = spec.likelihood.resolved(binary=False)
+    spec = spec.model_copy(update={"likelihood": likelihood})
     return MODELS[type(spec.prior)](spec, image_shape)

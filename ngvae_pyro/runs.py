@@ -65,6 +65,8 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> None:
     """``config.toml`` and ``weights.safetensors``: enough to build the pair again."""
+    # The model's own spec is the resolved one: what was trained.
+    spec = spec.model_copy(update={"model": fit.model.spec})
     values = spec.model_dump(mode="json", exclude_none=True)
     values["image_shape"] = list(image_shape)
     values["versions"] = diagnostics.versions()

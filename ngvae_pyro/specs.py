@@ -15,11 +15,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     TypeAdapter,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -35,6 +38,17 @@ class Spec(BaseModel):
 def _to_tuple(value: Any) -> Any:
     # TOML has arrays where Python has tuples.
     return tuple(value) if isinstance(value, list) else value
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested update: tables are merged key by key, anything else is replaced."""
+    merged = dict(values)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged[key] = value
+    return merged
 
 
 # Values that the key of each union takes, for messages.
@@ -72,10 +86,10 @@ class Ramp(Spec):
     """A schedule: ``initial`` until the fraction ``begin`` of training, ``final`` from ``end`` on.
 
     In between it is linear or geometric in the step. Fractions are of the whole run, so that a
-    longer run stretches the schedule.
+    longer run stretches the schedule. Without arguments it is 1 throughout.
     """
 
-    initial: Annotated[float, Field(ge=0.0)]
+    initial: Annotated[float, Field(ge=0.0)] = 1.0
     final: Annotated[float, Field(gt=0.0)] = 1.0
     begin: Fraction = 0.0
     end: Fraction = 1.0
@@ -180,21 +194,45 @@ PriorSpec = Annotated[
 class LikelihoodSpec(Spec):
     """Likelihood of a pixel in [0, 1] given the decoder's output.
 
+    ``auto`` is bernoulli for images that hold only 0 and 1, and gaussian for all others.
     ``scale`` is the standard deviation of the gaussian; ``learned`` makes it a parameter (one
     for the whole data set) that starts there. The other families have neither.
     """
 
-    family: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
+    family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
     scale: PositiveFloat = 0.1
     learned: bool = False
 
+    @property
+    def _of_the_gaussian(self) -> list[str]:
+        return sorted(self.model_fields_set & {"scale", "learned"})
+
     @model_validator(mode="after")
     def _scale_is_gaussian(self) -> Self:
-        extra = self.model_fields_set & {"scale", "learned"}
-        if self.family != "gaussian" and extra:
-            keys = " and ".join(sorted(extra))
-            raise ValueError(f"{keys} belongs to the gaussian likelihood, not to {self.family}")
+        if self.family not in ("auto", "gaussian") and (keys := self._of_the_gaussian):
+            raise ValueError(
+                f"{' and '.join(keys)} belongs to the gaussian likelihood, not to {self.family}"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _own_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is read again must neither be refused nor look as if it had been given.
+        values: dict[str, Any] = serialize(self)
+        if self.family == "gaussian":
+            return values
+        keys = {"family", *self._of_the_gaussian}
+        return {key: value for key, value in values.items() if key in keys}
+
+    def resolved(self, binary: bool) -> Self:
+        """With ``auto`` decided by whether the images hold only 0 and 1.
+
+        A ``scale`` or ``learned`` that was given asks for the gaussian.
+        """
+        if self.family != "auto":
+            return self
+        family = "bernoulli" if binary and not self._of_the_gaussian else "gaussian"
+        return self.model_copy(update={"family": family})
 
 
 class ModelSpec(Spec):
@@ -227,37 +265,34 @@ class ScheduleSpec(Spec):
 
     ``z`` and ``precision`` weigh the KL of these sites, ``sharpness`` multiplies the sharpness of
     the relaxation. All end at 1, so that what is maximised at the end is the ELBO itself.
-    ``signal_nats``, if given, replaces ``z.initial`` by signal / signal_nats (at least 1), where
+    ``signal_nats`` above 0 replaces ``z.initial`` by signal / signal_nats (at least 1), where
     the signal is what the data carry above their mean image, in nats under the likelihood: the
     weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
-    uninformative latents that leak too little for a birth lose the last trace of the data.
+    uninformative latents that leak too little for a birth lose the last trace of the data; at 1
+    nothing is left to do. The defaults leave the ELBO as it is throughout.
     """
 
-    z: Ramp | None = None
-    precision: Ramp | None = None
-    sharpness: Ramp | None = None
-    signal_nats: PositiveFloat | None = None
+    z: Ramp = Ramp()
+    precision: Ramp = Ramp()
+    sharpness: Ramp = Ramp()
+    signal_nats: NonNegativeFloat = 0.0
     moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
-    silence: Fraction | None = None
+    silence: Fraction = 1.0
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
         for name in ("z", "precision", "sharpness"):
             ramp = getattr(self, name)
-            if ramp is not None and ramp.final != 1.0:
+            if ramp.final != 1.0:
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
         return self
 
     @property
     def of_the_mixture(self) -> list[str]:
         """The keys in use that make sense only for a guide with a mixture on the precision."""
-        given = {
-            "precision": self.precision,
-            "sharpness": self.sharpness,
-            "moves": self.moves or None,
-            "silence": self.silence,
-        }
-        return [key for key, value in given.items() if value is not None]
+        fields = type(self).model_fields
+        keys = ("precision", "sharpness", "moves", "silence")
+        return [key for key in keys if getattr(self, key) != fields[key].default]
 
 
 SELECT = ScheduleSpec(
@@ -274,11 +309,18 @@ SELECT = ScheduleSpec(
 )
 
 
+def _on_top_of_select(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return merge(SELECT.model_dump(), value)
+    return value
+
+
 class RelaxedGuideSpec(Spec):
     """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
 
     ``concentration`` and ``rate`` are (informative, uninformative); ``sharpness`` is the slope r
-    of the relaxation at the end of training.
+    of the relaxation at the end of training. A declared ``schedule`` changes only the keys that it
+    names.
     """
 
     family: Literal["relaxed"] = "relaxed"
@@ -286,7 +328,7 @@ class RelaxedGuideSpec(Spec):
     rate: Pair = (0.1, 100.0)
     sharpness: PositiveFloat = 20.0
     encoder: NetworkSpec = MLPSpec()
-    schedule: ScheduleSpec = SELECT
+    schedule: Annotated[ScheduleSpec, BeforeValidator(_on_top_of_select)] = SELECT
 
 
 class GaussianGuideSpec(Spec):

@@ -172,12 +172,8 @@ class Trainer:
         self.elbo = ELBOS[spec.elbo](
             num_particles=spec.particles, vectorize_particles=spec.particles > 1
         )
-        self.site_ramps = {
-            name: ramp
-            for name, ramp in (("z", schedule.z), ("precision", schedule.precision))
-            if ramp is not None
-        }
-        if schedule.z is not None and schedule.signal_nats is not None:
+        self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
+        if schedule.signal_nats > 0:
             signal = self.model.likelihood.signal(self.monitor_images)
             initial = max(1.0, signal / schedule.signal_nats)
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
@@ -202,8 +198,8 @@ class Trainer:
         decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate * decay
-        if self.schedule.sharpness is not None:
-            guide = self.mixture
+        if isinstance(self.guide, NormalGammaGuide):
+            guide = self.guide
             guide.sharpness.fill_(guide.spec.sharpness * self.schedule.sharpness(fraction))
         x = self.batches[self.step]
         # Shapes and supports are checked on the first step; they do not change afterwards.
@@ -358,7 +354,7 @@ class Trainer:
         """What the schedule does once, and at which fraction of training, in order of time."""
         actions: list[tuple[float, Callable[[], None]]]
         actions = [(move.at, partial(self.propose, move)) for move in self.schedule.moves]
-        if self.schedule.silence is not None:
+        if self.schedule.silence < 1.0:
             actions.append((self.schedule.silence, self.silence))
         return sorted(actions, key=lambda action: action[0])
 

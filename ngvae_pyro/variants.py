@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from ngvae_pyro.errors import UserError, nearest
-from ngvae_pyro.specs import GuideSpec, ModelSpec, Spec, parse
+from ngvae_pyro.specs import GuideSpec, ModelSpec, Spec, merge, parse
 
 Kind = Literal["models", "guides"]
 SPECS: dict[Kind, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
@@ -61,17 +61,6 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{source}: cannot read the file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: not valid TOML: {error}") from None
-
-
-def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested update: tables are merged key by key, anything else is replaced."""
-    merged = dict(values)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = merge(old, value)
-        merged[key] = value
-    return merged
 
 
 def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) -> Any:

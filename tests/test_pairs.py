@@ -140,6 +140,25 @@ def test_likelihoods_and_sizes(family, image_shape):
         assert model.likelihood.signal(x) > 0
 
 
+def test_auto_likelihood_follows_the_images():
+    bits = torch.randint(0, 2, (6, 1, 8, 8), dtype=torch.uint8)
+    grey = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    cases = {
+        "bernoulli": [bits.bool(), bits * 255, bits.float()],
+        "gaussian": [grey, bits, bits * 254, bits.float() / 2, (1, 8, 8)],
+    }
+    for family, all_images in cases.items():
+        for images in all_images:
+            if isinstance(images, torch.Tensor):
+                images = ImageData("bits", images)
+            model = load_model("normal_gamma", images)
+            assert model.likelihood.family == model.spec.likelihood.family == family
+    data = ImageData("bits", bits * 255)
+    for likelihood in ({"scale": 0.2}, {"learned": True}, {"family": "gaussian"}):
+        model = load_model("normal_gamma", data, likelihood=likelihood)
+        assert model.likelihood.family == "gaussian"
+
+
 def test_conv_refuses_other_sizes():
     with pytest.raises(UserError, match="conv network takes 28x28, 32x32, 64x64 images, got 30x32"):
         load_model("normal_gamma", (1, 30, 32), decoder=ConvSpec())

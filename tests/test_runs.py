@@ -48,6 +48,21 @@ def folder(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("family", ["auto", "bernoulli", "continuous_bernoulli"])
+def test_a_run_of_any_likelihood_can_be_read_again(tmp_path, family):
+    bits = np.random.default_rng(0).integers(0, 2, (60, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "bits.npz", imgs=bits)
+    words = ["normal_gamma", "relaxed", "--data", tmp_path / "bits.npz", *SHORT]
+    words += ["--set", "data.size=60", "--set", f"model.likelihood.family={family}"]
+    said = ngvae("train", *words, "--out", tmp_path / "run")
+    assert ("bits holds only 0 and 1: likelihood bernoulli" in said) == (family == "auto")
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["model"]["likelihood"]
+    assert written == {"family": "bernoulli" if family == "auto" else family}
+    fit, spec = runs.load_run(tmp_path / "run")
+    assert fit.model.likelihood.family == spec.model.likelihood.family == written["family"]
+    assert "latents are informative" in ngvae("inspect", tmp_path / "run")
+
+
 def test_a_run_folder_holds_the_evidence(folder):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     figures = [
@@ -123,7 +138,7 @@ def test_python_in_twelve_lines(tmp_path):
     """The README's example, at a small size."""
     data = ngvae_pyro.sprites(300, vary=("x", "red"))
     train, held_out = data.split(0.1, seed=0)
-    model = ngvae_pyro.load_model("normal_gamma", data.image_shape, latent_size=6)
+    model = ngvae_pyro.load_model("normal_gamma", data, latent_size=6)
     guide = ngvae_pyro.load_guide("relaxed", model)
     fit = ngvae_pyro.fit(model, guide, train, ngvae_pyro.FitSpec(steps=3), progress=False)
     posterior = ngvae_pyro.to_arviz(fit, held_out, observations=2)

@@ -1,8 +1,10 @@
 """Specs and variants: defaults, ramps, and one line for every mistake."""
 
 import math
+import tomllib
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -13,6 +15,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import (
+    SELECT,
     ConvSpec,
     FitSpec,
     GaussianGuideSpec,
@@ -23,6 +26,7 @@ from ngvae_pyro.specs import (
     Ramp,
     RelaxedGuideSpec,
     RunSpec,
+    ScheduleSpec,
     parse,
 )
 
@@ -75,7 +79,9 @@ def test_price_is_minus_log_probs():
         (GUIDE, {"family": "relax"}, "family: expected one of 'relaxed', 'gaussian', got 'relax'"),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
-        (GUIDE, {"schedule": {"z": {}}}, "schedule.z.initial: expected a value"),
+        (GUIDE, {"schedule": {"signal_nats": -1}}, "schedule.signal_nats: expected a number >= 0"),
+        (GUIDE, {"schedule": {"z": 3}}, "schedule.z: expected a table, got 3"),
+        (GUIDE, {"schedule": {"y": 3}}, "unknown key 'schedule.y'"),
         (
             GUIDE,
             {"schedule": {"z": {"initial": 2, "final": 3}}},
@@ -114,6 +120,24 @@ def test_a_changed_decoder_keeps_its_depth():
     assert parse(ModelSpec, {"decoder": {"depth": 2}}, "x").decoder == MLPSpec(depth=2)
     assert parse(ModelSpec, {"decoder": {"kind": "conv"}}, "x").decoder == ConvSpec()
     assert parse(GUIDE, {"encoder": {"width": 64}}, "x").encoder == MLPSpec(width=64, depth=3)
+
+
+def test_a_changed_schedule_keeps_the_rest():
+    changes = {"z": {"begin": 0.2}, "signal_nats": 30, "moves": []}
+    schedule = parse(GUIDE, {"schedule": changes}, "x").schedule
+    expected = SELECT.model_copy(
+        update={
+            "z": SELECT.z.model_copy(update={"begin": 0.2}),
+            "signal_nats": 30.0,
+            "moves": (),
+        }
+    )
+    assert schedule == expected
+    spec = run_spec("normal_gamma", "relaxed", {"guide": {"schedule": changes}}, "command line")
+    assert spec.guide.schedule == expected
+    assert RelaxedGuideSpec(schedule=ScheduleSpec()).schedule == ScheduleSpec()
+    gaussian = {"family": "gaussian", "schedule": {"z": {"initial": 2}}}
+    assert parse(GUIDE, gaussian, "x").schedule == ScheduleSpec(z=Ramp(initial=2.0))
 
 
 json = st.recursive(
@@ -185,6 +209,23 @@ def test_changes_go_on_top_of_a_variant():
     model = load_model("normal_gamma_joint", latent_size=4)
     assert model.spec.prior.joint and model.latent_size == 4
     assert load_guide("relaxed", model, sharpness=10.0).spec.sharpness == 10.0
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "changes"),
+    [
+        ("normal_gamma", "relaxed", {"model": {"likelihood": {"family": "bernoulli"}}}),
+        ("normal_gamma", "relaxed", {"model": {"likelihood": {"scale": 0.2, "learned": True}}}),
+        ("normal_gamma_joint", "relaxed", {"guide": {"schedule": {"moves": [], "silence": 0.5}}}),
+        ("gaussian", "gaussian", {"model": {"decoder": {"kind": "conv"}}}),
+        ("gaussian", "gaussian", {"guide": {"encoder": {"kind": "conv", "channels": 4}}}),
+        ("gaussian", "gaussian", {"model": {"likelihood": {"family": "continuous_bernoulli"}}}),
+    ],
+)
+def test_what_is_written_is_read_again(model, guide, changes):
+    spec = run_spec(model, guide, changes, "command line")
+    written = tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True))
+    assert parse(RunSpec, tomllib.loads(written), "config.toml") == spec
 
 
 def test_assignments():
