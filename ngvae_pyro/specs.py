@@ -302,7 +302,7 @@ SELECT = ScheduleSpec(
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.3, steps=200),
-        Move(kind="death", at=0.38, steps=400),
+        Move(kind="death", at=0.38, steps=800),
         Move(kind="birth", at=0.5, steps=200),
     ),
     silence=0.8,
