@@ -135,7 +135,8 @@ def to_arviz(
     """Posterior draws of a fit as an ArviZ object.
 
     The guide is sampled directly, so draws are independent and the chains only give ArviZ
-    something to compare.
+    something to compare. ``az.loo`` warns of high Pareto k for many images: each has latents of
+    its own, which leaving it out would free.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
