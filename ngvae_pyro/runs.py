@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ngvae_pyro import _arviz, data, diagnostics, plots
 from ngvae_pyro.errors import UserError
@@ -75,7 +75,8 @@ def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, 
     for part, module in (("model", fit.model), ("guide", fit.guide)):
         for name, tensor in module.state_dict().items():
             tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
-    save_file(tensors, folder / "weights.safetensors")
+    # Not `save_file`, which makes the file readable by its owner alone whatever the umask says.
+    (folder / "weights.safetensors").write_bytes(save(tensors))
 
 
 def save_run(

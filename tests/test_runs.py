@@ -77,6 +77,8 @@ def test_a_run_folder_holds_the_evidence(folder):
         *("config.toml", "weights.safetensors", "metrics.json", "history.json", "posterior.nc"),
         *(f"figures/{name}.png" for name in figures),
     }
+    modes = {p.stat().st_mode for p in folder.iterdir() if p.is_file()}
+    assert len(modes) == 1  # what the umask says, for every file
     for name in figures:
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((folder / "metrics.json").read_text())
