@@ -21,8 +21,6 @@ import torch
 
 from ngvae_pyro import diagnostics, runs, svi
 from ngvae_pyro.cli import run_spec
-from ngvae_pyro.guide import load_guide
-from ngvae_pyro.model import load_model
 
 # (data, latent size, seed)
 SEEDS = [("sprites", 15, seed) for seed in range(40, 50)]
@@ -55,12 +53,7 @@ def run(task):
         values["fit"]["steps"] = steps
     spec = run_spec(*PAIRS[pair], values, "benchmark")
     train, held_out = runs.load_data(spec)
-
-    def build():
-        model = load_model(spec.model, train)
-        return model, load_guide(spec.guide, model)
-
-    fit = svi.fit(*svi.seeded(seed, build), train, spec.fit, progress=False)
+    fit = svi.fit(*runs.load_pair(spec, train), train, spec.fit, progress=False)
     metrics = diagnostics.evaluate(fit, held_out, seed)
     metrics["moves"] = [[m.kind, m.latent, m.step, m.accepted] for m in fit.moves]
     path = path_of(out, case, pair)

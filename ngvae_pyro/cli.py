@@ -134,17 +134,13 @@ def train(
     spec = run_spec(model, guide, values, "command line")
 
     from ngvae_pyro import runs, svi
-    from ngvae_pyro.guide import load_guide
-    from ngvae_pyro.model import load_model
 
     # Everything that can be wrong is looked at before the first step.
     svi.resolve_device(spec.fit.device)
     with runs.new_folder(out_folder, overwrite) as folder:
         with err.status("preparing data"):
             images, held_out = runs.load_data(spec)
-        network, posterior = svi.seeded(
-            spec.fit.seed, lambda: _pair(load_model, load_guide, spec, images)
-        )
+        network, posterior = runs.load_pair(spec, images)
         if spec.model.likelihood.family == "auto" and network.likelihood.family == "bernoulli":
             err.print(f"{images.name} holds only 0 and 1: likelihood bernoulli", highlight=False)
         try:
@@ -161,11 +157,6 @@ def train(
     if failed:
         raise typer.Exit(1)
     _summary(out_folder, fit, metrics)
-
-
-def _pair(load_model: Any, load_guide: Any, spec: RunSpec, images: Any) -> tuple[Any, Any]:
-    network = load_model(spec.model, images)
-    return network, load_guide(spec.guide, network)
 
 
 def _short(value: float) -> str:

@@ -1,6 +1,7 @@
 """What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
 
 import platform
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.distributions import NormalGamma
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import Fit, site_terms
+from ngvae_pyro.svi import Fit, seeded, site_terms
 
 BATCH = 512
 
@@ -22,7 +24,7 @@ BATCH = 512
 ACTIVE = 0.01
 
 
-def batches(fit: Fit, data: ImageData) -> Any:
+def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
     """Images of a data set in order, float in [0, 1], on the device of the fit."""
     for start in range(0, len(data), BATCH):
         yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
@@ -44,8 +46,9 @@ def draws(fit: Fit, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     q = fit.guide.posterior(x)
     sample = q.sample((count,))
-    if sample.dim() == 4:
-        return sample[..., 1], sample[..., 0]
+    if isinstance(q, NormalGamma):
+        z, precision = sample.unbind(-1)
+        return precision, z
     return (1.0 / q.variance).expand_as(sample), sample
 
 
@@ -73,8 +76,7 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
+    with seeded(seed, fit.device), pyro.get_param_store().scope():
         for x in batches(fit, data):
             terms, kl_terms = site_terms(fit.model, fit.guide, x)
             log_likelihood += terms.sum().item()
@@ -86,7 +88,8 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     kl = {name: (term / count).tolist() for name, term in totals.items()}
     code = codes(fit, data)
     low, high = np.quantile(torch.cat(precision).numpy(), [0.05, 0.95], axis=0)
-    variance, probs = code.loc.var(0), code.probs.mean(0)
+    # Of these images, so that a single one has variance 0 and not nan.
+    variance, probs = code.loc.var(0, correction=0), code.probs.mean(0)
     return {
         "informative": int((probs > 0.5).sum()),
         "active_units": int((variance > ACTIVE).sum()),
@@ -158,8 +161,7 @@ def to_arviz(
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, fit.device):
         precision, z = draws(fit, x, chains * draws_per_chain)
     log_likelihood = torch.stack(
         [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]

@@ -53,7 +53,7 @@ class NormalGammaGuide(PyroModule):
 
     def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
         """q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
-        loc, logits = self.encoder(x)  # used in q(z, precision | x)
+        loc, logits = self.encoder(x)
         return RelaxedNormalGammaMixture(
             loc,
             logits=logits,
@@ -83,7 +83,7 @@ class GaussianGuide(PyroModule):
 
     def posterior(self, x: Tensor) -> dist.Normal:
         """q(z | x) for images (B, C, H, W), batch shape (B, K)."""
-        loc, log_variance = self.encoder(x)  # used in q(z | x)
+        loc, log_variance = self.encoder(x)
         return dist.Normal(loc, (0.5 * log_variance).exp())
 
     def forward(self, x: Tensor) -> None:

@@ -96,7 +96,9 @@ class VAE(PyroModule):
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def sample_latents(self) -> Tensor:
-        raise NotImplementedError
+        """Samples the latent sites from their prior and returns z, shape (B, K)."""
+        # As in nn.Module.forward: PyroModule's metaclass leaves no room for an abstract class's.
+        raise NotImplementedError(f"{type(self).__name__} does not say how to sample its latents")
 
     def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
         """p(x, z, precision) of images x (B, C, H, W) in [0, 1], or ``size`` draws without x."""
@@ -161,11 +163,8 @@ def load_model(
         UserError: If the variant does not exist or its spec is not valid.
     """
     spec = spec_of("models", variant, changes)
-    if isinstance(images, ImageData):
-        image_shape: Sequence[int] = images.image_shape
-        likelihood = spec.likelihood.resolved(images.binary)
-    else:
-        image_shape = images
-        likelihood = spec.likelihood.resolved(binary=False)
-    spec = spec.model_copy(update={"likelihood": likelihood})
+    image_shape, binary = (
+        (images.image_shape, images.binary) if isinstance(images, ImageData) else (images, False)
+    )
+    spec = spec.model_copy(update={"likelihood": spec.likelihood.resolved(binary)})
     return MODELS[type(spec.prior)](spec, image_shape)

@@ -76,7 +76,7 @@ def _legend(axes: Any, **where: Any) -> None:
 
 
 def selection(path: Path, fit: Fit) -> None:
-    """Weight of the informative component of each latent, and the loss, against the step."""
+    """Weight of the informative component of each latent, and the KLs, against the step."""
     with _figure(path, 7.0, 4.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [row["step"] for row in fit.history]
@@ -154,7 +154,7 @@ def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, 
 def covariance(path: Path, loc: Tensor, rows: list[dict[str, Any]]) -> None:
     """Scaled covariance of the posterior means: variances on the diagonal, correlations off it."""
     order = [row["latent"] for row in rows]
-    cov = np.atleast_2d(np.cov(loc[:, order].numpy().T))
+    cov = np.atleast_2d(np.cov(loc[:, order].numpy().T, bias=True))
     std = np.sqrt(np.diag(cov))
     # A latent that does not move has no correlation with anything; the scale of the largest
     # keeps its row faint instead of dividing noise by noise.

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ngvae_pyro import _arviz, data, diagnostics, plots
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import load_guide
+from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, load_guide
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.model import load_model
+from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
-from ngvae_pyro.specs import RunSpec, parse
-from ngvae_pyro.svi import Fit, resolve_device
+from ngvae_pyro.specs import RunSpec, SavedRun, parse
+from ngvae_pyro.svi import Fit, resolve_device, seeded
 
 
 def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
@@ -35,6 +36,20 @@ def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
         download=spec.data.download,
     )
     return images.split(spec.data.held_out, seed)
+
+
+def load_pair(
+    spec: RunSpec, images: ImageData | Sequence[int]
+) -> tuple[VAE, NormalGammaGuide | GaussianGuide]:
+    """The untrained model and guide of a run; their first weights follow from its seed.
+
+    Args:
+        spec: What is run.
+        images: Training images, or their shape (C, H, W).
+    """
+    with seeded(spec.fit.seed, torch.device("cpu")):
+        model = load_model(spec.model, images)
+        return model, load_guide(spec.guide, model)
 
 
 @contextmanager
@@ -65,11 +80,16 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> None:
     """``config.toml`` and ``weights.safetensors``: enough to build the pair again."""
-    # The model's own spec is the resolved one: what was trained.
-    spec = spec.model_copy(update={"model": fit.model.spec})
-    values = spec.model_dump(mode="json", exclude_none=True)
-    values["image_shape"] = list(image_shape)
-    values["versions"] = diagnostics.versions()
+    saved = SavedRun(
+        **{
+            **{name: getattr(spec, name) for name in RunSpec.model_fields},
+            # The model's own spec is the resolved one: what was trained.
+            "model": fit.model.spec,
+            "image_shape": image_shape,
+            "versions": diagnostics.versions(),
+        }
+    )
+    values = saved.model_dump(mode="json", exclude_none=True)
     (folder / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
     tensors = {}
     for part, module in (("model", fit.model), ("guide", fit.guide)):
@@ -115,7 +135,7 @@ def save_run(
     return metrics
 
 
-def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
+def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     """The trained pair of a run folder, with its history, and what was run.
 
     Raises:
@@ -123,11 +143,8 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, RunSpec]:
     """
     folder = Path(folder)
     values = _read(folder / "config.toml", tomllib.loads)
-    image_shape = values.pop("image_shape", (3, 32, 32))
-    values.pop("versions", None)
-    spec = parse(RunSpec, values, str(folder / "config.toml"))
-    model = load_model(spec.model, image_shape)
-    guide = load_guide(spec.guide, model)
+    spec = parse(SavedRun, values, str(folder / "config.toml"))
+    model, guide = load_pair(spec, spec.image_shape)
     weights = folder / "weights.safetensors"
     try:
         tensors = load_file(weights)

@@ -398,6 +398,13 @@ class RunSpec(Spec):
     data: DataSpec = DataSpec()
 
 
+class SavedRun(RunSpec):
+    """``config.toml`` of a run folder: the run, and what is needed to build its pair again."""
+
+    image_shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_to_tuple)]
+    versions: dict[str, str] = {}
+
+
 # Errors --------------------------------------------------------------------------------------
 
 
@@ -410,7 +417,6 @@ _EXPECTED = {
     "model_type": "a table",
     "model_attributes_type": "a table",
     "finite_number": "a finite number",
-    "missing": "a value",
     "literal_error": "one of {expected}",
     "greater_than": "a number > {gt:g}",
     "greater_than_equal": "a number >= {ge:g}",
@@ -454,6 +460,8 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     if kind == "extra_forbidden":
         known = list(_table(root, first["loc"][:-1], members).model_fields)
         return f"unknown key '{key}'{nearest(keys[-1], known)} (known: {', '.join(known)})"
+    if kind == "missing":
+        return f"{key}: expected a value, got none"
     if kind == "unknown_member":
         options, got = _UNIONS[context["union"]], got[context["key"]]
         key = ".".join([*keys, context["key"]])

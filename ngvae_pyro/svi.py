@@ -10,10 +10,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pyro
 import torch
@@ -31,8 +31,6 @@ from ngvae_pyro.model import VAE
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, jump
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
-
-T = TypeVar("T")
 
 # Annotated loosely because the losses are not on Pyro's base class.
 ELBOS: dict[str, Any] = {
@@ -81,10 +79,9 @@ class Fit:
     """A trained pair and the record of its training.
 
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
-    nats), ``kl`` per site (nats per image), the number of
-    informative latents and the mean weight ``probs`` of each. ``steps``
-    counts optimizer steps on the final path, ``extra_steps`` those of the forks that were not
-    kept.
+    nats), ``kl`` per site (nats per image), the number of informative latents and the mean weight
+    ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
+    the forks that were not kept, ``seconds`` all of them.
     """
 
     model: VAE
@@ -117,11 +114,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def seeded(seed: int, build: Callable[[], T]) -> T:
-    """What ``build`` returns under a seed, leaving torch's own random state as it was."""
-    with torch.random.fork_rng():
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators of the CPU and of ``device`` under a seed, and then as they were."""
+    # Named, because fork_rng otherwise takes every GPU of the machine, and warns of it.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return build()
+        yield
 
 
 @torch.no_grad()
@@ -219,13 +218,9 @@ class Trainer:
 
     # Looking at the state --------------------------------------------------------------------
 
-    @contextmanager
-    def fixed_noise(self) -> Iterator[None]:
+    def fixed_noise(self) -> AbstractContextManager[None]:
         """Common random numbers for every look, and none taken from the training stream."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.spec.seed)
-            yield
+        return seeded(self.spec.seed, self.device)
 
     def loss(self) -> float:
         """-ELBO per monitor image, nats."""
@@ -393,13 +388,15 @@ def fit(
             f"data '{data.name}' has images of shape {tuple(data.image_shape)}, "
             f"the model expects {tuple(model.image_shape)}"
         )
+    if len(data) < 2:
+        raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
     began = time.perf_counter()
+    random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
-    with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
+    with pyro.get_param_store().scope(), random, warnings.catch_warnings():
         # NonFiniteLoss says it, with the step.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        torch.manual_seed(spec.seed)
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
         actions = trainer.actions()
         with TrainingBar(spec.steps, enabled=progress) as bar:

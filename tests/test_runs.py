@@ -194,6 +194,21 @@ def test_an_existing_folder_is_kept(folder, tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_very_few_images(tmp_path):
+    out = tmp_path / "run"
+    words = ["normal_gamma", "relaxed", "--out", out, *SHORT]
+    # 9 of them are trained on and one is held out.
+    assert "latents are informative" in ngvae("train", *words, "--set", "data.size=10")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["variance_of_loc"] == [0.0] * 4 and metrics["active_units"] == 0
+    message = ngvae(
+        *("train", *words, "--overwrite", "--set", "data.size=2", "--set", "data.held_out=0.5"),
+        code=2,
+    )
+    assert message == "data 'sprites': expected at least 2 images to train on, got 1"
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
 def test_a_non_finite_loss_keeps_the_weights(tmp_path):
     out = tmp_path / "run"
     words = ["normal_gamma", "relaxed", "--out", out, *SHORT, "--steps", "40"]
@@ -206,7 +221,13 @@ def test_a_non_finite_loss_keeps_the_weights(tmp_path):
     ("name", "damage", "line"),
     [
         ("config.toml", b"[model", "config.toml: damaged"),
-        ("config.toml", b"[modle]\n", "unknown key 'modle'; did you mean 'model'?"),
+        (
+            "config.toml",
+            b"image_shape = [3, 32, 32]\n[modle]\n",
+            "unknown key 'modle'; did you mean 'model'?",
+        ),
+        ("config.toml", b"", "config.toml: image_shape: expected a value, got none"),
+        ("config.toml", b"image_shape = [3, 32, 0]", "image_shape.2: expected a number > 0, got 0"),
         ("weights.safetensors", b"\x00" * 20, "weights.safetensors: cannot be loaded"),
         ("metrics.json", b"{", "metrics.json: damaged"),
         (
