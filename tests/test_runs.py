@@ -272,5 +272,7 @@ def test_examples_run(tmp_path):
         command = [sys.executable, "-W", "error", path, *words]
         done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
         assert "nats per image" in done.stdout
+        found = done.stdout.partition("precision of each latent: ")[2].splitlines()[0].split()
+        assert len(found) == 15
         with open(path) as file:
             assert len(file.readlines()) <= 60
