@@ -2,11 +2,13 @@
 
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ngvae_pyro import __version__, variants
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+# As it is: a line in a log file stays a line, and brackets in a path are no markup.
+say = partial(out.print, highlight=False, soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -142,7 +146,8 @@ def train(
             images, held_out = runs.load_data(spec)
         network, posterior = runs.load_pair(spec, images)
         if spec.model.likelihood.family == "auto" and network.likelihood.family == "bernoulli":
-            err.print(f"{images.name} holds only 0 and 1: likelihood bernoulli", highlight=False)
+            said = f"{images.name} holds only 0 and 1: likelihood bernoulli"
+            err.print(said, highlight=False, markup=False)
         try:
             fit = svi.fit(network, posterior, images, spec.fit)
         except svi.NonFiniteLoss as error:
@@ -165,20 +170,20 @@ def _short(value: float) -> str:
 
 def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
     count = f"{metrics['informative']} of {fit.model.latent_size} latents are informative"
-    kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
-    moves = f"  (moves kept: {', '.join(kept) or 'none'} of {len(fit.moves)} tried)"
-    out.print(f"[bold]{count}[/bold]{moves if fit.moves else ''}", highlight=False)
+    say(count, style="bold")
+    if fit.moves:
+        kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
+        names = f": {', '.join(kept)}" if kept else ""
+        say(f"{len(kept)} of {len(fit.moves)} moves kept{names}")
     kl = ", ".join(f"{name} {kl['total']:.2f}" for name, kl in metrics["kl"].items())
     extra = metrics["extra_steps"]
-    out.print(
+    say(
         f"held-out ELBO {metrics['elbo']:.1f} nats per image (KL: {kl}), "
-        f"reconstruction MSE {metrics['reconstruction_mse']:.2e} per pixel",
-        highlight=False,
+        f"reconstruction MSE {metrics['reconstruction_mse']:.2e} per pixel"
     )
-    out.print(
+    say(
         f"{metrics['steps']} steps{f' (+{extra} in moves)' if extra else ''} in "
-        f"{metrics['seconds']:.0f} s on {fit.device}; written to {folder}",
-        highlight=False,
+        f"{metrics['seconds']:.0f} s on {fit.device}; written to {folder}"
     )
 
 
@@ -191,10 +196,8 @@ def inspect(
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
-    table = Table(
-        title=f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}",
-        title_justify="left",
-    )
+    title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
+    table = Table(title=escape(title), title_justify="left")
     for name in ("latent", "p", "precision", "5 %", "95 %", "var loc"):
         table.add_column(name, justify="left" if name == "latent" else "right", no_wrap=True)
     for site in metrics["kl"]:
@@ -212,16 +215,16 @@ def inspect(
     out.print(table)
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
-        out.print(f"  {path}", highlight=False)
+        say(f"  {path}")
 
 
 @app.command("variants")
 def list_variants() -> None:
     """List the declared models and guides."""
     for kind in variants.SPECS:
-        table = Table(title=f"{kind} ({variants.folder(kind)})", title_justify="left")
+        table = Table(title=escape(f"{kind} ({variants.folder(kind)})"), title_justify="left")
         table.add_column("name", no_wrap=True)
         table.add_column("what it is")
         for name in variants.names(kind):
-            table.add_row(name, variants.describe(kind, name))
+            table.add_row(name, escape(variants.describe(kind, name)))
         out.print(table)

@@ -19,7 +19,7 @@ from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit
 
-INFORMATIVE, UNINFORMATIVE = "#0b5fa5", "#a3a9b0"
+INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -67,12 +67,12 @@ def _names(rows: list[dict[str, Any]]) -> list[str]:
     return [f"z{row['latent']}" for row in rows]
 
 
-def _legend(axes: Any, **where: Any) -> None:
+def _legend(axes: Any, *more: Any, **where: Any) -> None:
     lines = [
         matplotlib.lines.Line2D([], [], color=colour, lw=3, label=label)
         for colour, label in ((INFORMATIVE, "informative"), (UNINFORMATIVE, "uninformative"))
     ]
-    axes.legend(handles=lines, **where)
+    axes.legend(handles=[*lines, *more], **where)
 
 
 def selection(path: Path, fit: Fit) -> None:
@@ -84,25 +84,23 @@ def selection(path: Path, fit: Fit) -> None:
         final = probs[-1] > 0.5
         for k in np.argsort(final):
             top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
-        for move in fit.moves:
-            if move.accepted:
-                top.axvline(move.step, color="#c25e00", lw=1, ls=":")
-                top.annotate(
-                    move.kind,
-                    (move.step, 1.0),
-                    (3, 2),
-                    textcoords="offset points",
-                    color="#c25e00",
-                    fontsize=8,
-                )
+        # Named in the legend, because moves may follow each other closely.
+        style = {"birth": ":", "death": "-."}
+        moves = {
+            move.kind: top.axvline(
+                move.step, color=ACCENT, lw=1.2, ls=style[move.kind], label=move.kind
+            )
+            for move in fit.moves
+            if move.accepted
+        }
         top.set(ylim=(-0.03, 1.08), ylabel="mean weight p")
         count = int(final.sum())
-        top.set_title(f"{count} of {len(final)} latents end up informative", pad=12)
-        _legend(top, loc="center right")
-        for site, colour, style in (("z", "#333333", "-"), ("precision", "#c25e00", "--")):
+        top.set_title(f"{count} of {len(final)} latents end up informative")
+        _legend(top, *moves.values(), loc="center right")
+        for site, colour, line in (("z", "#333333", "-"), ("precision", ACCENT, "--")):
             if site in fit.history[0]["kl"]:
                 kl = [row["kl"][site] for row in fit.history]
-                bottom.plot(steps, kl, style, color=colour, label=f"KL of {site}", lw=1.5)
+                bottom.plot(steps, kl, line, color=colour, label=f"KL of {site}", lw=1.5)
         bottom.set(xlabel="step", ylabel="nats per image", ylim=(0, None))
         bottom.legend()
 

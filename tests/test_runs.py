@@ -105,6 +105,16 @@ def test_a_run_can_be_read_again(folder):
     assert flat(again) == pytest.approx(flat(runs.load_metrics(folder)), rel=1e-4, abs=1e-4)
 
 
+def test_brackets_in_a_path_are_shown(tmp_path):
+    data, out = tmp_path / "[red]bits.npz", tmp_path / "[red]run"
+    np.savez(data, imgs=np.zeros((60, 8, 8), np.uint8))
+    words = ["gaussian", "gaussian", "--data", data, "--out", out, *SHORT, "--set", "data.size=60"]
+    said = ngvae("train", *words)
+    assert "[red]bits holds only 0 and 1" in said and f"written to {out}\n" in said
+    said = ngvae("inspect", out)
+    assert f"  {out}/figures/precisions.png\n" in said and "[red]bits.npz" in said
+
+
 def test_inspect_shows_the_latents_in_order(folder):
     output = ngvae("inspect", folder)
     metrics = runs.load_metrics(folder)
