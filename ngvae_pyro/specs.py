@@ -320,10 +320,11 @@ class RelaxedGuideSpec(Spec):
 
     ``concentration`` and ``rate`` are (informative, uninformative); ``sharpness`` is the slope r
     of the relaxation at the end of training. A declared ``schedule`` changes only the keys that it
-    names.
+    names. ``label`` is what tables and figures call the guide; its name otherwise.
     """
 
     family: Literal["relaxed"] = "relaxed"
+    label: str | None = None
     concentration: Pair = (1000.0, 100.0)
     rate: Pair = (0.1, 100.0)
     sharpness: PositiveFloat = 20.0
@@ -331,11 +332,86 @@ class RelaxedGuideSpec(Spec):
     schedule: Annotated[ScheduleSpec, BeforeValidator(_on_top_of_select)] = SELECT
 
 
+# Objectives of the gaussian guide; their formulas are in :mod:`ngvae_pyro.objectives`.
+
+
+class ElboSpec(Spec):
+    """The ELBO itself, estimated as ``fit.elbo`` says; the other objectives have the KL exact."""
+
+    kind: Literal["elbo"] = "elbo"
+
+
+class BetaSpec(Spec):
+    """The beta-VAE: ``beta`` weighs the KL."""
+
+    kind: Literal["beta"] = "beta"
+    beta: PositiveFloat = 4.0
+
+
+class CapacitySpec(Spec):
+    """Capacity annealing: gamma |KL - C|, C from 0 to ``capacity`` nats until ``end``."""
+
+    kind: Literal["capacity"] = "capacity"
+    gamma: PositiveFloat = 1000.0
+    capacity: PositiveFloat = 25.0
+    end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class BetaTCSpec(Spec):
+    """The beta-TCVAE: ``beta`` weighs the total correlation."""
+
+    kind: Literal["beta_tc"] = "beta_tc"
+    beta: PositiveFloat = 6.0
+
+
+class FactorSpec(Spec):
+    """The FactorVAE: ``gamma`` times the total correlation that a discriminator sees.
+
+    ``width`` and ``depth`` are the discriminator's hidden layers, ``learning_rate`` is its own.
+    """
+
+    kind: Literal["factor"] = "factor"
+    gamma: PositiveFloat = 35.0
+    width: PositiveInt = 1000
+    depth: PositiveInt = 6
+    learning_rate: PositiveFloat = 1e-4
+
+
+class DIPISpec(Spec):
+    """The DIP-VAE-I: the covariance of the posterior means is drawn to the identity."""
+
+    kind: Literal["dip_i"] = "dip_i"
+    off_diagonal: NonNegativeFloat = 10.0
+    diagonal: NonNegativeFloat = 100.0
+
+
+class DIPIISpec(Spec):
+    """The DIP-VAE-II: the covariance of the posterior draws is drawn to the identity."""
+
+    kind: Literal["dip_ii"] = "dip_ii"
+    off_diagonal: NonNegativeFloat = 10.0
+    diagonal: NonNegativeFloat = 10.0
+
+
+ObjectiveSpec = Annotated[
+    Annotated[ElboSpec, Tag("ElboSpec")]
+    | Annotated[BetaSpec, Tag("BetaSpec")]
+    | Annotated[CapacitySpec, Tag("CapacitySpec")]
+    | Annotated[BetaTCSpec, Tag("BetaTCSpec")]
+    | Annotated[FactorSpec, Tag("FactorSpec")]
+    | Annotated[DIPISpec, Tag("DIPISpec")]
+    | Annotated[DIPIISpec, Tag("DIPIISpec")],
+    _choose("kind", ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec),
+]
+
+
 class GaussianGuideSpec(Spec):
-    """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x))."""
+    """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x)), and its objective."""
 
     family: Literal["gaussian"] = "gaussian"
+    label: str | None = None
     encoder: NetworkSpec = MLPSpec()
+    objective: ObjectiveSpec = ElboSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
     @model_validator(mode="after")
@@ -356,7 +432,10 @@ GuideSpec = Annotated[
 
 
 class FitSpec(Spec):
-    """How a model and a guide are trained: Adam on the negative ELBO per data point."""
+    """How a model and a guide are trained: Adam on the negative ELBO per data point.
+
+    ``elbo`` is the estimator of the plain ELBO; the baselines' objectives have their own.
+    """
 
     steps: PositiveInt = 4400
     batch_size: PositiveInt = 64

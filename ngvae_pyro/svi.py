@@ -28,9 +28,10 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
+from ngvae_pyro.objectives import FactorELBO, PenalisedELBO, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, jump
-from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
+from ngvae_pyro.specs import ElboSpec, FactorSpec, FitSpec, Move, ScheduleSpec
 
 # Annotated loosely because the losses are not on Pyro's base class.
 ELBOS: dict[str, Any] = {
@@ -166,11 +167,23 @@ class Trainer:
         self.spec, self.schedule = spec, schedule
         self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
-        self.parameters: list[Tensor] = [*self.model.parameters(), *self.guide.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=spec.learning_rate, fused=True)
-        self.elbo = ELBOS[spec.elbo](
-            num_particles=spec.particles, vectorize_particles=spec.particles > 1
-        )
+        pair = [*self.model.parameters(), *self.guide.parameters()]
+        groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
+        objective = guide.spec.objective if isinstance(guide, GaussianGuide) else ElboSpec()
+        if isinstance(objective, ElboSpec):
+            self.elbo = ELBOS[spec.elbo](
+                num_particles=spec.particles, vectorize_particles=spec.particles > 1
+            )
+        else:
+            self.elbo = load_objective(
+                objective, model.latent_size, len(data), spec.particles, self.device
+            )
+        if isinstance(self.elbo, FactorELBO) and isinstance(objective, FactorSpec):
+            own = {"params": self.elbo.parameters(), "initial_lr": objective.learning_rate}
+            # The betas are those of Kim and Mnih (2018) for the discriminator.
+            groups.append({**own, "betas": (0.5, 0.9)})
+        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
         if schedule.signal_nats > 0:
             signal = self.model.likelihood.signal(self.monitor_images)
@@ -196,10 +209,12 @@ class Trainer:
         spec, fraction = self.spec, self.step / self.spec.steps
         decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
         for group in self.optimizer.param_groups:
-            group["lr"] = spec.learning_rate * decay
+            group["lr"] = group["initial_lr"] * decay
         if isinstance(self.guide, NormalGammaGuide):
             guide = self.guide
             guide.sharpness.fill_(guide.spec.sharpness * self.schedule.sharpness(fraction))
+        if isinstance(self.elbo, PenalisedELBO):
+            self.elbo.fraction = fraction
         x = self.batches[self.step]
         # Shapes and supports are checked on the first step; they do not change afterwards.
         with pyro.validation_enabled(self.step == 0), SiteWeights(self.weights(fraction)):

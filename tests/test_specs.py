@@ -171,7 +171,8 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 
 def test_declared_variants_build_and_are_described():
     assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
-    assert variants.names("guides") == ["gaussian", "relaxed"]
+    baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
+    assert variants.names("guides") == [*baselines, "gaussian", "relaxed"]
     for kind in variants.SPECS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()

@@ -1,0 +1,235 @@
+"""The baselines' objectives: Pyro ELBOs with a penalty on the site ``z``.
+
+Every class is a :class:`pyro.infer.ELBO`, so it goes where ``Trace_ELBO()`` does::
+
+    svi = SVI(model, guide, optimizer, loss=BetaELBO(beta=4.0))
+
+and asks of a guide only that its site ``z`` is Normal, and of a model that its prior of ``z`` has
+a KL from that. The loss is -ELBO plus the penalty, summed over the batch, in nats.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.func import functional_call
+
+from ngvae_pyro.specs import (
+    BetaSpec,
+    BetaTCSpec,
+    CapacitySpec,
+    DIPIISpec,
+    DIPISpec,
+    FactorSpec,
+    Spec,
+)
+
+
+class PenalisedELBO(TraceMeanField_ELBO):
+    """-ELBO, its KL in closed form, plus a penalty.
+
+    ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it;
+    ``fit`` sets it before each step, and it is 1 otherwise.
+    """
+
+    fraction = 1.0
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        """What a batch adds to its -ELBO, nats.
+
+        Args:
+            z: Draws of q, shape (B, K).
+            q: q(z | x), batch shape (B, K).
+            p: Prior p(z), batch shape (B, K) or one that broadcasts to it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it adds to the ELBO")
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        site = guide_trace.nodes["z"]
+        penalty = self.penalty(
+            site["value"], site["fn"].base_dist, model_trace.nodes["z"]["fn"].base_dist
+        )
+        return loss + penalty.item(), surrogate + penalty
+
+
+class BetaELBO(PenalisedELBO):
+    """The beta-VAE: E[-log p(x | z)] + beta KL(q(z | x) || p(z)).
+
+    Higgins et al. (2017), "beta-VAE: Learning basic visual concepts with a constrained variational
+    framework", ICLR. Beta 1 is the ELBO.
+    """
+
+    def __init__(self, beta: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.beta = beta
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        return (self.beta - 1.0) * kl_divergence(q, p).sum()
+
+
+class CapacityELBO(PenalisedELBO):
+    """Capacity annealing: E[-log p(x | z)] + gamma |KL(q(z | x) || p(z)) - C|.
+
+    C rises linearly from 0 to ``capacity`` nats until the fraction ``end`` of training; the KL is
+    the mean of the batch. Burgess et al. (2018), "Understanding disentangling in beta-VAE",
+    arXiv:1804.03599.
+    """
+
+    def __init__(self, gamma: float, capacity: float, end: float = 1.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.gamma, self.capacity, self.end = gamma, capacity, end
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        kl = kl_divergence(q, p).sum()
+        target = len(z) * self.capacity * min(1.0, self.fraction / self.end)
+        return self.gamma * (kl - target).abs() - kl
+
+
+class BetaTCELBO(PenalisedELBO):
+    """The beta-TCVAE: -ELBO + (beta - 1) TC, TC = KL(q(z) || prod_k q(z_k)).
+
+    Of the three parts of the mean KL, I(x; z), TC and sum_k KL(q(z_k) || p(z_k)), the second weighs
+    beta. The aggregate posterior is estimated by minibatch-weighted sampling,
+
+        log q(z_i) ~ log 1 / (N B) sum_j q(z_i | x_j),
+
+    over the B images of the batch; N only adds a constant to the loss.
+    Chen, Li, Grosse and Duvenaud (2018), "Isolating sources of disentanglement in variational
+    autoencoders", arXiv:1802.04942, section 4.1.
+
+    Args:
+        beta: Weight of the total correlation.
+        data_size: N, the number of training images.
+    """
+
+    def __init__(self, beta: float, data_size: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.beta, self.data_size = beta, data_size
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        return (self.beta - 1.0) * self.total_correlation(z, q).sum()
+
+    def total_correlation(self, z: Tensor, q: Normal) -> Tensor:
+        """log q(z_i) - sum_k log q(z_ik) for draws z (B, K) of q, shape (B,)."""
+        log_norm = math.log(len(z) * self.data_size)
+        # Every draw under the posterior of every image: (B, B, K).
+        crossed = q.log_prob(z.unsqueeze(1))
+        joint = crossed.sum(-1).logsumexp(1) - log_norm
+        product = (crossed.logsumexp(1) - log_norm).sum(-1)
+        return joint - product
+
+
+class FactorELBO(PenalisedELBO):
+    """The FactorVAE: -ELBO + gamma TC, the total correlation by a density ratio.
+
+    A discriminator D(z) with two logits tells draws of q(z) from draws of prod_k q(z_k), which are
+    those of another part of the batch with each latent shuffled over the images; then
+    TC = E_q(z)[log D - log(1 - D)], the difference of the logits. It learns by cross-entropy in
+    the same backward pass: the penalty sees its weights as constants, and it sees z as constant.
+    Kim and Mnih (2018), "Disentangling by factorising", arXiv:1802.05983, algorithm 2.
+
+    Args:
+        gamma: Weight of the total correlation.
+        latent_size: K.
+        width: Units of each hidden layer of the discriminator.
+        depth: Number of its hidden layers.
+    """
+
+    def __init__(
+        self, gamma: float, latent_size: int, width: int = 1000, depth: int = 6, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.gamma = gamma
+        sizes = [latent_size] + [width] * depth
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
+        self.discriminator = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.discriminator.parameters())
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        # Known to Pyro, so that a literal SVI trains it too.
+        pyro.module("discriminator", self.discriminator)
+        frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
+        logits = functional_call(self.discriminator, frozen, (z,))
+        total_correlation = (logits[:, 0] - logits[:, 1]).sum()
+
+        joint, other = z.detach().chunk(2)
+        shuffled = torch.stack([column[torch.randperm(len(other))] for column in other.T], 1)
+        logits = self.discriminator(torch.cat([joint, shuffled]))
+        labels = torch.ones(len(logits), dtype=torch.long, device=z.device)
+        labels[: len(joint)] = 0
+        # A mean, as in the paper; times B because losses are sums over the batch.
+        cross_entropy = len(z) * nn.functional.cross_entropy(logits, labels)
+        return self.gamma * total_correlation + cross_entropy
+
+
+class DIPELBO(PenalisedELBO):
+    """The DIP-VAE: -ELBO + off_diagonal sum_{i != j} C_ij^2 + diagonal sum_i (C_ii - 1)^2.
+
+    C is the covariance over the batch of the posterior means (``i``), or of the draws, which adds
+    the mean posterior variances to the diagonal (``ii``). Kumar, Sattigeri and Balakrishnan (2018),
+    "Variational inference of disentangled latent concepts from unlabeled observations",
+    arXiv:1711.00848, equations 6 and 7.
+    """
+
+    def __init__(
+        self, kind: Literal["i", "ii"], off_diagonal: float, diagonal: float, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.kind, self.off_diagonal, self.diagonal = kind, off_diagonal, diagonal
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        centred = q.mean - q.mean.mean(0)
+        covariance = centred.T @ centred / len(z)
+        if self.kind == "ii":
+            covariance = covariance + q.variance.mean(0).diag()
+        diagonal = covariance.diagonal()
+        off_diagonal = covariance.square().sum() - diagonal.square().sum()
+        regulariser = (
+            self.off_diagonal * off_diagonal + self.diagonal * (diagonal - 1).square().sum()
+        )
+        # Of the batch as a whole, where the ELBO is a sum over its images.
+        return len(z) * regulariser
+
+
+def load_objective(
+    spec: Spec, latent_size: int, data_size: int, particles: int, device: torch.device
+) -> PenalisedELBO:
+    """The objective that a guide declares.
+
+    Args:
+        spec: ``guide.objective``, other than the plain ELBO.
+        latent_size: K.
+        data_size: Number of training images.
+        particles: Draws for each image and step.
+        device: Where parameters of the objective live.
+    """
+    match spec:
+        case BetaSpec():
+            return BetaELBO(spec.beta, num_particles=particles)
+        case CapacitySpec():
+            return CapacityELBO(spec.gamma, spec.capacity, spec.end, num_particles=particles)
+        case BetaTCSpec():
+            return BetaTCELBO(spec.beta, data_size, num_particles=particles)
+        case FactorSpec():
+            factor = FactorELBO(
+                spec.gamma, latent_size, spec.width, spec.depth, num_particles=particles
+            )
+            factor.discriminator.to(device)
+            return factor
+        case DIPISpec():
+            return DIPELBO("i", spec.off_diagonal, spec.diagonal, num_particles=particles)
+        case DIPIISpec():
+            return DIPELBO("ii", spec.off_diagonal, spec.diagonal, num_particles=particles)
+    raise TypeError(f"no objective is known for {type(spec).__name__}")
