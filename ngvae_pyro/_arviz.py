@@ -3,12 +3,18 @@
 import warnings
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
 with warnings.catch_warnings():
     # 0.23 announces its successor once a day; users of this package need not act on it.
     warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing", FutureWarning)
     import arviz as az
 
 FIRST_GENERATION = az.__version__.startswith("0.")
+
+# Pareto k above which an importance-sampling estimate is not to be trusted (Vehtari et al., 2024).
+GOOD_K = 0.7
 
 
 def from_dict(
@@ -34,3 +40,54 @@ def from_dict(
 def from_netcdf(path: str) -> Any:
     """An ArviZ object from a NetCDF file."""
     return az.from_netcdf(path, engine="h5netcdf")
+
+
+def pareto_k(log_weights: np.ndarray) -> np.ndarray:
+    """Pareto k (N,) of importance weights (N, S), from their logarithms; at most 10.
+
+    Where all weight is on one draw the fit of the tail breaks down, which counts as 10.
+    """
+    # It says by itself, with an infinite or missing k, when a tail is too heavy for its arithmetic.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if FIRST_GENERATION:
+            k = az.psislw(log_weights)[1]
+        else:
+            from arviz_stats.base import array_stats
+
+            k = array_stats.psislw(log_weights)[1]
+    return np.nan_to_num(k, nan=10.0, posinf=10.0).clip(max=10.0)
+
+
+def elpd(log_likelihood: np.ndarray, pareto_k: np.ndarray, draws: int) -> Any:
+    """Pointwise log likelihoods (N,) of held-out data as what ``az.compare`` takes.
+
+    Args:
+        log_likelihood: Of each image, nats.
+        pareto_k: Diagnostic of each.
+        draws: Number of draws behind each.
+    """
+    count = len(log_likelihood)
+    total, se = log_likelihood.sum(), float((count * log_likelihood.var()) ** 0.5)
+    bad = bool((pareto_k > GOOD_K).any())
+    coords = {"observation": np.arange(count)}
+    pointwise = xr.DataArray(log_likelihood, coords, ["observation"], name="elpd_i")
+    k = xr.DataArray(pareto_k, coords, ["observation"], name="pareto_shape")
+    if FIRST_GENERATION:
+        names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning"]
+        names += ["loo_i", "pareto_k", "scale", "good_k"]
+        values = [total, se, 0.0, draws, count, bad, pointwise, k, "log", GOOD_K]
+        return az.ELPDData(data=values, index=names)
+    build: Any = getattr(az, "ELPDDataLOO")  # noqa: B009, of 1.x only
+    return build(
+        elpd=total,
+        se=se,
+        p=0.0,
+        n_samples=draws,
+        n_data_points=count,
+        scale="log",
+        warning=bad,
+        good_k=GOOD_K,
+        elpd_i=pointwise,
+        pareto_k=k,
+    )

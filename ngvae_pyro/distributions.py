@@ -23,7 +23,14 @@ import math
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Gamma, Normal, StudentT, TorchDistribution
+from pyro.distributions import (
+    Categorical,
+    Gamma,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
+    TorchDistribution,
+)
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
@@ -290,8 +297,12 @@ class _IndependentPair(_Pair):
 
     def conditional(self, precision):
         """Normal distribution of z given the precision, which is the same for all precisions."""
-        z = Normal(self.loc, self.scale, validate_args=self._validate_args)
-        return z.expand(torch.broadcast_shapes(self.batch_shape, precision.shape))
+        return self.marginal.expand(torch.broadcast_shapes(self.batch_shape, precision.shape))
+
+    @property
+    def marginal(self):
+        """Normal distribution of z."""
+        return Normal(self.loc, self.scale, validate_args=self._validate_args)
 
     @property
     def _z_mean(self):
@@ -412,6 +423,18 @@ class NormalGammaMixture(_MixturePair, _ScaledPair):
     def __init__(self, loc, probs=None, logits=None, *, concentration, rate, validate_args=None):
         shape, self.loc = self._set_components(probs, logits, concentration, rate, (loc,))
         super().__init__(shape, torch.Size((2,)), validate_args=validate_args)
+
+    @property
+    def marginal(self):
+        """Mixture of two Student's t distributions of z: the precision integrated out."""
+        components = NormalGamma(
+            self.loc.unsqueeze(-1),
+            self.concentration,
+            self.rate,
+            validate_args=self._validate_args,
+        )
+        weights = Categorical(logits=self._log_weights, validate_args=self._validate_args)
+        return MixtureSameFamily(weights, components.marginal, validate_args=self._validate_args)
 
     @property
     def _z_mean(self):
@@ -566,8 +589,7 @@ class IndependentNormalGamma(_IndependentPair):
 
     def entropy(self):
         """Entropy in nats."""
-        z = Normal(self.loc, self.scale, validate_args=self._validate_args)
-        return self.precision.entropy() + z.entropy()
+        return self.precision.entropy() + self.marginal.entropy()
 
 
 class SpikeSlabPrior(_MixturePair, _IndependentPair):

@@ -100,6 +100,11 @@ class VAE(PyroModule):
         # As in nn.Module.forward: PyroModule's metaclass leaves no room for an abstract class's.
         raise NotImplementedError(f"{type(self).__name__} does not say how to sample its latents")
 
+    @property
+    def marginal(self) -> TorchDistribution:
+        """p(z), whatever other latents there are integrated out; batch shape (K,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its p(z) is")
+
     def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
         """p(x, z, precision) of images x (B, C, H, W) in [0, 1], or ``size`` draws without x."""
         with pyro.plate("data", size if x is None else len(x)):
@@ -124,6 +129,10 @@ class NormalGammaVAE(VAE):
         probs = self.zero.new_full((self.latent_size,), spec.slab_probs)
         return family(probs, slab=spec.slab, spike=spec.spike)
 
+    @property
+    def marginal(self) -> TorchDistribution:
+        return self.prior.marginal
+
     def sample_latents(self) -> Tensor:
         prior = self.prior
         precision = pyro.sample("precision", prior.precision.to_event(1))
@@ -133,9 +142,12 @@ class NormalGammaVAE(VAE):
 class GaussianVAE(VAE):
     """The vanilla model (Kingma and Welling, 2013): z_k ~ Normal(0, 1), one site ``z``."""
 
+    @property
+    def marginal(self) -> TorchDistribution:
+        return dist.Normal(self.zero.expand(self.latent_size), 1.0)
+
     def sample_latents(self) -> Tensor:
-        zeros = self.zero.expand(self.latent_size)
-        return pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
+        return pyro.sample("z", self.marginal.to_event(1))
 
 
 MODELS: dict[type[Spec], type[VAE]] = {
