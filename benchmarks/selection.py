@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ngvae_pyro import diagnostics, runs, svi
-from ngvae_pyro.cli import run_spec
+from ngvae_pyro.variants import run_spec
 
 # (data, latent size, seed)
 SEEDS = [("sprites", 15, seed) for seed in range(40, 50)]

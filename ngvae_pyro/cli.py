@@ -1,5 +1,6 @@
-"""The command line ``ngvae``: train, inspect, variants."""
+"""The command line ``ngvae``: train, inspect, evaluate, compare, variants."""
 
+import shlex
 import sys
 import tomllib
 from functools import partial
@@ -13,7 +14,6 @@ from rich.table import Table
 
 from ngvae_pyro import __version__, variants
 from ngvae_pyro.errors import UserError, nearest
-from ngvae_pyro.specs import RunSpec, parse
 
 if TYPE_CHECKING:
     from ngvae_pyro.svi import Fit
@@ -30,6 +30,24 @@ out = Console()
 err = Console(stderr=True)
 # As it is: a line in a log file stays a line, and brackets in a path are no markup.
 say = partial(out.print, highlight=False, soft_wrap=True, markup=False)
+
+
+# Options that several commands have.
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="sprites, sprites:x,y,size, mnist, fashion_mnist, cifar10, a .npz or IDX file."
+    ),
+]
+LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
+StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key, e.g. guide.sharpness=20; may be repeated."),
+]
+DataRootOption = Annotated[str | None, typer.Option(help="Folder of torchvision data.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download missing data.")]
 
 
 def main() -> None:
@@ -84,49 +102,20 @@ def assign(values: dict[str, Any], assignment: str) -> None:
     table[parts[-1]] = value
 
 
-def run_spec(model: str, guide: str, changes: dict[str, Any], source: str) -> RunSpec:
-    """The spec of a run: two variants with the command line's changes on top."""
-    parts = {}
-    named: tuple[tuple[variants.Kind, str], ...] = (("models", model), ("guides", guide))
-    for kind, name in named:
-        part = kind.removesuffix("s")
-        spec = variants.spec_of(kind, name, changes.pop(part, {}))
-        parts[part] = spec.model_dump(exclude_unset=True)
-    values = {"model_name": model, "guide_name": guide, **parts, **changes}
-    return parse(RunSpec, values, source)
-
-
-@app.command()
-def train(
-    model: Annotated[str, typer.Argument(help="Model variant, or path to a .toml file.")],
-    guide: Annotated[str, typer.Argument(help="Guide variant, or path to a .toml file.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="sprites, sprites:x,y,size, mnist, fashion_mnist, cifar10, a .npz or IDX file."
-        ),
-    ] = "sprites",
-    latents: Annotated[int | None, typer.Option(help="Latent size K.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a key, e.g. guide.sharpness=20; may be repeated."),
-    ] = None,
-    data_root: Annotated[str | None, typer.Option(help="Folder of torchvision data.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download missing data.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing run folder.")
-    ] = False,
-) -> None:
-    """Train a model and a guide, and write a run folder with the evidence."""
+def _values(
+    data: str,
+    latents: int | None,
+    steps: int | None,
+    device: str | None,
+    data_root: str | None,
+    download: bool,
+    settings: list[str] | None,
+) -> dict[str, Any]:
+    """The tables of a run that options of the command line set."""
     values: dict[str, Any] = {"fit": {}, "data": {"name": data}, "model": {}, "guide": {}}
     for table, key, value in (
         ("model", "latent_size", latents),
         ("fit", "steps", steps),
-        ("fit", "seed", seed),
         ("fit", "device", device),
         ("data", "root", data_root),
         ("data", "download", download or None),
@@ -135,32 +124,41 @@ def train(
             values[table][key] = value
     for assignment in settings or []:
         assign(values, assignment)
-    spec = run_spec(model, guide, values, "command line")
+    return values
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="Model variant, or path to a .toml file.")],
+    guide: Annotated[str, typer.Argument(help="Guide variant, or path to a .toml file.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    data: DataOption = "sprites",
+    latents: LatentsOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing run folder.")
+    ] = False,
+) -> None:
+    """Train a model and a guide, and write a run folder with the evidence."""
+    values = _values(data, latents, steps, device, data_root, download, settings)
+    if seed is not None:
+        values["fit"].setdefault("seed", seed)
+    spec = variants.run_spec(model, guide, values, "command line")
 
     from ngvae_pyro import runs, svi
 
-    # Everything that can be wrong is looked at before the first step.
-    svi.resolve_device(spec.fit.device)
-    with runs.new_folder(out_folder, overwrite) as folder:
-        with err.status("preparing data"):
-            images, held_out = runs.load_data(spec)
-        network, posterior = runs.load_pair(spec, images)
-        if spec.model.likelihood.family == "auto" and network.likelihood.family == "bernoulli":
-            said = f"{images.name} holds only 0 and 1: likelihood bernoulli"
-            err.print(said, highlight=False, markup=False)
-        try:
-            fit = svi.fit(network, posterior, images, spec.fit)
-        except svi.NonFiniteLoss as error:
-            fit = svi.Fit(network, posterior, spec.fit)
-            runs.save_weights(folder, fit, spec, images.image_shape)
-            print(f"ngvae: {error}; its weights are in {out_folder}", file=sys.stderr)
-            failed = True
-        else:
-            failed = False
-            with err.status("writing the report"):
-                metrics = runs.save_run(folder, fit, spec, held_out)
-    if failed:
-        raise typer.Exit(1)
+    try:
+        fit, metrics = runs.train(spec, out_folder, overwrite=overwrite, stage=err.status)
+    except svi.NonFiniteLoss as error:
+        print(f"ngvae: {error}; its weights are in {out_folder}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if spec.model.likelihood.family == "auto" and fit.model.likelihood.family == "bernoulli":
+        say("the images hold only 0 and 1: likelihood bernoulli")
     _summary(out_folder, fit, metrics)
 
 
@@ -216,6 +214,94 @@ def inspect(
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Add disentanglement metrics and the held-out log likelihood to a trained run."""
+    from ngvae_pyro import evaluation
+    from ngvae_pyro.table import METRICS
+
+    with err.status("evaluating"):
+        result = evaluation.evaluate_run(folder, device)
+    table = Table(title=escape(f"{folder}, {result['source']}"), title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("what it means")
+    for metric in METRICS:
+        value = metric.of({"evaluation": result})
+        if value is not None:
+            table.add_row(metric.heading, metric.show(value), metric.text)
+    out.print(table)
+    say(f"written to {folder / 'evaluation.json'} and {folder / 'report.html'}")
+
+
+@app.command()
+def compare(
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="model+guide, several by commas or by repeating; default: the slides' table."
+        ),
+    ] = None,
+    data: DataOption = "sprites",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; default: one a core, or one on a GPU.")
+    ] = None,
+    latents: LatentsOption = None,
+    steps: StepsOption = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Train and evaluate several pairs over seeds, and put them side by side.
+
+    What is in the folder already is not done again, so the same command goes on after an
+    interruption, and one with more pairs or seeds adds to it.
+    """
+    from ngvae_pyro import comparison
+    from ngvae_pyro.table import groups
+
+    values = _values(data, latents, steps, device, data_root, download, settings)
+    named = [name for word in pairs or [] for name in word.split(",")]
+    runs = comparison.plan(
+        out_folder, named or comparison.SLIDES, range(first_seed, first_seed + seeds), values
+    )
+    command = " ".join(["ngvae", *(shlex.quote(word) for word in sys.argv[1:])])
+    try:
+        result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
+    except KeyboardInterrupt:
+        print("ngvae: interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    for group in groups(result):
+        out.print(_comparison_table(result, group))
+    say("bold: best. Mean ± standard deviation over seeds.", style="dim")
+    for name in ("table.md", "table.csv", "comparison.json", "figures/page.png", "report.html"):
+        say(f"  {out_folder / name}")
+    for line in result["failed"]:
+        print(f"ngvae: {line}", file=sys.stderr)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def _comparison_table(result: dict[str, Any], group: str) -> Table:
+    table = Table(title=escape(group), title_justify="left")
+    table.add_column("", no_wrap=True)
+    for model in result["models"]:
+        table.add_column(escape(model["label"]), justify="right")
+    for metric in result["metrics"]:
+        if metric["group"] == group:
+            cells = [result["values"][metric["key"]][m["pair"]] for m in result["models"]]
+            shown = [f"[bold]{c['shown']}[/]" if c["best"] else c["shown"] for c in cells]
+            table.add_row(metric["heading"], *shown)
+    return table
 
 
 @app.command("variants")

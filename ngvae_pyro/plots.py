@@ -38,7 +38,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     # A bare Figure needs no display and leaves no state in pyplot.
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -77,7 +77,7 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
 
 def selection(path: Path, fit: Fit) -> None:
     """Weight of the informative component of each latent, and the KLs, against the step."""
-    with _figure(path, 7.0, 4.6) as figure:
+    with new_figure(path, 7.0, 4.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [row["step"] for row in fit.history]
         probs = np.array([row["probs"] for row in fit.history])
@@ -107,7 +107,7 @@ def selection(path: Path, fit: Fit) -> None:
 
 def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
     """Forest plot of the posterior precisions."""
-    with _figure(path, 7.0, 0.9 + 0.28 * len(rows)) as figure:
+    with new_figure(path, 7.0, 0.9 + 0.28 * len(rows)) as figure:
         axes = figure.subplots()
         for y, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
             precision = row["precision"]
@@ -125,7 +125,7 @@ def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, Any]]) -> None:
     """Histogram of the inferred variances over images and latents."""
-    with _figure(path, 7.0, 3.4) as figure:
+    with new_figure(path, 7.0, 3.4) as figure:
         axes = figure.subplots()
         values = variance.clamp_min(1e-8).log10().numpy()
         edges = np.linspace(min(values.min() - 0.2, -1), max(values.max() + 0.2, 0.4), 60)
@@ -157,7 +157,7 @@ def covariance(path: Path, loc: Tensor, rows: list[dict[str, Any]]) -> None:
     # A latent that does not move has no correlation with anything; the scale of the largest
     # keeps its row faint instead of dividing noise by noise.
     scaled = cov / max(float((std**2).max()), 1e-12)
-    with _figure(path, 5.6, 4.8) as figure:
+    with new_figure(path, 5.6, 4.8) as figure:
         axes = figure.subplots()
         axes.grid(False)
         image = axes.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -167,7 +167,7 @@ def covariance(path: Path, loc: Tensor, rows: list[dict[str, Any]]) -> None:
         axes.set_title("Covariance of the posterior means")
 
 
-def _grid(axes: Any, images: Tensor) -> None:
+def draw_grid(axes: Any, images: Tensor) -> None:
     """One picture of images (rows, columns, C, H, W) with thin white lines between them."""
     rows, columns, channels, height, width = images.shape
     canvas = np.ones((rows * (height + 2) - 2, columns * (width + 2) - 2, channels))
@@ -196,11 +196,36 @@ def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) ->
     x = ImageData.to_unit(data.images[:columns].to(fit.device))
     mean = reconstruct(fit, x)
     images = torch.stack([x, mean, (10.0 * (x - mean)).abs()])
-    with _figure(path, 0.75 * len(x) + 1.6, 3.0) as figure:
+    with new_figure(path, 0.75 * len(x) + 1.6, 3.0) as figure:
         axes = figure.subplots()
-        _grid(axes, images)
+        draw_grid(axes, images)
         axes.set_yticklabels(["image", "reconstruction", "|difference| x 10"])
         axes.set_title("Held-out reconstructions")
+
+
+@torch.no_grad()
+def traverse(
+    fit: Fit, data: ImageData, rows: list[dict[str, Any]], columns: int, uninformative: int
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Decoded images (rows, columns, C, H, W), a row for each latent moved, and those rows.
+
+    All informative latents (15 at most), most informative first, and then up to ``uninformative``
+    others move over the range that they have in the data, from the 1 % to the 99 % quantile.
+    """
+    loc = codes(fit, data).loc
+    shown = [row for row in rows if row["probs"] > 0.5][:15]
+    shown += [row for row in rows if row["probs"] <= 0.5][:uninformative]
+    # The image nearest to the centre of the codes is the least special one.
+    centre = loc[(loc - loc.mean(0)).square().sum(1).argmin()]
+    z = centre.repeat(len(shown), columns, 1)
+    for i, row in enumerate(shown):
+        k = row["latent"]
+        low, high = torch.quantile(loc[:, k], torch.tensor([0.01, 0.99])).tolist()
+        if row["probs"] <= 0.5:
+            # Such a latent is Normal(0, 1) noise to the decoder.
+            low, high = -2.0, 2.0
+        z[i, :, k] = torch.linspace(low, high, columns)
+    return fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean, shown
 
 
 @torch.no_grad()
@@ -212,23 +237,10 @@ def traversals(
     The rows are all informative latents, most informative first, and up to two uninformative
     ones, which change nothing; the other latents stay at those of one held-out image.
     """
-    loc = codes(fit, data).loc
-    informative = [row for row in rows if row["probs"] > 0.5]
-    shown = informative[:15] + [row for row in rows if row["probs"] <= 0.5][:2]
-    # The image nearest to the centre of the codes is the least special one.
-    centre = loc[(loc - loc.mean(0)).square().sum(1).argmin()]
-    z = centre.repeat(len(shown), columns, 1)
-    for i, row in enumerate(shown):
-        k = row["latent"]
-        low, high = torch.quantile(loc[:, k], torch.tensor([0.01, 0.99])).tolist()
-        if row["probs"] <= 0.5:
-            # Such a latent is Normal(0, 1) noise to the decoder.
-            low, high = -2.0, 2.0
-        z[i, :, k] = torch.linspace(low, high, columns)
-    images = fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean
-    with _figure(path, 0.62 * columns + 1.6, 0.62 * len(shown) + 0.9) as figure:
+    images, shown = traverse(fit, data, rows, columns, uninformative=2)
+    with new_figure(path, 0.62 * columns + 1.6, 0.62 * len(shown) + 0.9) as figure:
         axes = figure.subplots()
-        _grid(axes, images)
+        draw_grid(axes, images)
         axes.set_yticklabels(_names(shown))
         for label, colour in zip(axes.get_yticklabels(), _colours(shown), strict=True):
             label.set_color(colour)

@@ -3,8 +3,8 @@
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ngvae_pyro import _arviz, data, diagnostics, plots
+from ngvae_pyro import _arviz, data, diagnostics, plots, report
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import RunSpec, SavedRun, parse
-from ngvae_pyro.svi import Fit, resolve_device, seeded
+from ngvae_pyro.svi import Fit, NonFiniteLoss, fit, resolve_device, seeded
 
 
 def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
@@ -78,8 +78,11 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> None:
-    """``config.toml`` and ``weights.safetensors``: enough to build the pair again."""
+def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> SavedRun:
+    """Write ``config.toml``, which is returned, and ``weights.safetensors``.
+
+    They are enough to build the pair again.
+    """
     saved = SavedRun(
         **{
             **{name: getattr(spec, name) for name in RunSpec.model_fields},
@@ -97,6 +100,7 @@ def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, 
             tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
     # Not `save_file`, which makes the file readable by its owner alone whatever the umask says.
     (folder / "weights.safetensors").write_bytes(save(tensors))
+    return saved
 
 
 def save_run(
@@ -105,7 +109,7 @@ def save_run(
     spec: RunSpec,
     held_out: ImageData,
 ) -> dict[str, Any]:
-    """Write configuration, weights, metrics, history, posterior draws and figures.
+    """Write configuration, weights, metrics, history, posterior draws, figures and report.
 
     Args:
         folder: An existing folder.
@@ -117,7 +121,7 @@ def save_run(
         The metrics, as written to ``metrics.json``.
     """
     folder = Path(folder)
-    save_weights(folder, fit, spec, held_out.image_shape)
+    saved = save_weights(folder, fit, spec, held_out.image_shape)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
     write_json(folder / "metrics.json", metrics)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
@@ -132,7 +136,58 @@ def save_run(
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
     posterior.to_netcdf(str(folder / "posterior.nc"), engine="h5netcdf")
     plots.save_all(folder / "figures", fit, held_out, metrics)
+    report.write_run_report(folder, saved, metrics)
     return metrics
+
+
+def train(
+    spec: RunSpec,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+) -> tuple[Fit, dict[str, Any]]:
+    """Train what a spec says and write the run folder, whole or not at all.
+
+    Args:
+        spec: What to run.
+        out: The run folder.
+        overwrite: Whether an existing run folder is replaced.
+        progress: Show the training.
+        stage: Shows what is done before and after the training.
+
+    Returns:
+        The fit and its metrics.
+
+    Raises:
+        UserError: If something that the spec asks for is not there; nothing is written.
+        NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
+    """
+    # Everything that can be wrong is looked at before the first step.
+    resolve_device(spec.fit.device)
+    with new_folder(Path(out), overwrite) as folder:
+        with stage("preparing data"):
+            images, held_out = load_data(spec)
+        model, guide = load_pair(spec, images)
+        failure = None
+        try:
+            result = fit(model, guide, images, spec.fit, progress=progress)
+        except NonFiniteLoss as error:
+            failure = error
+            save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
+        else:
+            with stage("writing the report"):
+                metrics = save_run(folder, result, spec, held_out)
+    if failure is not None:
+        raise failure
+    return result, metrics
+
+
+def load_spec(folder: str | Path) -> SavedRun:
+    """``config.toml`` of a run folder."""
+    path = Path(folder) / "config.toml"
+    return parse(SavedRun, _read(path, tomllib.loads), str(path))
 
 
 def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
@@ -142,8 +197,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
         UserError: If a file is missing, damaged or does not fit the others.
     """
     folder = Path(folder)
-    values = _read(folder / "config.toml", tomllib.loads)
-    spec = parse(SavedRun, values, str(folder / "config.toml"))
+    spec = load_spec(folder)
     model, guide = load_pair(spec, spec.image_shape)
     weights = folder / "weights.safetensors"
     try:
@@ -156,7 +210,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
         raise UserError(f"{weights}: cannot be loaded: {reason}") from None
     target = resolve_device(device)
     fit = Fit(model.to(target), guide.to(target), spec.fit)
-    history = _read(folder / "history.json", json.loads, ("rows", "moves"))
+    history = read_json(folder / "history.json", ("rows", "moves"))
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
     metrics = load_metrics(folder)
     fit.seconds, fit.steps = metrics["seconds"], metrics["steps"]
@@ -170,7 +224,7 @@ def load_metrics(folder: str | Path) -> dict[str, Any]:
         *("informative", "elbo", "kl", "precision", "probs", "variance_of_loc"),
         *("reconstruction_mse", "seconds", "steps", "extra_steps"),
     ]
-    return _read(Path(folder) / "metrics.json", json.loads, keys)
+    return read_json(Path(folder) / "metrics.json", keys)
 
 
 def load_posterior(folder: str | Path) -> Any:
@@ -184,6 +238,11 @@ def load_posterior(folder: str | Path) -> Any:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Indented JSON; NaN and infinity are errors, because JSON has neither."""
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that has at least these keys; else a :class:`UserError`."""
+    return _read(path, json.loads, keys)
 
 
 def _read(path: Path, loads: Any, keys: Sequence[str] = ()) -> Any:

@@ -15,6 +15,9 @@ moves do for variational mixtures; Hughes and Sudderth, 2013):
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
 continues.
+
+At the end :func:`decorrelate` chooses, among coordinates that fit the data alike, those in which
+the informative latents are uncorrelated.
 """
 
 from dataclasses import dataclass
@@ -86,3 +89,38 @@ def jump(
     for parameter in (head.weight, head.bias):
         optimizer.state[parameter]["exp_avg"][[loc_row, logit_row]] = 0.0
     optimizer.state[stem.weight]["exp_avg"][:, latent] = 0.0
+
+
+@torch.no_grad()
+def decorrelate(
+    model: VAE,
+    guide: NormalGammaGuide,
+    optimizer: torch.optim.Optimizer,
+    latents: Tensor,
+    loc: Tensor,
+) -> None:
+    """Make the posterior means of some latents uncorrelated over the data, in place.
+
+    With S their standard deviations and R their correlations, loc becomes A loc and the decoder's
+    columns W become W A^-1, A = S R^-1/2 S^-1: each latent keeps its variance, changes as little as
+    it can (R^-1/2 is the symmetric root: Kessy, Lewin and Strimmer, 2018, "Optimal whitening and
+    decorrelation", ZCA-cor), and the reconstruction at the mean is unchanged.
+
+    Args:
+        model: Its decoder's stem is a linear layer of z.
+        guide: Its encoder's head is a linear layer that gives (loc, logits).
+        optimizer: Its running means of the changed rows are set to 0.
+        latents: Indices k, shape (M,).
+        loc: Posterior means of these latents over a sample of the data, shape (N, M).
+    """
+    head, stem = guide.encoder.head, model.decoder.stem
+    std = loc.double().std(0)
+    values, vectors = torch.linalg.eigh(loc.double().T.corrcoef())
+    root = vectors @ values.rsqrt().diag() @ vectors.T
+    change = (std.diag() @ root @ (1.0 / std).diag()).to(loc.dtype)
+    head.weight[latents] = change @ head.weight[latents]
+    head.bias[latents] = change @ head.bias[latents]
+    stem.weight[:, latents] = torch.linalg.solve(change, stem.weight[:, latents], left=False)
+    for parameter in (head.weight, head.bias):
+        optimizer.state[parameter]["exp_avg"][latents] = 0.0
+    optimizer.state[stem.weight]["exp_avg"][:, latents] = 0.0

@@ -269,7 +269,9 @@ class ScheduleSpec(Spec):
     the signal is what the data carry above their mean image, in nats under the likelihood: the
     weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
     uninformative latents that leak too little for a birth lose the last trace of the data; at 1
-    nothing is left to do. The defaults leave the ELBO as it is throughout.
+    nothing is left to do. At the fraction ``decorrelate`` informative latents are made
+    uncorrelated, if that is free; at 1 they stay as they are. The defaults leave the ELBO as it is
+    throughout.
     """
 
     z: Ramp = Ramp()
@@ -278,6 +280,7 @@ class ScheduleSpec(Spec):
     signal_nats: NonNegativeFloat = 0.0
     moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
     silence: Fraction = 1.0
+    decorrelate: Fraction = 1.0
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
@@ -291,7 +294,7 @@ class ScheduleSpec(Spec):
     def of_the_mixture(self) -> list[str]:
         """The keys in use that make sense only for a guide with a mixture on the precision."""
         fields = type(self).model_fields
-        keys = ("precision", "sharpness", "moves", "silence")
+        keys = ("precision", "sharpness", "moves", "silence", "decorrelate")
         return [key for key in keys if getattr(self, key) != fields[key].default]
 
 
@@ -306,6 +309,7 @@ SELECT = ScheduleSpec(
         Move(kind="birth", at=0.5, steps=200),
     ),
     silence=0.8,
+    decorrelate=0.98,
 )
 
 

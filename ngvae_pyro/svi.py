@@ -30,7 +30,7 @@ from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import FactorELBO, PenalisedELBO, load_objective
 from ngvae_pyro.progress import TrainingBar
-from ngvae_pyro.selection import LEAK, MoveRecord, jump
+from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
 from ngvae_pyro.specs import ElboSpec, FactorSpec, FitSpec, Move, ScheduleSpec
 
 # Annotated loosely because the losses are not on Pyro's base class.
@@ -42,6 +42,13 @@ ELBOS: dict[str, Any] = {
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
 MONITOR_IMAGES = 1024
+
+# Images over which latents are made uncorrelated, so many because a correlation of M latents over
+# N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
+DECORRELATION_IMAGES = 20_000
+
+# What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
+FREE = 0.1
 
 
 class SiteWeights(Messenger):
@@ -360,12 +367,34 @@ class Trainer:
         for k in faint.nonzero().flatten().tolist():
             jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
 
+    @torch.no_grad()
+    def decorrelate(self) -> None:
+        """Choose coordinates in which informative latents are uncorrelated, where that is free.
+
+        The posteriors of informative latents have much the same precision, so the ELBO hardly
+        knows a rotation or a small shear of them; it is undone if it costs more than FREE nats.
+        """
+        images = self.batches.data.images[:DECORRELATION_IMAGES].split(MONITOR_IMAGES)
+        codes = [self.guide.codes(ImageData.to_unit(x.to(self.device))) for x in images]
+        informative = torch.cat([code.probs for code in codes]).mean(0) > 0.5
+        latents = informative.nonzero().flatten()
+        if len(latents) < 2:
+            return
+        loc = torch.cat([code.loc[:, latents] for code in codes])
+        before, loss = self.state(), self.loss()
+        decorrelate(self.model, self.mixture, self.optimizer, latents, loc)
+        # Written so that NaN, from two latents that are copies of each other, is undone too.
+        if not self.loss() <= loss + FREE:
+            self.set_state(before)
+
     def actions(self) -> list[tuple[float, Callable[[], None]]]:
         """What the schedule does once, and at which fraction of training, in order of time."""
         actions: list[tuple[float, Callable[[], None]]]
         actions = [(move.at, partial(self.propose, move)) for move in self.schedule.moves]
         if self.schedule.silence < 1.0:
             actions.append((self.schedule.silence, self.silence))
+        if self.schedule.decorrelate < 1.0:
+            actions.append((self.schedule.decorrelate, self.decorrelate))
         return sorted(actions, key=lambda action: action[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from ngvae_pyro.errors import UserError, nearest
-from ngvae_pyro.specs import GuideSpec, ModelSpec, Spec, merge, parse
+from ngvae_pyro.specs import GuideSpec, ModelSpec, RunSpec, Spec, merge, parse
 
 Kind = Literal["models", "guides"]
 SPECS: dict[Kind, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
@@ -76,3 +76,15 @@ def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) 
     if not changes:
         return spec
     return parse(SPECS[kind], merge(values, changes), f"changes to {source}")
+
+
+def run_spec(model: str, guide: str, changes: Mapping[str, Any], source: str) -> RunSpec:
+    """The spec of a run: two variants with the command line's changes on top."""
+    parts, changes = {}, dict(changes)
+    named: tuple[tuple[Kind, str], ...] = (("models", model), ("guides", guide))
+    for kind, name in named:
+        part = kind.removesuffix("s")
+        spec = spec_of(kind, name, changes.pop(part, {}))
+        parts[part] = spec.model_dump(exclude_unset=True)
+    values = {"model_name": model, "guide_name": guide, **parts, **changes}
+    return parse(RunSpec, values, source)

@@ -1,0 +1,318 @@
+"""Pairs side by side: trains and evaluates what is missing, then writes tables and figures.
+
+A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. Each appears when it is
+whole, so what is there need not be done again, and an interrupted comparison goes on.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ngvae_pyro import _arviz, comparison_plots, evaluation, report, runs, table
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.specs import RunSpec, SavedRun
+from ngvae_pyro.svi import NonFiniteLoss, resolve_device
+from ngvae_pyro.variants import run_spec
+
+# The columns of the slides' table, in its order.
+SLIDES = (
+    "gaussian+gaussian",
+    "gaussian+beta_27",
+    "gaussian+beta_150",
+    "normal_gamma+relaxed",
+)
+# Keys that change where a run is done or where its data lie, and not what is run.
+_PLACES = {"fit": {"device", "resident_bytes"}, "data": {"root", "download"}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison: which pair, what it is called, which seed, what and where."""
+
+    pair: str
+    label: str
+    spec: RunSpec
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        return self.spec.fit.seed
+
+    @property
+    def trained(self) -> bool:
+        return self.folder.exists()
+
+    @property
+    def diverged(self) -> bool:
+        return self.trained and not (self.folder / "metrics.json").exists()
+
+    @property
+    def evaluated(self) -> bool:
+        return (self.folder / "evaluation.json").exists()
+
+
+def plan(
+    out: str | Path, pairs: Iterable[str], seeds: Iterable[int], changes: Mapping[str, Any]
+) -> list[Run]:
+    """The runs of a comparison, all checked before the first is trained.
+
+    Args:
+        out: Folder of the comparison.
+        pairs: Each ``model+guide``, names of variants or paths to TOML files.
+        seeds: Of data, weights and noise; the same for all pairs, so that they see the same data.
+        changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with keys to change in all.
+
+    Raises:
+        UserError: If a pair or the data do not exist or do not fit, or a folder holds another run.
+    """
+    planned: list[Run] = []
+    images: ImageData | None = None
+    for pair in pairs:
+        model, plus, guide = pair.partition("+")
+        if not plus or not model or not guide:
+            raise UserError(f"--pairs: expected model+guide, e.g. gaussian+beta_27, got '{pair}'")
+        name = f"{Path(model).stem}+{Path(guide).stem}"
+        if any(run.pair == name for run in planned):
+            raise UserError(f"--pairs: '{name}' is named twice")
+        for seed in seeds:
+            fit = {**changes.get("fit", {}), "seed": seed}
+            spec = run_spec(model, guide, {**changes, "fit": fit}, "command line")
+            if not planned or planned[-1].pair != name:
+                # That guide, model and images fit each other shows when the pair is built.
+                images = images or runs.load_data(spec)[0]
+                runs.load_pair(spec, images)
+            folder = Path(out) / name / f"seed-{seed}"
+            planned.append(Run(name, spec.guide.label or name, spec, folder))
+    # Two models under one guide have one label; their pairs tell them apart.
+    shared = {label for label, pairs in _by_label(planned).items() if len(pairs) > 1}
+    planned = [
+        Run(run.pair, run.pair if run.label in shared else run.label, run.spec, run.folder)
+        for run in planned
+    ]
+    for run in planned:
+        if run.trained:
+            _check_same(run)
+    return planned
+
+
+def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
+    labels: dict[str, set[str]] = {}
+    for run in planned:
+        labels.setdefault(run.label, set()).add(run.pair)
+    return labels
+
+
+def _check_same(run: Run) -> None:
+    saved = runs.load_spec(run.folder)
+    wanted, there = _comparable(run.spec, saved), _comparable(saved, saved)
+    for key in sorted({*wanted, *there}):
+        if wanted.get(key) != there.get(key):
+            raise UserError(
+                f"{run.folder}: holds a run with {key} = {there.get(key)}, not "
+                f"{wanted.get(key)}; choose another --out"
+            )
+
+
+def _comparable(spec: RunSpec, saved: SavedRun) -> dict[str, Any]:
+    """Dotted keys of what is run, and their values."""
+    # What was left to the images is decided in what is saved.
+    binary = saved.model.likelihood.family == "bernoulli"
+    model = spec.model.model_copy(update={"likelihood": spec.model.likelihood.resolved(binary)})
+    spec = spec.model_copy(update={"model": model})
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key not in _PLACES.get(prefix, set()):
+                    walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    for part in ("model", "guide", "fit", "data"):
+        walk(part, getattr(spec, part).model_dump(mode="json"))
+    return flat
+
+
+def _do(run: Run) -> dict[str, float]:
+    """Train and evaluate one run where that is not done; seconds of each part."""
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    if not run.trained:
+        fit, _ = runs.train(run.spec, run.folder, progress=False)
+        seconds = {"training": fit.seconds}
+        seconds["run folders"] = time.perf_counter() - began - fit.seconds
+        began = time.perf_counter()
+    if not run.evaluated:
+        parts = evaluation.evaluate_run(run.folder, run.spec.fit.device)["seconds"]
+        seconds |= {f"evaluation: {name}": value for name, value in parts.items()}
+        rest = time.perf_counter() - began - sum(parts.values())
+        seconds["evaluation: reading and writing"] = rest
+    return seconds
+
+
+def compare(
+    out: str | Path,
+    planned: Sequence[Run],
+    *,
+    jobs: int | None = None,
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Do what is missing of a comparison and write its tables and figures.
+
+    Args:
+        out: Folder of the comparison.
+        planned: From :func:`plan`.
+        jobs: Runs at once, each in a process of its own; by default one for each core, one in all
+            on a GPU.
+        command: What made it, for the reader.
+        say: Shows a line for each finished run.
+
+    Returns:
+        The comparison, as written to ``comparison.json``; ``failed`` has a line for every run
+        that diverged, which the tables leave out.
+    """
+    out = Path(out)
+    began = time.perf_counter()
+    todo = [run for run in planned if not run.diverged and not (run.trained and run.evaluated)]
+    if jobs is None:
+        on_gpu = resolve_device(planned[0].spec.fit.device).type == "cuda"
+        jobs = 1 if on_gpu else max(1, min(os.cpu_count() or 1, len(todo)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there: {error.strerror}") from None
+    say(f"{len(planned) - len(todo)} of {len(planned)} runs are there already")
+    seconds: dict[str, float] = {}
+    if todo:
+        _work(todo, jobs, seconds, say)
+    drawing = time.perf_counter()
+    result = _collect(planned, command)
+    done = [run for run in planned if run.evaluated]
+    if done:
+        figures = out / "figures"
+        comparison_plots.save_all(figures, [(r.pair, r.label, r.folder) for r in done], result)
+    seconds["tables and figures"] = time.perf_counter() - drawing
+    result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
+    runs.write_json(out / "comparison.json", result)
+    (out / "table.md").write_text(table.markdown(result), encoding="utf-8")
+    table.write_csv(out / "table.csv", result)
+    report.write_comparison_report(out, result)
+    return result
+
+
+def _work(
+    todo: Sequence[Run], jobs: int, seconds: dict[str, float], say: Callable[[str], None]
+) -> None:
+    """Do the runs, several at once in processes of their own; their seconds are added up."""
+    for count, (run, result) in enumerate(_results(todo, jobs), 1):
+        try:
+            spent = result()
+        except NonFiniteLoss as error:
+            outcome = str(error)
+        else:
+            outcome = f"{sum(spent.values()):.0f} s"
+            for name, value in spent.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+        say(f"{count}/{len(todo)}  {run.label}, seed {run.seed}: {outcome}")
+
+
+def _results(
+    todo: Sequence[Run], jobs: int
+) -> Iterator[tuple[Run, Callable[[], dict[str, float]]]]:
+    """Each run, as it ends, with a function that gives its result or raises its error."""
+    if jobs == 1:
+        for run in todo:
+            yield run, partial(_do, run)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Not forked: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    try:
+        futures = {pool.submit(_do, run): run for run in todo}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
+    found: dict[str, list[dict[str, Any]]] = {run.pair: [] for run in planned}
+    seeds: dict[str, list[int]] = {run.pair: [] for run in planned}
+    labels = {run.pair: run.label for run in planned}
+    factors: int | None = None
+    for run in planned:
+        if run.evaluated:
+            numbers = evaluation.load_evaluation(run.folder)
+            found[run.pair].append(
+                {"metrics": runs.load_metrics(run.folder), "evaluation": numbers}
+            )
+            seeds[run.pair].append(run.seed)
+            factors = len(numbers["factors"]) if "factors" in numbers else None
+    spec = planned[0].spec
+    return {
+        "data": spec.data.name,
+        "factors": factors,
+        "latent_size": spec.model.latent_size,
+        "seeds": sorted({run.seed for run in planned}),
+        "command": command,
+        "models": [
+            {"pair": pair, "label": labels[pair], "runs": len(found[pair]), "seeds": seeds[pair]}
+            for pair in found
+        ],
+        "metrics": table.describe(),
+        "values": table.summarise(found, factors),
+        "failed": [
+            f"{run.label}, seed {run.seed}: the training diverged; its weights are in {run.folder}"
+            for run in planned
+            if run.diverged
+        ],
+    }
+
+
+def elpds(out: str | Path, seed: int) -> dict[str, Any]:
+    """The runs of one seed as what ``az.compare`` takes: held-out log likelihoods of each image.
+
+    They are relative to the best run of each image, in nats, because ``az.compare`` takes their
+    exponentials, and those of thousands of nats are infinite; differences and weights are the same.
+
+    >>> az.compare(elpds("runs/comparison", seed=0))  # doctest: +SKIP
+
+    Args:
+        out: Folder of a comparison.
+        seed: Of the runs; those of one seed have the same held-out images.
+
+    Raises:
+        UserError: If the folder has no evaluated runs of that seed, or they differ in images.
+    """
+    folders = sorted(Path(out).glob(f"*/seed-{seed}/evaluation.json"))
+    if not folders:
+        raise UserError(f"{out}: no evaluated runs of seed {seed}")
+    found = {path.parent.parent.name: evaluation.load_evaluation(path.parent) for path in folders}
+    values = {
+        pair: np.array(numbers["per_image"]["log_likelihood"]) for pair, numbers in found.items()
+    }
+    if len({len(value) for value in values.values()}) > 1:
+        raise UserError(f"{out}: runs of seed {seed} were evaluated on different numbers of images")
+    best = np.max(list(values.values()), axis=0)
+    return {
+        pair: _arviz.elpd(
+            values[pair] - best,
+            np.array(numbers["per_image"]["k"]),
+            numbers["log_likelihood"]["draws"],
+        )
+        for pair, numbers in found.items()
+    }

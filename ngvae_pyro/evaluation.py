@@ -1,0 +1,153 @@
+"""What a trained run is worth: the metrics of its codes, its aggregate posterior, its evidence.
+
+:func:`assess` measures a fit, :func:`evaluate_run` adds that to a run folder as
+``evaluation.json``. Codes are those of images that were not trained on: 15,000 newly rendered ones
+for sprites (as many as Locatello et al., 2019, take), the held-out ones for all other data.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngvae_pyro import aggregate, data, diagnostics, evidence, metrics, report, runs
+from ngvae_pyro.guide import Codes
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.specs import RunSpec
+from ngvae_pyro.svi import Fit, seeded
+
+POINTS = 15_000
+# Held-out images and draws behind the log likelihood: a standard error of the mean of one to two
+# nats on sprites, in half a minute on one core.
+LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 500
+# Added to a run's data seed for the images that codes are measured on.
+NEW_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Codes of a set of images: what the guide says, and one posterior draw of z for each."""
+
+    images: ImageData
+    codes: Codes
+    z: Tensor
+
+
+@torch.no_grad()
+def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
+    """The codes of images and one draw of z (N, K), on the CPU."""
+    with seeded(seed, fit.device):
+        draws = [diagnostics.draws(fit, x, 1)[1][0].cpu() for x in diagnostics.batches(fit, images)]
+    return Sample(images, diagnostics.codes(fit, images), torch.cat(draws))
+
+
+def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
+    """The images that codes are measured on, and a few words on what they are."""
+    if spec.data.name.partition(":")[0] != "sprites":
+        images = held_out.subset(slice(0, POINTS))
+        return images, f"{len(images):,} held-out images"
+    seed = spec.fit.seed if spec.data.seed is None else spec.data.seed
+    resolution = spec.data.resolution
+    images = data.load(spec.data.name, seed=seed + NEW_SEED, n=POINTS, resolution=resolution)
+    return images, f"{POINTS:,} new sprites"
+
+
+def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
+    """The factors (N, F) that vary over the images, and their names; F is 0 where none is known."""
+    if images.factors is None:
+        return np.zeros((len(images), 0)), []
+    factors = images.factors.numpy()
+    varies = np.ptp(factors, axis=0) > 0
+    return factors[:, varies], [n for n, v in zip(images.factor_names, varies, strict=True) if v]
+
+
+def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dict[str, Any]:
+    """All metrics of a fit.
+
+    The slides' four are our reading of rows that have no formula there (Jouffroy et al., 2022):
+    the entropy of the shares that the latents have in the KL of z, the effective rank of the
+    correlation matrix of z over the data, the FactorVAE score, and the number of informative
+    latents (``informative`` of :func:`ngvae_pyro.evaluate`).
+
+    Args:
+        fit: From :func:`ngvae_pyro.fit`.
+        spec: What was run.
+        held_out: Images that were not trained on.
+        kl: KL of z for each latent, nats per image.
+
+    Returns:
+        What ``evaluation.json`` holds; scores that need factors are left out where none vary.
+    """
+    seconds = {}
+    began = time.perf_counter()
+    images, source = evaluation_images(spec, held_out)
+    seen = sample(fit, images, spec.fit.seed)
+    loc, z = seen.codes.loc.numpy(), seen.z.numpy()
+    seconds["codes"] = time.perf_counter() - began
+
+    correlation = metrics.total_correlation(z)
+    posterior = aggregate.aggregate_posterior(z, loc, seen.codes.variance.numpy())
+    result: dict[str, Any] = {
+        "points": len(images),
+        "source": source,
+        "slides": {
+            "entropy": metrics.information_entropy(np.asarray(kl)),
+            "decorrelation": metrics.decorrelation(z),
+            "informative": int((seen.codes.probs.mean(0) > 0.5).sum()),
+        },
+        "active_units": metrics.active_units(loc),
+        # Infinite with fewer points than latents, which JSON cannot say.
+        "total_correlation": correlation if math.isfinite(correlation) else None,
+        "variance_law": float(posterior.variance_law.mean()),
+        "ks_statistic": float(posterior.ks_statistic.mean()),
+        "aggregate": posterior.as_rows(),
+    }
+    factors, names = varying_factors(images)
+    if names:
+        began = time.perf_counter()
+        result["factors"] = names
+        result["scores"] = metrics.disentanglement(loc, factors, seed=spec.fit.seed)
+        result["slides"]["disentanglement"] = result["scores"]["factor_vae_score"]
+        gaps = metrics.mutual_information_gaps(loc, factors)
+        result["mig_per_factor"] = dict(zip(names, gaps.tolist(), strict=True))
+        seconds["scores"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    few = held_out.subset(slice(0, LIKELIHOOD_IMAGES))
+    found = evidence.log_likelihood(fit, few, draws=LIKELIHOOD_DRAWS, seed=spec.fit.seed)
+    seconds["log_likelihood"] = time.perf_counter() - began
+    return {
+        **result,
+        "log_likelihood": found.summary(),
+        "per_image": {"log_likelihood": found.values.tolist(), "k": found.pareto_k.tolist()},
+        "seconds": seconds,
+    }
+
+
+def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
+    """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
+
+    Raises:
+        UserError: If the folder is not a run that can be read, or its data are not there.
+    """
+    folder = Path(folder)
+    fit, spec = runs.load_run(folder, device)
+    _, held_out = runs.load_data(spec)
+    numbers = runs.load_metrics(folder)
+    result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
+    # Renamed when whole, so that an interruption leaves the old one or the new one.
+    partial = folder / "evaluation.json.part"
+    runs.write_json(partial, result)
+    partial.replace(folder / "evaluation.json")
+    report.write_run_report(folder, spec, numbers, result)
+    return result
+
+
+def load_evaluation(folder: str | Path) -> dict[str, Any]:
+    """``evaluation.json`` of a run folder."""
+    return runs.read_json(Path(folder) / "evaluation.json", ["slides", "log_likelihood"])

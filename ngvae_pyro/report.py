@@ -1,0 +1,413 @@
+"""The HTML page of a run or of a comparison: one file that needs nothing else to be read."""
+
+import base64
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ngvae_pyro.diagnostics import most_informative_first
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.specs import SavedRun
+
+# Share of images with a bad Pareto k above which a log likelihood comes with a warning.
+MANY_BAD = 0.1
+
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+PNG = b"\x89PNG\r\n\x1a\n"
+# Of a figure's pixels to those of the page; the figures have 150 dots per inch.
+PIXELS = 1.5
+
+
+class Figure(NamedTuple):
+    """A picture to embed: width in CSS pixels, and ``source``, a data URL."""
+
+    caption: str
+    alt: str
+    width: int
+    source: str
+
+
+# Name: (caption, alt), in the order of the page.
+RUN_FIGURES = {
+    "selection": (
+        "How the latents were selected: p of each, above one half where it is informative, and "
+        "the KL, against the training step.",
+        "Line chart. Top: p of each latent against the step. Bottom: KL of each site against the "
+        "step.",
+    ),
+    "precisions": (
+        "Posterior precision of each latent: mean, and 5 % to 95 % over images and draws. An "
+        "uninformative latent stays at the prior's precision of 1.",
+        "Forest plot of the posterior precision of each latent on a logarithmic axis.",
+    ),
+    "variances": (
+        "Inferred variances of z over images and latents: small where a latent carries the image, "
+        "1 where it is noise.",
+        "Histogram of the inferred variances of z, informative and uninformative latents apart.",
+    ),
+    "covariance": (
+        "Covariance of the posterior means, over the largest variance: variances on the diagonal, "
+        "covariances off it. Empty rows are uninformative latents.",
+        "Matrix of the covariances between the posterior means of the latents.",
+    ),
+    "reconstructions": (
+        "Held-out images, their reconstructions, and ten times the difference.",
+        "Three rows of small images: held-out images, reconstructions, differences.",
+    ),
+    "traversals": (
+        "One latent a row, moved over the range that it has in the data while the others stay; "
+        "an uninformative one changes nothing.",
+        "Grid of decoded images, one row a latent, from the low to the high end of its range.",
+    ),
+}
+COMPARISON_FIGURES = {
+    "variances": (
+        "Inferred variances of z over images and latents: blue for informative latents, grey for "
+        "the others.",
+        "Histograms of the inferred variances of z, one for each model.",
+    ),
+    "covariances": (
+        "Covariance of z over the data, over the largest variance: variances on the diagonal, "
+        "covariances off it.",
+        "Matrices of the covariances between the latents, one for each model.",
+    ),
+    "traversals": (
+        "One latent a row, moved over the range that it has in the data while the others stay; "
+        "the most informative one on top.",
+        "Grids of decoded images, one for each model and one row for each latent.",
+    ),
+    "reconstruction": (
+        "Reconstruction error of held-out images against the number of informative latents, one "
+        "point a run.",
+        "Scatter plot of the MSE per pixel against the number of informative latents.",
+    ),
+}
+
+# Name: (title, what its values mean, decimals, whether it lies in [0, 1]).
+SCORES = {
+    "entropy": (
+        "Entropy, nats",
+        "Of the latents' shares in the KL of z: 0 where one latent has all of it, log K where all "
+        "K latents have it alike.",
+        2,
+        False,
+    ),
+    "decorrelation": (
+        "Decorrelation",
+        "Effective number of uncorrelated latents: 1 where all are copies of one, K where all K "
+        "are uncorrelated.",
+        1,
+        False,
+    ),
+    "disentanglement": (
+        "Disentanglement",
+        "The FactorVAE score: 1 where each factor has a latent of its own, 0 where no latent "
+        "varies; one over the number of factors at chance.",
+        2,
+        True,
+    ),
+    "informative": ("Informative latents", "Best where it is the number of factors.", 0, False),
+    "mig": (
+        "MIG",
+        "By how much one latent tells a factor better than the next best: 1 where each factor has "
+        "a latent of its own, 0 where two latents tell it alike, or none does.",
+        2,
+        True,
+    ),
+    "sap": (
+        "SAP",
+        "How much better the best latent predicts a factor than the second best: near 1 where no "
+        "other does, 0 where two predict it alike.",
+        2,
+        True,
+    ),
+    "dci_disentanglement": (
+        "DCI disentanglement",
+        "1 where each latent serves one factor, 0 where each serves all alike.",
+        2,
+        True,
+    ),
+    "dci_completeness": (
+        "DCI completeness",
+        "1 where one latent predicts each factor, 0 where all are needed alike.",
+        2,
+        True,
+    ),
+    "dci_informativeness": (
+        "DCI informativeness",
+        "1 where the latents together predict every factor, 0 where they predict none.",
+        2,
+        True,
+    ),
+    "factor_vae_score": (
+        "FactorVAE score",
+        "Whether the latent that varies least tells which factor was held: 1 always, 0 where no "
+        "latent varies; one over the number of factors at chance.",
+        2,
+        True,
+    ),
+    "beta_vae_score": (
+        "beta-VAE score",
+        "Whether differences of codes tell which factor pairs of images share: 1 always, 0 never; "
+        "one over the number of factors at chance. Lenient: mixed codes reach 1 as well.",
+        2,
+        True,
+    ),
+    "modularity": (
+        "Modularity",
+        "1 where each latent tells of one factor only, 0 where each tells the same of all, or "
+        "nothing.",
+        2,
+        True,
+    ),
+    "explicitness": (
+        "Explicitness",
+        "How well a linear classifier tells the factors' classes: 1 all of them, 0.5 at chance, 0 "
+        "always wrong.",
+        2,
+        True,
+    ),
+    "irs": (
+        "IRS",
+        "1 where each latent is a function of one factor, 0 where no factor holds any latent.",
+        2,
+        True,
+    ),
+    "total_correlation": (
+        "Total correlation, nats",
+        "0 where the latents are uncorrelated; no upper end.",
+        2,
+        False,
+    ),
+    "active_units": (
+        "Active units",
+        "Latents whose posterior mean has a variance above 0.01 over the images.",
+        0,
+        False,
+    ),
+    "variance_law": (
+        "Variance law",
+        "Variance of loc plus mean variance, mean of the latents: 1 where the law holds.",
+        3,
+        False,
+    ),
+    "ks_statistic": (
+        "Distance from Normal(0, 1)",
+        "Kolmogorov and Smirnov's, of the aggregate posterior of a latent, mean of the latents: 0 "
+        "where it is Normal(0, 1), 1 where it lies elsewhere.",
+        3,
+        True,
+    ),
+}
+
+# Scores that stand by themselves in an evaluation.
+CODES = ("total_correlation", "active_units", "variance_law", "ks_statistic")
+
+# Key, title, decimals, and what Normal(0, 1) has there.
+AGGREGATE = (
+    ("mean", "mean", 3, 0.0),
+    ("variance", "variance", 3, 1.0),
+    ("skewness", "skewness", 2, 0.0),
+    ("kurtosis", "excess kurtosis", 2, 0.0),
+    ("variance_of_loc", "variance of loc", 4, None),
+    ("mean_variance", "mean variance", 4, None),
+    ("variance_law", "variance law", 3, 1.0),
+    ("rho", "rho", 3, None),
+    ("ks_statistic", "KS statistic", 3, 0.0),
+    ("ks_p_value", "KS p", 3, None),
+)
+
+SLIDES = "The slides' table"
+
+
+def write_run_report(
+    folder: str | Path,
+    spec: SavedRun,
+    metrics: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None = None,
+) -> Path:
+    """``report.html`` of a run: what was run, its latents, its scores and its figures.
+
+    Args:
+        folder: The run folder; its ``figures/*.png`` are embedded.
+        spec: What was run, ``config.toml``.
+        metrics: From :func:`ngvae_pyro.evaluate`, ``metrics.json``.
+        evaluation: ``evaluation.json``, of which any key may be missing.
+
+    Returns:
+        The path of the page.
+    """
+    folder, evaluation = Path(folder), evaluation or {}
+    rows = most_informative_first(dict(metrics))
+    groups = {
+        SLIDES: evaluation.get("slides", {}),
+        "Against the known factors": evaluation.get("scores", {}),
+        "Of the codes alone": {key: evaluation[key] for key in CODES if key in evaluation},
+    }
+    values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
+    page = (
+        _environment()
+        .get_template("run.html.j2")
+        .render(
+            spec=spec,
+            metrics=metrics,
+            rows=rows,
+            evaluation=evaluation,
+            likelihood=evaluation.get("log_likelihood"),
+            many_bad=MANY_BAD,
+            scores={title: list(_scores(group)) for title, group in groups.items() if group},
+            aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
+            figures=_figures(folder, RUN_FIGURES),
+            config=tomli_w.dumps(values),
+            versions=spec.versions,
+        )
+    )
+    return _write(folder / "report.html", page)
+
+
+def write_comparison_report(folder: str | Path, comparison: Mapping[str, Any]) -> Path:
+    """``report.html`` of a comparison: one table for each group of metrics, and the figures.
+
+    Args:
+        folder: Where ``comparison.json`` is; its ``figures/*.png`` are embedded.
+        comparison: Content of ``comparison.json``.
+
+    Returns:
+        The path of the page.
+    """
+    folder = Path(folder)
+    values = comparison["values"]
+    groups: dict[str, list[Any]] = {SLIDES: []}
+    for metric in comparison["metrics"]:
+        cells = values.get(metric["key"], {}).values()
+        # Without known factors many metrics have no value at all.
+        if any(cell["mean"] is not None for cell in cells):
+            groups.setdefault(metric["group"], []).append(metric)
+    page = (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(
+            comparison=comparison,
+            models=comparison["models"],
+            groups={title: metrics for title, metrics in groups.items() if metrics},
+            values=values,
+            notes=_notes,
+            figures=_figures(folder, COMPARISON_FIGURES, leave_out=("page",)),
+        )
+    )
+    return _write(folder / "report.html", page)
+
+
+def number(value: float | None, decimals: int = 2, digits: int = 5) -> str:
+    """A number for the eye: at most so many decimals, fewer where there are enough digits.
+
+    >>> number(4149.71628, 1), number(0.12345), number(-0.0001), number(None), number(15000)
+    ('4,149.7', '0.12', '0.00', '–', '15,000')
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    if isinstance(value, int):
+        decimals = 0
+    elif value:
+        decimals = max(0, min(decimals, digits - 1 - math.floor(math.log10(abs(value)))))
+    return f"{value:z,.{decimals}f}".replace("-", MINUS)
+
+
+def _notes(metric: Mapping[str, Any], factors: int | None) -> str:
+    """Unit of a metric, and which values of it are good."""
+    better = metric["better"] and f"{metric['better']} is better"
+    if metric["better"] == "factors":
+        better = f"best near {factors}" if factors is not None else None
+    return ", ".join(note for note in (metric["unit"], better) if note)
+
+
+def _scores(group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for key, value in group.items():
+        title, text, decimals, fraction = SCORES.get(key, (key, "", 3, False))
+        bar = value if fraction else None
+        yield {"title": title, "text": text, "value": number(value, decimals), "bar": bar}
+
+
+def _aggregate(rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Table of the aggregate posterior: Normal(0, 1), and the latents in the order of ``rows``."""
+    columns = [c for c in AGGREGATE if any(row.get(c[0]) is not None for row in found)]
+    by_latent = {row["latent"]: row for row in found}
+    return {
+        "titles": [title for _, title, _, _ in columns],
+        "reference": [number(value, decimals) for _, _, decimals, value in columns],
+        "rows": [
+            {
+                "latent": row["latent"],
+                "informative": row["probs"] > 0.5,
+                "values": [
+                    _cell(key, by_latent[row["latent"]].get(key), decimals)
+                    for key, _, decimals, _ in columns
+                ],
+            }
+            for row in rows
+            if row["latent"] in by_latent
+        ],
+    }
+
+
+def _cell(key: str, value: float | None, decimals: int) -> str:
+    # A p-value is never 0.
+    if key == "ks_p_value" and value is not None and value < 0.001:
+        return "<0.001"
+    return number(value, decimals)
+
+
+def _figures(
+    folder: Path, known: Mapping[str, tuple[str, str]], leave_out: tuple[str, ...] = ()
+) -> list[Figure]:
+    """The PNG files of a folder's ``figures``, known ones first and in their order."""
+    found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    names = [name for name in known if name in found]
+    names += [name for name in found if name not in known and name not in leave_out]
+    return [_figure(found[name], *known.get(name, (name, f"Figure {name}"))) for name in names]
+
+
+def _figure(path: Path, caption: str, alt: str) -> Figure:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
+    if not content.startswith(PNG) or len(content) < 24:
+        raise UserError(f"{path}: damaged: not a PNG image")
+    (width,) = struct.unpack_from(">I", content, 16)
+    source = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+    return Figure(caption, alt, round(width / PIXELS), source)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment
+
+
+def _write(path: Path, page: str) -> Path:
+    """Write a page so that its name never stands for half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        # A file name may hold what UTF-8 cannot.
+        partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path

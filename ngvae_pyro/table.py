@@ -1,0 +1,232 @@
+"""The table of a comparison: which numbers it has, how they are read, and how they are written."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+SLIDES = "The slides' table"
+FIT = "Fit and cost"
+SCORES = "Disentanglement"
+POSTERIOR = "Aggregate posterior"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row.
+
+    ``path`` leads to the number in a run, ``metrics.`` for metrics.json and ``evaluation.`` for
+    evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest to the number of
+    factors) or None. ``digits`` is a format specification, and ``text`` says what it means.
+    """
+
+    key: str
+    title: str
+    unit: str
+    group: str
+    path: str
+    better: Literal["higher", "lower", "factors"] | None
+    digits: str
+    text: str
+
+    @property
+    def heading(self) -> str:
+        """Title, unit, and the direction in which it is better."""
+        arrow = {"higher": " ↑", "lower": " ↓"}.get(self.better or "", "")
+        return f"{self.title}{f', {self.unit}' if self.unit else ''}{arrow}"
+
+    def of(self, run: Mapping[str, Any]) -> float | None:
+        """The number of a run, or None where it has none."""
+        value: Any = run
+        for key in self.path.split("."):
+            if key not in value:
+                return None
+            value = value[key]
+        return None if value is None else float(value)
+
+    def show(self, value: float) -> str:
+        return format(value, self.digits)
+
+
+def _slides(key: str, title: str, unit: str, better: Any, digits: str, text: str) -> Metric:
+    return Metric(key, title, unit, SLIDES, f"evaluation.slides.{key}", better, digits, text)
+
+
+def _score(key: str, title: str, text: str) -> Metric:
+    return Metric(key, title, "", SCORES, f"evaluation.scores.{key}", "higher", ".3f", text)
+
+
+def _fit(key: str, title: str, unit: str, path: str, better: Any, digits: str, text: str) -> Metric:
+    return Metric(key, title, unit, FIT, path, better, digits, text)
+
+
+def _posterior(key: str, title: str, unit: str, better: Any, digits: str, text: str) -> Metric:
+    return Metric(key, title, unit, POSTERIOR, f"evaluation.{key}", better, digits, text)
+
+
+METRICS = (
+    _slides(
+        *("entropy", "Entropy", "nats", "lower", ".2f"),
+        "of the latents' shares in the KL of z: log K if all carry alike, 0 if one carries all",
+    ),
+    _slides(
+        *("decorrelation", "Decorrelation", "", "higher", ".2f"),
+        "effective rank of the correlations of z: K if uncorrelated, 1 if all are copies",
+    ),
+    _slides(
+        *("disentanglement", "Disentanglement", "", "higher", ".2f"),
+        "FactorVAE score: 1 if each latent stands for one factor, 1/F by chance",
+    ),
+    _slides(
+        *("informative", "Informative latents", "", "factors", ".1f"),
+        "latents with a narrow posterior; best is the number of factors",
+    ),
+    _fit(
+        *("mse", "Reconstruction MSE", "per pixel", "metrics.reconstruction_mse", "lower", ".2e"),
+        "of held-out images, at the posterior mean of z",
+    ),
+    _fit(
+        *("log_likelihood", "Log likelihood", "nats", "evaluation.log_likelihood.mean"),
+        *("higher", ".1f"),
+        "log p(x) of held-out images, by importance weighting",
+    ),
+    _fit(
+        *("k_bad", "Pareto k above 0.7", "", "evaluation.log_likelihood.k_bad", None, ".2f"),
+        "share of images whose log likelihood hangs on few draws, and is too low",
+    ),
+    _fit(
+        *("elbo", "ELBO", "nats", "metrics.elbo", None, ".1f"),
+        "of held-out images; a bound, so not comparable between kinds of posteriors",
+    ),
+    _fit(
+        *("seconds", "Training", "s", "metrics.seconds", None, ".0f"),
+        "with as many others at once as there were jobs",
+    ),
+    _score("mig", "MIG", "gap between the two latents that know most of a factor, 0 to 1"),
+    _score("sap", "SAP", "gap between the two latents that predict a factor best, 0 to 1"),
+    _score("dci_disentanglement", "DCI disentanglement", "1 if each latent serves one factor"),
+    _score("dci_completeness", "DCI completeness", "1 if one latent serves each factor"),
+    _score("dci_informativeness", "DCI informativeness", "1 if latents predict factors exactly"),
+    _score("beta_vae_score", "beta-VAE score", "1 if a fixed factor can be told, 1/F by chance"),
+    _score("modularity", "Modularity", "1 if each latent knows of one factor"),
+    _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly, 0.5 by chance"),
+    _score("irs", "IRS", "1 if no latent moves while its factor is held"),
+    _posterior(
+        *("active_units", "Active units", "", None, ".1f"),
+        "latents whose posterior mean varies by more than 0.01",
+    ),
+    _posterior(
+        *("total_correlation", "Total correlation", "nats", "lower", ".3f"),
+        "of z, as if it were Gaussian: 0 if uncorrelated",
+    ),
+    _posterior(
+        *("variance_law", "Variance law", "", None, ".3f"),
+        "variance of loc + mean inferred variance, mean of the latents: 1 where the law holds",
+    ),
+    _posterior(
+        *("ks_statistic", "Distance from N(0, 1)", "", "lower", ".3f"),
+        "Kolmogorov-Smirnov, of the aggregate posterior of a latent, mean: 0 if equal",
+    ),
+)
+
+
+def summarise(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], factors: int | None
+) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over seeds of every metric and pair.
+
+    Args:
+        runs: For each pair its runs, each with the tables ``metrics`` and ``evaluation``.
+        factors: Number of factors that vary, where it is known.
+
+    Returns:
+        For each key and pair ``mean``, ``std`` (None for one seed), ``values`` by run, ``shown``
+        and ``best``: among those that are best to the digits shown.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for metric in METRICS:
+        cells: dict[str, Any] = {}
+        for pair, of_pair in runs.items():
+            found = [metric.of(run) for run in of_pair]
+            numbers = [value for value in found if value is not None]
+            mean = statistics.fmean(numbers) if numbers else None
+            std = statistics.stdev(numbers) if len(numbers) > 1 else None
+            shown = "–" if mean is None else metric.show(mean)
+            if std is not None:
+                shown += f" ± {metric.show(std)}"
+            cells[pair] = {
+                "mean": mean,
+                "std": std,
+                "values": found,
+                "shown": shown,
+                "best": False,
+            }
+        _mark_best(metric, cells, factors)
+        values[metric.key] = cells
+    return values
+
+
+def _mark_best(metric: Metric, cells: dict[str, Any], factors: int | None) -> None:
+    if metric.better is None or (metric.better == "factors" and factors is None):
+        return
+
+    def badness(cell: Any) -> float:
+        # To the digits shown, so that what looks equal is equal.
+        if metric.better == "factors":
+            away = statistics.fmean(abs(v - factors) for v in cell["values"] if v is not None)
+            return float(metric.show(away))
+        value = float(metric.show(cell["mean"]))
+        return value if metric.better == "lower" else -value
+
+    with_value = [cell for cell in cells.values() if cell["mean"] is not None]
+    if len(with_value) > 1:
+        least = min(badness(cell) for cell in with_value)
+        for cell in with_value:
+            cell["best"] = badness(cell) == least
+
+
+def describe() -> list[dict[str, Any]]:
+    """The metrics as plain values, for JSON and templates."""
+    return [{**asdict(metric), "heading": metric.heading} for metric in METRICS]
+
+
+def groups(comparison: Mapping[str, Any]) -> list[str]:
+    """Groups of metrics of which some pair has a number, in order."""
+    names: dict[str, None] = {}
+    for metric in comparison["metrics"]:
+        cells = comparison["values"][metric["key"]].values()
+        if any(cell["mean"] is not None for cell in cells):
+            names[metric["group"]] = None
+    return list(names)
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """One Markdown table for each group; the best of a row is bold."""
+    models = comparison["models"]
+    text = f"`{comparison['command']}`\n"
+    for group in groups(comparison):
+        lines = [
+            f"| {group} | " + " | ".join(model["label"] for model in models) + " |",
+            "|---|" + "---:|" * len(models),
+        ]
+        for metric in comparison["metrics"]:
+            if metric["group"] == group:
+                cells = [comparison["values"][metric["key"]][model["pair"]] for model in models]
+                shown = [f"**{c['shown']}**" if c["best"] else c["shown"] for c in cells]
+                lines.append(f"| {metric['heading']} | " + " | ".join(shown) + " |")
+        text += "\n" + "\n".join(lines) + "\n"
+    return text
+
+
+def write_csv(path: Path, comparison: Mapping[str, Any]) -> None:
+    """One row for each run: pair, label, seed and every metric at full precision."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        keys = [metric["key"] for metric in comparison["metrics"]]
+        writer.writerow(["pair", "label", "seed", *keys])
+        for model in comparison["models"]:
+            for i, seed in enumerate(model["seeds"]):
+                cells = [comparison["values"][key][model["pair"]]["values"][i] for key in keys]
+                writer.writerow([model["pair"], model["label"], seed, *cells])
