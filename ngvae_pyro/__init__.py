@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ngvae_pyro import metrics, objectives
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.diagnostics import evaluate, to_arviz
     from ngvae_pyro.errors import UserError
+    from ngvae_pyro.evidence import log_likelihood
     from ngvae_pyro.guide import load_guide
     from ngvae_pyro.images import ImageData
     from ngvae_pyro.model import load_model
@@ -32,14 +34,19 @@ _HOMES = {
     "load_guide": "guide",
     "load_model": "model",
     "load_run": "runs",
+    "log_likelihood": "evidence",
     "save_run": "runs",
     "sprites": "rendering",
     "to_arviz": "diagnostics",
 }
-__all__ = [*sorted(_HOMES), "__version__"]
+# Modules of which all public names are meant for use.
+_MODULES = ("metrics", "objectives")
+__all__ = [*sorted(_HOMES), *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ngvae_pyro.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ngvae_pyro' has no attribute '{name}'")
     home = importlib.import_module(f"ngvae_pyro.{_HOMES[name]}")

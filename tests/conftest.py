@@ -1,5 +1,6 @@
 """Shared small pairs: every declared model with every guide that fits it."""
 
+import pyro
 import pytest
 import torch
 
@@ -20,6 +21,9 @@ SMALL = MLPSpec(width=16, depth=2)
 def seeded():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    # Pyro names parameters by their path, which is the same in every pair.
+    with pyro.get_param_store().scope():
+        yield
 
 
 @pytest.fixture(scope="session")

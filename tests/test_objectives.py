@@ -35,12 +35,6 @@ OBJECTIVES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def clear_store():
-    with pyro.get_param_store().scope():
-        yield
-
-
 @pytest.fixture
 def x(data):
     return ImageData.to_unit(data.images[:8])

@@ -16,12 +16,6 @@ from ngvae_pyro.svi import SiteWeights, site_terms
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 
 
-@pytest.fixture(autouse=True)
-def clear_store():
-    with pyro.get_param_store().scope():
-        yield
-
-
 @pytest.fixture
 def x(data):
     return ImageData.to_unit(data.images[:8])

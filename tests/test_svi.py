@@ -13,7 +13,7 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
-from ngvae_pyro.selection import jump
+from ngvae_pyro.selection import decorrelate, jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.svi import NonFiniteLoss, Trainer, fit, resolve_device
 
@@ -239,3 +239,75 @@ def test_selection_counts_the_factors():
         assert row["variance_of_loc"] < 0.01
     assert metrics["reconstruction_mse"] < 1e-3
     assert math.isfinite(metrics["elbo"])
+
+
+# Decorrelation -------------------------------------------------------------------------------
+
+
+def correlated(small_pair, data):
+    """A trainer whose latents are all informative, and whose first two go together."""
+    model, guide = small_pair()
+    head = guide.encoder.head
+    with torch.no_grad():
+        head.weight[5:] = 0.0
+        head.bias[5:] = 2.5
+        head.weight[1] = head.weight[0] + 0.5 * head.weight[1]
+    spec = FitSpec(steps=10, batch_size=16, device="cpu")
+    own = Trainer(model, guide, data, spec, guide.spec.schedule)
+    own.train_step()
+    return own
+
+
+def off_diagonal(loc):
+    correlation = loc.double().T.corrcoef()
+    return (correlation - correlation.diagonal().diag()).abs().max().item()
+
+
+def test_decorrelation_keeps_the_reconstruction_and_the_variances(small_pair, data):
+    own = correlated(small_pair, data)
+    x = ImageData.to_unit(data.images)
+    loc = own.guide.codes(x).loc.detach()
+    drawn = own.model.decoder(loc).detach()
+    assert off_diagonal(loc) > 0.3
+    latents = torch.tensor([0, 1, 2, 4])
+    decorrelate(own.model, own.guide, own.optimizer, latents, loc[:, latents])
+    new = own.guide.codes(x).loc.detach()
+    assert off_diagonal(new[:, latents]) < 1e-4
+    torch.testing.assert_close(new[:, 3], loc[:, 3])
+    torch.testing.assert_close(own.model.decoder(new), drawn, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(new.var(0), loc.var(0), atol=1e-5, rtol=1e-3)
+    # Each latent stays what it was, as far as it can.
+    assert all(torch.corrcoef(torch.stack([new[:, k], loc[:, k]]))[0, 1] > 0.5 for k in latents)
+    own.train_step()
+
+
+@pytest.mark.parametrize("cost", [0.0, 1000.0])
+def test_decorrelation_is_undone_where_it_costs(small_pair, data, monkeypatch, cost):
+    own = correlated(small_pair, data)
+    before = {k: v.clone() for k, v in own.guide.state_dict().items()}
+    losses = iter([0.0, cost])
+    monkeypatch.setattr(own, "loss", lambda: next(losses))
+    own.decorrelate()
+    changed = any((v != before[k]).any() for k, v in own.guide.state_dict().items())
+    assert changed == (cost == 0.0)
+
+
+def test_copies_are_left_as_they_are(small_pair, data):
+    own = correlated(small_pair, data)
+    head = own.guide.encoder.head
+    with torch.no_grad():
+        head.weight[1], head.bias[1] = head.weight[0], head.bias[0]
+    before = head.weight.detach().clone()
+    own.decorrelate()
+    torch.testing.assert_close(head.weight, before)
+
+
+def test_decorrelation_needs_two_informative_latents(small_pair, data):
+    own = correlated(small_pair, data)
+    head = own.guide.encoder.head
+    with torch.no_grad():
+        head.bias[5:9] = -4.0
+        head.weight[5:] = 0.0
+    before = head.weight.detach().clone()
+    own.decorrelate()
+    assert (head.weight == before).all()
