@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ngvae_pyro import _arviz
-from ngvae_pyro.evidence import LogLikelihood, log_likelihood
+from ngvae_pyro.evidence import LogLikelihood, laplace, log_likelihood
 from ngvae_pyro.guide import Codes, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood, load_model
@@ -34,21 +34,18 @@ class Affine(nn.Module):
 
 @pytest.fixture
 def linear():
-    """A fit with an affine decoder, its images, their exact log p(x), and the true posterior."""
+    """A fit with an affine decoder, its images, and their exact log p(x)."""
     decoder = Affine()
     weight = decoder.weight.detach()
     covariance = weight @ weight.T + SCALE**2 * torch.eye(SIDE * SIDE)
     law = MultivariateNormal(torch.full((SIDE * SIDE,), 0.5), covariance)
     x = law.sample((20,)).clamp(0, 1)
     images = ImageData("linear", x.reshape(20, 1, SIDE, SIDE))
-    precision = torch.eye(K) + weight.T @ weight / SCALE**2
-    posterior = torch.linalg.inv(precision)
-    mean = (x - 0.5) @ weight @ posterior / SCALE**2
 
     def codes(batch):
-        rows = [int((x - b.flatten()).abs().sum(1).argmin()) for b in batch]
-        variance = posterior.diagonal().expand(len(rows), K)
-        return Codes(mean[rows], variance, 1.0 / variance, torch.ones(len(rows), K))
+        # A guide that knows nothing; the proposal only starts from it.
+        zeros = torch.zeros(len(batch), K)
+        return Codes(zeros, zeros + 1.0, zeros + 1.0, zeros)
 
     model = SimpleNamespace(
         marginal=torch.distributions.Normal(torch.zeros(K), 1.0),
@@ -61,22 +58,61 @@ def linear():
     return fit, images, law.log_prob(x).numpy()
 
 
-@pytest.mark.parametrize("widen", [1.0, 1.5])
+@pytest.mark.parametrize("widen", [1.0, 1.2, 2.0])
 def test_it_is_the_evidence_of_a_linear_model(linear, widen):
     fit, images, exact = linear
-    found = log_likelihood(fit, images, draws=4000, widen=widen)
-    np.testing.assert_allclose(found.values, exact, atol=0.2)
-    assert found.values.mean() == pytest.approx(exact.mean(), abs=0.03)
+    found = log_likelihood(fit, images, draws=500, widen=widen)
+    # At 1 the proposal is the posterior, and every weight is p(x).
+    np.testing.assert_allclose(found.values, exact, atol=1e-3 if widen == 1.0 else 0.3)
+    assert found.values.mean() == pytest.approx(exact.mean(), abs=0.05)
     if widen > 1:
-        # A proposal wider than the posterior has bounded weights.
         assert (found.pareto_k < _arviz.GOOD_K).all()
+
+
+def test_laplace_is_the_posterior_of_a_linear_model(linear):
+    fit, images, _ = linear
+    x = images.images
+    found = laplace(fit.model, x, torch.randn(len(x), K), iterations=5)
+    weight = fit.model.decoder.weight.detach().double()
+    precision = torch.eye(K) + weight.T @ weight / SCALE**2
+    mean = torch.linalg.solve(precision, weight.T @ (x.double().flatten(1) - 0.5).T / SCALE**2).T
+    torch.testing.assert_close(found.loc, mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.precision_matrix[0], precision, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "bernoulli", "continuous_bernoulli"])
+def test_laplace_finds_the_mode_of_any_likelihood(data, family):
+    torch.manual_seed(4)
+    model = load_model(
+        *("gaussian", data),
+        latent_size=K,
+        likelihood=LikelihoodSpec(family=family),
+        decoder=MLPSpec(width=16, depth=2),
+    ).double()
+    truth = torch.randn(6, K, dtype=torch.float64)
+    x = model.likelihood(model.decoder(truth)).mean.detach()
+    start = torch.zeros(6, K, dtype=torch.float64)
+    found = laplace(model, x, start, iterations=30)
+
+    def log_joint(z):
+        return model.likelihood(model.decoder(z)).log_prob(x) + model.marginal.log_prob(z).sum(-1)
+
+    z = found.loc.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(log_joint(z).sum(), z)
+    assert (log_joint(z) > log_joint(start)).all()
+    # In units of the posterior's own scale the mode is flat.
+    slope = (gradient.unsqueeze(1) @ found.covariance_matrix @ gradient.unsqueeze(2)).sqrt()
+    assert slope.max() < 0.05
+    hessian = torch.autograd.functional.hessian(lambda v: log_joint(v).sum(), z.detach())
+    curvature = -torch.stack([hessian[i, :, i] for i in range(6)])
+    ratio = found.precision_matrix.diagonal(dim1=1, dim2=2) / curvature.diagonal(dim1=1, dim2=2)
+    assert ((ratio > 0.5) & (ratio < 2.0)).all()
 
 
 def test_more_draws_come_nearer_from_below(linear):
     fit, images, exact = linear
     few, many = (log_likelihood(fit, images, draws=n, widen=0.5) for n in (2, 2000))
     assert few.values.mean() < many.values.mean() < exact.mean() + 0.1
-    assert np.median(few.pareto_k) >= 0 or few.draws == 2
 
 
 def test_a_seed_gives_the_same_numbers(linear):
