@@ -43,20 +43,27 @@ def from_netcdf(path: str) -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Pareto k (N,) of importance weights (N, S), from their logarithms; at most 10.
+    """Pareto k (N,) of importance weights (N, S), from their logarithms, S at least 25.
 
-    Where all weight is on one draw the fit of the tail breaks down, which counts as 10.
+    Equal weights have no tail: k is 0. Where all weight is on one draw the fit of the tail breaks
+    down: k is 10, and never more.
     """
+    k = np.zeros(len(log_weights))
+    differ = np.ptp(log_weights, axis=1) > 1e-9
+    if not differ.any():
+        return k
     # It says by itself, with an infinite or missing k, when a tail is too heavy for its arithmetic.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         if FIRST_GENERATION:
-            k = az.psislw(log_weights)[1]
+            found = az.psislw(log_weights[differ])[1]
         else:
             from arviz_stats.base import array_stats
 
-            k = array_stats.psislw(log_weights)[1]
-    return np.nan_to_num(k, nan=10.0, posinf=10.0).clip(max=10.0)
+            # It takes log likelihoods, whose negatives are the log weights of leaving one out.
+            found = array_stats.psislw(-log_weights[differ])[1]
+    k[differ] = np.nan_to_num(found, nan=10.0, posinf=10.0).clip(max=10.0)
+    return k
 
 
 def elpd(log_likelihood: np.ndarray, pareto_k: np.ndarray, draws: int) -> Any:

@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal
 from torch.func import jacfwd, vmap
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import Fit, seeded
@@ -118,10 +119,15 @@ def log_likelihood(
     Args:
         fit: From :func:`ngvae_pyro.fit`.
         data: Held-out images.
-        draws: S, for each image.
+        draws: S, for each image, at least 25.
         widen: Factor on the scale of r; above 1, so that its tails cover those of the posterior.
         seed: Of the draws.
+
+    Raises:
+        UserError: For fewer than 25 draws, which have no Pareto k.
     """
+    if draws < 25:
+        raise UserError(f"draws: expected at least 25, got {draws}")
     model, prior, values, pareto_k = fit.model, fit.model.marginal, [], []
     step = max(1, CHUNK // draws)
     with seeded(seed, fit.device):

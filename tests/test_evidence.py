@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.evidence import LogLikelihood, laplace, log_likelihood
 from ngvae_pyro.guide import Codes, load_guide
 from ngvae_pyro.images import ImageData
@@ -111,7 +112,7 @@ def test_laplace_finds_the_mode_of_any_likelihood(data, family):
 
 def test_more_draws_come_nearer_from_below(linear):
     fit, images, exact = linear
-    few, many = (log_likelihood(fit, images, draws=n, widen=0.5) for n in (2, 2000))
+    few, many = (log_likelihood(fit, images, draws=n, widen=0.4) for n in (25, 2000))
     assert few.values.mean() < many.values.mean() < exact.mean() + 0.1
 
 
@@ -175,6 +176,19 @@ def test_hopeless_weights_have_the_largest_k():
 def test_the_guide_is_not_changed(small_pair, data):
     model, guide = small_pair()
     before = {k: v.clone() for k, v in guide.state_dict().items()}
-    log_likelihood(Fit(model, guide, FitSpec()), data.subset(slice(0, 3)), draws=10)
+    log_likelihood(Fit(model, guide, FitSpec()), data.subset(slice(0, 3)), draws=25)
     assert all((v == before[k]).all() for k, v in guide.state_dict().items())
     assert load_guide("relaxed", model).spec.label == "NG-VAE"
+
+
+def test_equal_weights_have_no_tail():
+    rows = np.stack([np.full(100, -3.0), np.random.default_rng(0).normal(size=100)])
+    k = _arviz.pareto_k(rows)
+    assert k[0] == 0.0 and k[1] < 1.0
+    assert (_arviz.pareto_k(rows[:1]) == 0.0).all()
+
+
+def test_too_few_draws_are_one_line(linear):
+    fit, images, _ = linear
+    with pytest.raises(UserError, match="draws: expected at least 25, got 24"):
+        log_likelihood(fit, images, draws=24)

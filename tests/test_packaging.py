@@ -21,6 +21,7 @@ def test_every_variant_folder_is_a_package_of_the_wheel():
     assert packages == ["ngvae_pyro", "ngvae_pyro.models", "ngvae_pyro.guides"]
     assert "*.toml" in config["options.package_data"]["ngvae_pyro.models"]
     assert "*.toml" in config["options.package_data"]["ngvae_pyro.guides"]
+    assert "templates/*.j2" in config["options.package_data"]["ngvae_pyro"]
 
 
 def test_changelog_and_readme_follow_the_package():
