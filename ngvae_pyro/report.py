@@ -3,7 +3,7 @@
 import base64
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.specs import SavedRun
+from ngvae_pyro.table import FIT, METRICS, SLIDES
 
 # Share of images with a bad Pareto k above which a log likelihood comes with a warning.
 MANY_BAD = 0.1
@@ -90,126 +91,6 @@ COMPARISON_FIGURES = {
     ),
 }
 
-# Name: (title, what its values mean, decimals, whether it lies in [0, 1]).
-SCORES = {
-    "entropy": (
-        "Entropy, nats",
-        "Of the latents' shares in the KL of z: 0 where one latent has all of it, log K where all "
-        "K latents have it alike.",
-        2,
-        False,
-    ),
-    "decorrelation": (
-        "Decorrelation",
-        "Effective number of uncorrelated latents: 1 where all are copies of one, K where all K "
-        "are uncorrelated.",
-        1,
-        False,
-    ),
-    "disentanglement": (
-        "Disentanglement",
-        "The FactorVAE score: 1 where each factor has a latent of its own, 0 where no latent "
-        "varies; one over the number of factors at chance.",
-        2,
-        True,
-    ),
-    "informative": ("Informative latents", "Best where it is the number of factors.", 0, False),
-    "mig": (
-        "MIG",
-        "By how much one latent tells a factor better than the next best: 1 where each factor has "
-        "a latent of its own, 0 where two latents tell it alike, or none does.",
-        2,
-        True,
-    ),
-    "sap": (
-        "SAP",
-        "How much better the best latent predicts a factor than the second best: near 1 where no "
-        "other does, 0 where two predict it alike.",
-        2,
-        True,
-    ),
-    "dci_disentanglement": (
-        "DCI disentanglement",
-        "1 where each latent serves one factor, 0 where each serves all alike.",
-        2,
-        True,
-    ),
-    "dci_completeness": (
-        "DCI completeness",
-        "1 where one latent predicts each factor, 0 where all are needed alike.",
-        2,
-        True,
-    ),
-    "dci_informativeness": (
-        "DCI informativeness",
-        "1 where the latents together predict every factor, 0 where they predict none.",
-        2,
-        True,
-    ),
-    "factor_vae_score": (
-        "FactorVAE score",
-        "Whether the latent that varies least tells which factor was held: 1 always, 0 where no "
-        "latent varies; one over the number of factors at chance.",
-        2,
-        True,
-    ),
-    "beta_vae_score": (
-        "beta-VAE score",
-        "Whether differences of codes tell which factor pairs of images share: 1 always, 0 never; "
-        "one over the number of factors at chance. Lenient: mixed codes reach 1 as well.",
-        2,
-        True,
-    ),
-    "modularity": (
-        "Modularity",
-        "1 where each latent tells of one factor only, 0 where each tells the same of all, or "
-        "nothing.",
-        2,
-        True,
-    ),
-    "explicitness": (
-        "Explicitness",
-        "How well a linear classifier tells the factors' classes: 1 all of them, 0.5 at chance, 0 "
-        "always wrong.",
-        2,
-        True,
-    ),
-    "irs": (
-        "IRS",
-        "1 where each latent is a function of one factor, 0 where no factor holds any latent.",
-        2,
-        True,
-    ),
-    "total_correlation": (
-        "Total correlation, nats",
-        "0 where the latents are uncorrelated; no upper end.",
-        2,
-        False,
-    ),
-    "active_units": (
-        "Active units",
-        "Latents whose posterior mean has a variance above 0.01 over the images.",
-        0,
-        False,
-    ),
-    "variance_law": (
-        "Variance law",
-        "Variance of loc plus mean variance, mean of the latents: 1 where the law holds.",
-        3,
-        False,
-    ),
-    "ks_statistic": (
-        "Distance from Normal(0, 1)",
-        "Kolmogorov and Smirnov's, of the aggregate posterior of a latent, mean of the latents: 0 "
-        "where it is Normal(0, 1), 1 where it lies elsewhere.",
-        3,
-        True,
-    ),
-}
-
-# Scores that stand by themselves in an evaluation.
-CODES = ("total_correlation", "active_units", "variance_law", "ks_statistic")
-
 # Key, title, decimals, and what Normal(0, 1) has there.
 AGGREGATE = (
     ("mean", "mean", 3, 0.0),
@@ -223,8 +104,6 @@ AGGREGATE = (
     ("ks_statistic", "KS statistic", 3, 0.0),
     ("ks_p_value", "KS p", 3, None),
 )
-
-SLIDES = "The slides' table"
 
 
 def write_run_report(
@@ -246,11 +125,6 @@ def write_run_report(
     """
     folder, evaluation = Path(folder), evaluation or {}
     rows = most_informative_first(dict(metrics))
-    groups = {
-        SLIDES: evaluation.get("slides", {}),
-        "Against the known factors": evaluation.get("scores", {}),
-        "Of the codes alone": {key: evaluation[key] for key in CODES if key in evaluation},
-    }
     values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
     page = (
         _environment()
@@ -262,7 +136,7 @@ def write_run_report(
             evaluation=evaluation,
             likelihood=evaluation.get("log_likelihood"),
             many_bad=MANY_BAD,
-            scores={title: list(_scores(group)) for title, group in groups.items() if group},
+            scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},
             aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
             figures=_figures(folder, RUN_FIGURES),
             config=tomli_w.dumps(values),
@@ -328,11 +202,20 @@ def _notes(metric: Mapping[str, Any], factors: int | None) -> str:
     return ", ".join(note for note in (metric["unit"], better) if note)
 
 
-def _scores(group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for key, value in group.items():
-        title, text, decimals, fraction = SCORES.get(key, (key, "", 3, False))
-        bar = value if fraction else None
-        yield {"title": title, "text": text, "value": number(value, decimals), "bar": bar}
+def _scores(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of a run by group; those of the fit are among its key numbers already."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for metric in METRICS:
+        value = metric.of(run)
+        if value is not None and metric.group != FIT:
+            score = {
+                "title": metric.heading,
+                "text": metric.text,
+                "value": metric.show(value),
+                "bar": value if metric.fraction else None,
+            }
+            groups.setdefault(metric.group, []).append(score)
+    return groups
 
 
 def _aggregate(rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Metric:
 
     ``path`` leads to the number in a run, ``metrics.`` for metrics.json and ``evaluation.`` for
     evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest to the number of
-    factors) or None. ``digits`` is a format specification, and ``text`` says what it means.
+    factors) or None. ``digits`` is a format specification, or ``count`` for a number of latents;
+    ``text`` says what it means, and ``fraction`` is true for what lies between 0 and 1.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Metric:
     better: Literal["higher", "lower", "factors"] | None
     digits: str
     text: str
+    fraction: bool = False
 
     @property
     def heading(self) -> str:
@@ -47,15 +49,22 @@ class Metric:
         return None if value is None else float(value)
 
     def show(self, value: float) -> str:
+        if self.digits == "count":
+            # Means over seeds have a decimal, counts none.
+            return format(value, ".0f" if value == int(value) else ".1f")
         return format(value, self.digits)
 
 
-def _slides(key: str, title: str, unit: str, better: Any, digits: str, text: str) -> Metric:
-    return Metric(key, title, unit, SLIDES, f"evaluation.slides.{key}", better, digits, text)
+def _slides(
+    key: str, title: str, unit: str, better: Any, digits: str, text: str, fraction: bool = False
+) -> Metric:
+    path = f"evaluation.slides.{key}"
+    return Metric(key, title, unit, SLIDES, path, better, digits, text, fraction)
 
 
 def _score(key: str, title: str, text: str) -> Metric:
-    return Metric(key, title, "", SCORES, f"evaluation.scores.{key}", "higher", ".3f", text)
+    path = f"evaluation.scores.{key}"
+    return Metric(key, title, "", SCORES, path, "higher", ".3f", text, fraction=True)
 
 
 def _fit(key: str, title: str, unit: str, path: str, better: Any, digits: str, text: str) -> Metric:
@@ -77,10 +86,11 @@ METRICS = (
     ),
     _slides(
         *("disentanglement", "Disentanglement", "", "higher", ".2f"),
-        "FactorVAE score: 1 if each latent stands for one factor, 1/F by chance",
+        "FactorVAE score: 1 if each factor has a latent of its own, 1/F by chance",
+        fraction=True,
     ),
     _slides(
-        *("informative", "Informative latents", "", "factors", ".1f"),
+        *("informative", "Informative latents", "", "factors", "count"),
         "latents with a narrow posterior; best is the number of factors",
     ),
     _fit(
@@ -104,17 +114,29 @@ METRICS = (
         *("seconds", "Training", "s", "metrics.seconds", None, ".0f"),
         "with as many others at once as there were jobs",
     ),
-    _score("mig", "MIG", "gap between the two latents that know most of a factor, 0 to 1"),
-    _score("sap", "SAP", "gap between the two latents that predict a factor best, 0 to 1"),
-    _score("dci_disentanglement", "DCI disentanglement", "1 if each latent serves one factor"),
-    _score("dci_completeness", "DCI completeness", "1 if one latent serves each factor"),
-    _score("dci_informativeness", "DCI informativeness", "1 if latents predict factors exactly"),
-    _score("beta_vae_score", "beta-VAE score", "1 if a fixed factor can be told, 1/F by chance"),
-    _score("modularity", "Modularity", "1 if each latent knows of one factor"),
-    _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly, 0.5 by chance"),
-    _score("irs", "IRS", "1 if no latent moves while its factor is held"),
+    _score("mig", "MIG", "1 if one latent alone knows each factor, 0 if two know it alike"),
+    _score("sap", "SAP", "near 1 if one latent alone predicts each factor, 0 if two do alike"),
+    _score(
+        *("dci_disentanglement", "DCI disentanglement"),
+        "1 if each latent serves one factor, 0 if each serves all alike",
+    ),
+    _score(
+        *("dci_completeness", "DCI completeness"),
+        "1 if one latent serves each factor, 0 if all are needed alike",
+    ),
+    _score(
+        *("dci_informativeness", "DCI informativeness"),
+        "1 if the latents predict all factors exactly, 0 if none",
+    ),
+    _score(
+        *("beta_vae_score", "beta-VAE score"),
+        "1 if a held factor can always be told, 1/F by chance; lenient to mixtures",
+    ),
+    _score("modularity", "Modularity", "1 if each latent knows of one factor, 0 if of all alike"),
+    _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly: 0.5 by chance"),
+    _score("irs", "IRS", "1 if a held factor holds its latents still, 0 if none does"),
     _posterior(
-        *("active_units", "Active units", "", None, ".1f"),
+        *("active_units", "Active units", "", None, "count"),
         "latents whose posterior mean varies by more than 0.01",
     ),
     _posterior(

@@ -260,16 +260,17 @@ def test_a_run_says_what_was_found(run_page):
         "1.22e-04",
         "500 draws for each of 500 images",
         "15,000 new sprites",
-        "1 where each latent serves one factor, 0 where each serves all alike",
+        "1 if each latent serves one factor, 0 if each serves all alike",
         "[model.likelihood]",
         "2.15.0",
     ):
         assert text in page.text
-    assert page.row("MIG")[1].strip() == "0.31"
-    assert page.row("Total correlation")[1] == "–"
+    assert page.row("MIG")[1].strip() == "0.312"
+    # What has no number is left out.
+    assert "Total correlation" not in page.text
     assert page.row("Distance from Normal(0, 1)")[1].strip() == "0.031"
     order = ["What was run", "Key numbers", "Most informative first", "Scores"]
-    order += ["MIG of each factor", "Aggregate posterior", "Configuration", "Versions"]
+    order += ["MIG of each factor", "Aggregate posterior of each latent", "Configuration", "Versions"]
     places = [page.text.index(name) for name in order]
     assert places == sorted(places)
 
@@ -330,14 +331,14 @@ def test_any_part_of_an_evaluation_may_be_missing(run_page, key):
     assert "7 of 15 latents are informative" in page.text
     for heading, needed in (("Scores", None), ("MIG of each factor", "mig_per_factor")):
         assert (heading in page.parts) == (key is not None and key != needed)
-    assert ("Aggregate posterior" in page.parts) == (key not in (None, "aggregate"))
+    assert ("Aggregate posterior of each latent" in page.parts) == (key not in (None, "aggregate"))
 
 
 def test_a_run_without_active_units_or_versions(run_page):
     metrics = measured()
     del metrics["active_units"]
-    page = run_page(saved(versions={}), metrics, {"scores": {"a_new_score": 0.123456}})
-    assert page.row("a_new_score")[1] == "0.123" and "Versions" not in page.parts
+    page = run_page(saved(versions={}), metrics, {"scores": {"mig": 0.123456}})
+    assert page.row("MIG")[1].strip() == "0.123" and "Versions" not in page.parts
 
 
 # A comparison -------------------------------------------------------------------------------------

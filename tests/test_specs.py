@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ngvae_pyro import variants
-from ngvae_pyro.cli import assign, run_spec
+from ngvae_pyro.cli import assign
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
@@ -29,6 +29,7 @@ from ngvae_pyro.specs import (
     ScheduleSpec,
     parse,
 )
+from ngvae_pyro.variants import run_spec
 
 GUIDE = TypeAdapter(GuideSpec)
 
