@@ -270,7 +270,12 @@ def test_a_run_says_what_was_found(run_page):
     assert "Total correlation" not in page.text
     assert page.row("Distance from N(0, 1)")[1].strip() == "0.031"
     order = ["What was run", "Key numbers", "Most informative first", "Scores"]
-    order += ["MIG of each factor", "Aggregate posterior of each latent", "Configuration", "Versions"]
+    order += [
+        "MIG of each factor",
+        "Aggregate posterior of each latent",
+        "Configuration",
+        "Versions",
+    ]
     places = [page.text.index(name) for name in order]
     assert places == sorted(places)
 
