@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -292,7 +293,14 @@ def compare(
 
 
 def _comparison_table(result: dict[str, Any], group: str) -> Table:
-    table = Table(title=escape(group), title_justify="left")
+    # Narrow, because a column for each model takes all the width there is.
+    table = Table(
+        title=escape(group),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("", no_wrap=True)
     for model in result["models"]:
         table.add_column(escape(model["label"]), justify="right")
