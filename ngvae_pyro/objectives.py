@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.specs import (
     BetaSpec,
     BetaTCSpec,
@@ -141,6 +142,9 @@ class FactorELBO(PenalisedELBO):
         latent_size: K.
         width: Units of each hidden layer of the discriminator.
         depth: Number of its hidden layers.
+
+    Raises:
+        UserError: For a batch of one image, which leaves nothing to shuffle.
     """
 
     def __init__(
@@ -158,6 +162,8 @@ class FactorELBO(PenalisedELBO):
         return list(self.discriminator.parameters())
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        if len(z) < 2:
+            raise UserError("the FactorVAE needs batches of at least 2 images, got 1")
         # Known to Pyro, so that a literal SVI trains it too.
         pyro.module("discriminator", self.discriminator)
         frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}

@@ -79,7 +79,12 @@ class NonFiniteLoss(RuntimeError):
             f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
             "the state before that step is kept (try a smaller fit.learning_rate)"
         )
-        self.step = step
+        self.step, self.loss, self.norm = step, loss, norm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is unpickled from its message, which is not what it is made of;
+        # a worker process could not report it.
+        return type(self), (self.step, self.loss, self.norm)
 
 
 @dataclass

@@ -164,6 +164,8 @@ def test_data_that_are_not_there_are_one_line(tmp_path):
 def test_a_diverged_run_is_left_out_and_said(images, tmp_path):
     words = ["compare", "--pairs", "gaussian+gaussian,gaussian+dip_i", "--data", images, *SMALL]
     words += ["--set", "fit.learning_rate=1e30", "--steps", "40", "--out", tmp_path / "c"]
+    # In processes of their own, which have to hand the error over.
+    words += ["--jobs", "2"]
     said = ngvae(*words, code=1)
     assert "non-finite loss" in said and "the training diverged" in said
     result = json.loads((tmp_path / "c" / "comparison.json").read_text())

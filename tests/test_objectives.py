@@ -10,6 +10,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from ngvae_pyro import variants
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
@@ -206,3 +207,8 @@ def test_every_declared_baseline_trains(data, name):
     result = fit(model, guide, data, settings, progress=False)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert guide.spec.label and (guide.spec.objective.kind == "elbo") == (name == "gaussian")
+
+
+def test_one_image_has_nothing_to_shuffle(pair, x):
+    with pytest.raises(UserError, match="batches of at least 2 images, got 1"):
+        OBJECTIVES["factor"]().differentiable_loss(*pair, x[:1])
