@@ -31,8 +31,12 @@ SLIDES = (
     "gaussian+beta_150",
     "normal_gamma+relaxed",
 )
-# Keys that change where a run is done or where its data lie, and not what is run.
-_PLACES = {"fit": {"device", "resident_bytes"}, "data": {"root", "download"}}
+# Keys that change where a run is done, where its data lie or what it is called, not what is run.
+_IMMATERIAL = {
+    "fit": {"device", "resident_bytes"},
+    "data": {"root", "download"},
+    "guide": {"label"},
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _comparable(spec: RunSpec, saved: SavedRun) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                if key not in _PLACES.get(prefix, set()):
+                if key not in _IMMATERIAL.get(prefix, set()):
                     walk(f"{prefix}.{key}" if prefix else key, inner)
         else:
             flat[prefix] = value

@@ -136,8 +136,10 @@ def test_another_run_in_its_place_is_one_line(done):
     assert "holds a run with fit.steps = 8, not 9; choose another --out" in message
     message = ngvae(*words, "--out", out, "--set", "model.likelihood.scale=0.2", code=2)
     assert "holds a run with model.likelihood" in message
-    # Where a run is done is no difference.
-    assert "4 of 4" in ngvae(*words, "--out", out, "--set", "fit.resident_bytes=1000")
+    # Where a run is done and what it is called are no difference.
+    assert "4 of 4" in ngvae(
+        *words, "--out", out, "--set", "fit.resident_bytes=1000", "--set", "guide.label=NG"
+    )
 
 
 @pytest.mark.parametrize(
