@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz
-from ngvae_pyro.distributions import NormalGamma
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit, seeded, site_terms
@@ -36,20 +35,6 @@ def codes(fit: Fit, data: ImageData) -> Codes:
     parts = [fit.guide.codes(x) for x in batches(fit, data)]
     names = [field.name for field in fields(Codes)]
     return Codes(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in names))
-
-
-@torch.no_grad()
-def draws(fit: Fit, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Posterior draws (count, B, K) of the precision and of z given images x (B, C, H, W).
-
-    A Gaussian guide has no precision site; its precision is 1 / variance, the same in all draws.
-    """
-    q = fit.guide.posterior(x)
-    sample = q.sample((count,))
-    if isinstance(q, NormalGamma):
-        z, precision = sample.unbind(-1)
-        return precision, z
-    return (1.0 / q.variance).expand_as(sample), sample
 
 
 @torch.no_grad()
@@ -83,7 +68,7 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
             squared_error += (reconstruct(fit, x) - x).square().sum().item()
             for name, term in kl_terms.items():
                 totals[name] = totals.get(name, 0.0) + term.sum(0).double().cpu()
-            precision.append(draws(fit, x, 10)[0].flatten(0, 1).cpu())
+            precision.append(fit.guide.draws(x, 10)[0].flatten(0, 1).cpu())
     count = len(data)
     kl = {name: (term / count).tolist() for name, term in totals.items()}
     code = codes(fit, data)
@@ -162,7 +147,7 @@ def to_arviz(
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))
     with seeded(seed, fit.device):
-        precision, z = draws(fit, x, chains * draws_per_chain)
+        precision, z = fit.guide.draws(x, chains * draws_per_chain)
     log_likelihood = torch.stack(
         [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
     )

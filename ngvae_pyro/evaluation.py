@@ -42,7 +42,7 @@ class Sample:
 def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
     """The codes of images and one draw of z (N, K), on the CPU."""
     with seeded(seed, fit.device):
-        draws = [diagnostics.draws(fit, x, 1)[1][0].cpu() for x in diagnostics.batches(fit, images)]
+        draws = [fit.guide.draws(x, 1)[1][0].cpu() for x in diagnostics.batches(fit, images)]
     return Sample(images, diagnostics.codes(fit, images), torch.cat(draws))
 
 

@@ -33,26 +33,52 @@ class Codes:
     probs: Tensor
 
 
-class NormalGammaGuide(PyroModule):
-    """Sites ``precision`` then ``z``, from the factors of a relaxed Normal-Gamma mixture.
-
-    precision_k | x ~ Gamma(alpha(p_k), beta(p_k)),  z_k | precision_k, x ~ Normal(mu_k,
-    precision_k^-1/2), where mu and logit p are the encoder's outputs.
+class Guide(PyroModule):
+    """Base of the guides: an encoder, and the posterior that its outputs are parameters of.
 
     Args:
         spec: Guide spec.
         model: The model whose latents are inferred; gives K and the image shape.
+        outputs: How many numbers the encoder gives for each latent.
+    """
+
+    def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
+
+    def posterior(self, x: Tensor) -> Any:
+        """q(z | x) or q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
+        # As in nn.Module.forward: PyroModule's metaclass leaves no room for an abstract class's.
+        raise NotImplementedError(f"{type(self).__name__} does not say what its posterior is")
+
+    def codes(self, x: Tensor) -> Codes:
+        """What is said of images (B, C, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its codes are")
+
+    @torch.no_grad()
+    def draws(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Posterior draws (count, B, K) of the precision and of z.
+
+        Without a precision site the precision is 1 / variance, the same in all draws.
+        """
+        z = self.posterior(x).sample((count,))
+        return self.codes(x).precision.expand_as(z), z
+
+
+class NormalGammaGuide(Guide):
+    """Sites ``precision`` then ``z``, from the factors of a relaxed Normal-Gamma mixture.
+
+    precision_k | x ~ Gamma(alpha(p_k), beta(p_k)),  z_k | precision_k, x ~ Normal(mu_k,
+    precision_k^-1/2), where mu and logit p are the encoder's outputs.
     """
 
     def __init__(self, spec: RelaxedGuideSpec, model: VAE) -> None:
-        super().__init__()
-        self.spec = spec
-        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs=2)
+        super().__init__(spec, model)
         # A buffer, because the sharpness is annealed in training and saved with the weights.
         self.register_buffer("sharpness", torch.tensor(spec.sharpness))
 
     def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
-        """q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
         loc, logits = self.encoder(x)
         return RelaxedNormalGammaMixture(
             loc,
@@ -72,17 +98,16 @@ class NormalGammaGuide(PyroModule):
         q = self.posterior(x)
         return Codes(q.loc, q.variance[..., 0], q.mean[..., 1], q.probs)
 
+    @torch.no_grad()
+    def draws(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        z, precision = self.posterior(x).sample((count,)).unbind(-1)
+        return precision, z
 
-class GaussianGuide(PyroModule):
+
+class GaussianGuide(Guide):
     """The vanilla posterior z_k | x ~ Normal(mu_k(x), sigma_k(x)) (Kingma and Welling, 2013)."""
 
-    def __init__(self, spec: GaussianGuideSpec, model: VAE) -> None:
-        super().__init__()
-        self.spec = spec
-        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs=2)
-
     def posterior(self, x: Tensor) -> dist.Normal:
-        """q(z | x) for images (B, C, H, W), batch shape (B, K)."""
         loc, log_variance = self.encoder(x)
         return dist.Normal(loc, (0.5 * log_variance).exp())
 
@@ -98,18 +123,19 @@ class GaussianGuide(PyroModule):
         return Codes(q.loc, q.variance, 1.0 / q.variance, (q.variance < 0.5).to(q.loc))
 
 
-GUIDES: dict[type[Spec], Any] = {
+GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: NormalGammaGuide,
     GaussianGuideSpec: GaussianGuide,
 }
 
 # Which posterior fits which model: a guide must have the latent sites of its model.
-PAIRS = {NormalGammaVAE: (NormalGammaGuide,), GaussianVAE: (GaussianGuide,)}
+PAIRS: dict[type[VAE], tuple[type[Guide], ...]] = {
+    NormalGammaVAE: (NormalGammaGuide,),
+    GaussianVAE: (GaussianGuide,),
+}
 
 
-def load_guide(
-    variant: str | Path | RelaxedGuideSpec | GaussianGuideSpec, model: VAE, **changes: Any
-) -> NormalGammaGuide | GaussianGuide:
+def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     """The guide q(z, precision | x) that a variant declares, for a model.
 
     Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable.

@@ -9,14 +9,13 @@ a KL from that. The loss is -ELBO plus the penalty, summed over the batch, in na
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro.distributions import Normal
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
@@ -28,9 +27,17 @@ from ngvae_pyro.specs import (
     CapacitySpec,
     DIPIISpec,
     DIPISpec,
+    ElboSpec,
     FactorSpec,
+    FitSpec,
     Spec,
 )
+
+# Annotated loosely because the losses are not on Pyro's base class.
+ELBOS: dict[str, Any] = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+}
 
 
 class PenalisedELBO(TraceMeanField_ELBO):
@@ -41,6 +48,10 @@ class PenalisedELBO(TraceMeanField_ELBO):
     """
 
     fraction = 1.0
+
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        """Parameters of the objective itself, moved to a device, with their Adam settings."""
+        return []
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         """What a batch adds to its -ELBO, nats.
@@ -142,24 +153,33 @@ class FactorELBO(PenalisedELBO):
         latent_size: K.
         width: Units of each hidden layer of the discriminator.
         depth: Number of its hidden layers.
+        learning_rate: Its own, for ``fit``.
 
     Raises:
         UserError: For a batch of one image, which leaves nothing to shuffle.
     """
 
     def __init__(
-        self, gamma: float, latent_size: int, width: int = 1000, depth: int = 6, **settings: Any
+        self,
+        gamma: float,
+        latent_size: int,
+        width: int = 1000,
+        depth: int = 6,
+        learning_rate: float = 1e-4,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.gamma = gamma
+        self.gamma, self.learning_rate = gamma, learning_rate
         sizes = [latent_size] + [width] * depth
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
         self.discriminator = nn.Sequential(*layers, nn.Linear(width, 2))
 
-    def parameters(self) -> Sequence[nn.Parameter]:
-        return list(self.discriminator.parameters())
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        own = list(self.discriminator.to(device).parameters())
+        # The betas are those of Kim and Mnih (2018).
+        return [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.9)}]
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         if len(z) < 2:
@@ -209,33 +229,32 @@ class DIPELBO(PenalisedELBO):
         return len(z) * regulariser
 
 
-def load_objective(
-    spec: Spec, latent_size: int, data_size: int, particles: int, device: torch.device
-) -> PenalisedELBO:
-    """The objective that a guide declares.
+def load_objective(guide: Spec, fit: FitSpec, latent_size: int, data_size: int) -> Any:
+    """The Pyro ELBO that a guide is trained with.
 
     Args:
-        spec: ``guide.objective``, other than the plain ELBO.
+        guide: Spec of the guide; its ``objective``, where it has one.
+        fit: The estimator of a plain ELBO, and the number of particles.
         latent_size: K.
         data_size: Number of training images.
-        particles: Draws for each image and step.
-        device: Where parameters of the objective live.
     """
-    match spec:
-        case BetaSpec():
-            return BetaELBO(spec.beta, num_particles=particles)
-        case CapacitySpec():
-            return CapacityELBO(spec.gamma, spec.capacity, spec.end, num_particles=particles)
-        case BetaTCSpec():
-            return BetaTCELBO(spec.beta, data_size, num_particles=particles)
-        case FactorSpec():
-            factor = FactorELBO(
-                spec.gamma, latent_size, spec.width, spec.depth, num_particles=particles
+    particles: dict[str, Any] = {"num_particles": fit.particles}
+    match getattr(guide, "objective", ElboSpec()):
+        case ElboSpec():
+            return ELBOS[fit.elbo](**particles, vectorize_particles=fit.particles > 1)
+        case BetaSpec() as spec:
+            return BetaELBO(spec.beta, **particles)
+        case CapacitySpec() as spec:
+            return CapacityELBO(spec.gamma, spec.capacity, spec.end, **particles)
+        case BetaTCSpec() as spec:
+            return BetaTCELBO(spec.beta, data_size, **particles)
+        case FactorSpec() as spec:
+            return FactorELBO(
+                spec.gamma, latent_size, spec.width, spec.depth, spec.learning_rate, **particles
             )
-            factor.discriminator.to(device)
-            return factor
-        case DIPISpec():
-            return DIPELBO("i", spec.off_diagonal, spec.diagonal, num_particles=particles)
-        case DIPIISpec():
-            return DIPELBO("ii", spec.off_diagonal, spec.diagonal, num_particles=particles)
-    raise TypeError(f"no objective is known for {type(spec).__name__}")
+        case DIPISpec() as spec:
+            return DIPELBO("i", spec.off_diagonal, spec.diagonal, **particles)
+        case DIPIISpec() as spec:
+            return DIPELBO("ii", spec.off_diagonal, spec.diagonal, **particles)
+        case spec:
+            raise TypeError(f"no objective is known for {type(spec).__name__}")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from ngvae_pyro import _arviz, data, diagnostics, plots, report
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, load_guide
+from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
@@ -38,9 +38,7 @@ def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
     return images.split(spec.data.held_out, seed)
 
 
-def load_pair(
-    spec: RunSpec, images: ImageData | Sequence[int]
-) -> tuple[VAE, NormalGammaGuide | GaussianGuide]:
+def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Guide]:
     """The untrained model and guide of a run; their first weights follow from its seed.
 
     Args:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
@@ -25,19 +24,13 @@ from torch import Tensor
 
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide
+from ngvae_pyro.guide import Guide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
-from ngvae_pyro.objectives import FactorELBO, PenalisedELBO, load_objective
+from ngvae_pyro.objectives import PenalisedELBO, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
-from ngvae_pyro.specs import ElboSpec, FactorSpec, FitSpec, Move, ScheduleSpec
-
-# Annotated loosely because the losses are not on Pyro's base class.
-ELBOS: dict[str, Any] = {
-    "Trace_ELBO": Trace_ELBO,
-    "TraceMeanField_ELBO": TraceMeanField_ELBO,
-}
+from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
@@ -98,7 +91,7 @@ class Fit:
     """
 
     model: VAE
-    guide: NormalGammaGuide | GaussianGuide
+    guide: Guide
     spec: FitSpec
     history: list[dict[str, Any]] = field(default_factory=list)
     moves: list[MoveRecord] = field(default_factory=list)
@@ -164,7 +157,7 @@ class Trainer:
     def __init__(
         self,
         model: VAE,
-        guide: NormalGammaGuide | GaussianGuide,
+        guide: Guide,
         data: ImageData,
         spec: FitSpec,
         schedule: ScheduleSpec,
@@ -181,19 +174,9 @@ class Trainer:
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
-        objective = guide.spec.objective if isinstance(guide, GaussianGuide) else ElboSpec()
-        if isinstance(objective, ElboSpec):
-            self.elbo = ELBOS[spec.elbo](
-                num_particles=spec.particles, vectorize_particles=spec.particles > 1
-            )
-        else:
-            self.elbo = load_objective(
-                objective, model.latent_size, len(data), spec.particles, self.device
-            )
-        if isinstance(self.elbo, FactorELBO) and isinstance(objective, FactorSpec):
-            own = {"params": self.elbo.parameters(), "initial_lr": objective.learning_rate}
-            # The betas are those of Kim and Mnih (2018) for the discriminator.
-            groups.append({**own, "betas": (0.5, 0.9)})
+        self.elbo = load_objective(guide.spec, spec, model.latent_size, len(data))
+        if isinstance(self.elbo, PenalisedELBO):
+            groups += self.elbo.parameter_groups(self.device)
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
@@ -405,7 +388,7 @@ class Trainer:
 
 def fit(
     model: VAE,
-    guide: NormalGammaGuide | GaussianGuide,
+    guide: Guide,
     data: ImageData,
     spec: FitSpec | None = None,
     *,
