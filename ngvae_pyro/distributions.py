@@ -24,13 +24,14 @@ from typing import ClassVar
 
 import torch
 from pyro.distributions import (
-    Categorical,
     Gamma,
-    MixtureSameFamily,
+    Independent,
     Normal,
     StudentT,
     TorchDistribution,
 )
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
@@ -38,13 +39,17 @@ from torch.distributions.utils import lazy_property
 
 __all__ = [
     "GammaMixture",
+    "GeneralizedGamma",
     "IndependentNormalGamma",
     "NormalGamma",
+    "NormalGammaMarginal",
     "NormalGammaMixture",
     "NormalGammaPrior",
     "RelaxedNormalGammaMixture",
     "SpikeSlabPrior",
     "conditional_kl",
+    "kl_bound",
+    "kl_monte_carlo",
 ]
 
 # `independent` makes the check one boolean per event; `cat` alone answers one per coordinate.
@@ -91,6 +96,11 @@ def _mean_inverse(concentration, rate):
     return torch.where(finite, rate / excess, math.inf)
 
 
+def _tangent(parameter):
+    """Zero, with the gradient of the parameter: what an implicit derivative is multiplied by."""
+    return parameter - parameter.detach()
+
+
 class _Expandable(TorchDistribution):
     """Expands the parameters named in ``arg_constraints`` and keeps the type."""
 
@@ -102,6 +112,9 @@ class _Expandable(TorchDistribution):
                 value = self.__dict__[name]
                 event_shape = value.shape[value.dim() - constraint.event_dim :]
                 setattr(new, name, value.expand(batch_shape + event_shape))
+        if "has_rsample" in self.__dict__:
+            # What `has_rsample_` said of this one; Pyro's plates cannot hand it to an Independent.
+            new.has_rsample = self.has_rsample
         TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -216,6 +229,38 @@ class GammaMixture(_TwoGammas):
             chosen = torch.where(first, a1, a2), torch.where(first, b1, b2)
             return Gamma(*chosen, validate_args=False).sample()
 
+    def rsample(self, sample_shape=()):
+        """Draws with the implicit gradient: for components that overlap.
+
+        With F the distribution function and f the density, d value / dp = -(F1 - F2) / f, and the
+        derivative by a parameter of component c is that of this Gamma at the value, times its
+        responsibility. Between components that hardly overlap f is all but 0, and the derivative
+        of an average over both sits in draws that never come: at Gamma(1000, 0.1) and
+        Gamma(100, 100), 400,000 draws gave 0.69 for d E[log value] / dp, which is 9.21. For
+        Gamma(5, 0.5) and Gamma(5, 5) it is right (2.302 +- 0.006 for 2.303). Therefore
+        ``has_rsample`` is False unless ``has_rsample_(True)`` asks for it.
+        """
+        value = self.sample(sample_shape)
+        with torch.no_grad():
+            unit = value.unsqueeze(-1) * self.rate
+            density = self._components.log_prob(value.unsqueeze(-1)).exp()
+            first, second = torch.special.gammainc(self.concentration, unit).unbind(-1)
+            weights = self._log_weights.exp()
+            total = (weights * density).sum(-1)
+            by_logit = -weights.prod(-1) * (first - second) / total
+            share = weights * density / total.unsqueeze(-1)
+            by_concentration = share * torch._standard_gamma_grad(
+                self.concentration.expand_as(unit).contiguous(), unit
+            )
+            by_concentration = by_concentration / self.rate
+            by_rate = -share * value.unsqueeze(-1) / self.rate
+        return (
+            value
+            + by_logit * _tangent(self.logits)
+            + (by_concentration * _tangent(self.concentration)).sum(-1)
+            + (by_rate * _tangent(self.rate)).sum(-1)
+        )
+
     def responsibilities(self, value):
         """Posterior probability of component 1 given a value of the precision."""
         return self._log_joint(value).softmax(-1)[..., 0]
@@ -228,6 +273,79 @@ class GammaMixture(_TwoGammas):
     def variance(self):
         spread = (self._components.mean - self.mean.unsqueeze(-1)).square()
         return self._average(self._components.variance + spread)
+
+
+class _PartlyReparameterised(Independent):
+    """Independent, passing on the score of a base that is only partly reparameterised."""
+
+    def score_parts(self, value):
+        parts = self.base_dist.score_parts(value)
+        count = self.reinterpreted_batch_ndims
+        return ScoreParts(*(sum_rightmost(part, count) for part in parts))
+
+    def expand(self, batch_shape, _instance=None):
+        return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+
+
+class GeneralizedGamma(Gamma):
+    r"""Gamma distribution with the generalized reparameterization gradient.
+
+    A value is standardised in its logarithm, with psi the digamma function:
+
+    .. math::
+        \epsilon = \frac{\log \lambda - \psi(a) + \log b}{\sqrt{\psi'(a)}}, \qquad
+        \lambda = h(\epsilon; a, b) = \exp(\epsilon \sqrt{\psi'(a)} + \psi(a) - \log b).
+
+    The distribution of epsilon still depends on a, though weakly for a large a, so the gradient of
+    E[f] has two terms,
+
+    .. math::
+        \nabla E[f(\lambda)] = E[f'(\lambda) \nabla h(\epsilon)]
+        + E[f(\lambda) \nabla \log q(\epsilon; a)], \qquad
+        q(\epsilon; a) = \mathrm{Gamma}(h(\epsilon); a, b) \, h(\epsilon) \sqrt{\psi'(a)},
+
+    of which `rsample` gives the first and `score_parts` the second; Pyro's ELBOs add them. Both
+    together are unbiased, `rsample` alone is not. It is the estimator of the NG-VAE's slides and
+    stands here to be compared with: torch's implicit gradient (Figurnov et al., 2018) has no
+    second term, and so none of the noise that f brings into it.
+
+    References:
+        Ruiz, Titsias, Blei (2016), The generalized reparameterization gradient,
+        https://arxiv.org/abs/1610.02287.
+
+    Arguments:
+        concentration: shape a, positive.
+        rate: rate b, positive.
+
+    Raises:
+        ValueError: concentration or rate not positive, or a value that is not positive.
+
+    Example:
+        >>> d = GeneralizedGamma(torch.tensor(2.0), torch.tensor(3.0))
+        >>> d.score_parts(torch.tensor(1.0)).score_function  # log q(epsilon), up to a constant
+        tensor(-1.0221)
+    """
+
+    def expand(self, batch_shape, _instance=None):
+        return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+
+    def to_event(self, reinterpreted_batch_ndims=None):
+        every = reinterpreted_batch_ndims is None
+        count = len(self.batch_shape) if every else reinterpreted_batch_ndims
+        return _PartlyReparameterised(self, count)
+
+    # Torch's takes a generator too, from 2.15 on.
+    def rsample(self, sample_shape=()):  # type: ignore[override]
+        log_value = super().rsample(sample_shape).detach().log()
+        a, loc = self.concentration, self.concentration.digamma() - self.rate.log()
+        scale = torch.special.polygamma(1, a).sqrt()
+        epsilon = ((log_value - loc) / scale).detach()
+        return (epsilon * scale + loc).exp()
+
+    def score_parts(self, value):
+        log_prob = self.log_prob(value)
+        scale = torch.special.polygamma(1, self.concentration).sqrt()
+        return ScoreParts(log_prob, log_prob + value.log() + scale.log(), log_prob)
 
 
 class _Pair(_Expandable):
@@ -424,17 +542,40 @@ class NormalGammaMixture(_MixturePair, _ScaledPair):
         shape, self.loc = self._set_components(probs, logits, concentration, rate, (loc,))
         super().__init__(shape, torch.Size((2,)), validate_args=validate_args)
 
-    @property
+    @lazy_property
     def marginal(self):
         """Mixture of two Student's t distributions of z: the precision integrated out."""
-        components = NormalGamma(
-            self.loc.unsqueeze(-1),
-            self.concentration,
-            self.rate,
+        return NormalGammaMarginal(self)
+
+    def precision_given(self, z):
+        """Posterior of the precision given a value of z, a :class:`GammaMixture`.
+
+        Component c becomes Gamma(a_c + 1/2, b_c + (z - mu)^2 / 2), its weight its share in the
+        density of z.
+        """
+        concentration, rate = self.concentration + 0.5, self.rate
+        rate = rate + 0.5 * (z - self.loc).square().unsqueeze(-1)
+        first, second = self.marginal._log_joint(z).unbind(-1)
+        return GammaMixture(
+            logits=first - second,
+            concentration=concentration.unbind(-1),
+            rate=rate.unbind(-1),
             validate_args=self._validate_args,
         )
-        weights = Categorical(logits=self._log_weights, validate_args=self._validate_args)
-        return MixtureSameFamily(weights, components.marginal, validate_args=self._validate_args)
+
+    def rsample(self, sample_shape=()):
+        """Draws of z from :attr:`marginal` and of the precision given z, both with gradients.
+
+        Unbiased for whatever depends on z alone; for what depends on the precision, as
+        :meth:`GammaMixture.rsample`, where the components overlap given z. Therefore
+        ``has_rsample`` is False unless ``has_rsample_(True)`` asks for it.
+        """
+        z = self.marginal.rsample(sample_shape)
+        return torch.stack((z, self.precision_given(z).rsample()), -1)
+
+    @property
+    def _mean_log_precision(self):
+        return self._average(self.concentration.digamma() - self.rate.log())
 
     @property
     def _z_mean(self):
@@ -445,6 +586,104 @@ class NormalGammaMixture(_MixturePair, _ScaledPair):
     def _z_variance(self):
         variance = self._average(_mean_inverse(self.concentration, self.rate))
         return torch.where(self._z_mean.isnan(), math.nan, variance)
+
+
+class NormalGammaMarginal(TorchDistribution):
+    r"""Distribution of z under a :class:`NormalGammaMixture`, with an unbiased gradient for p.
+
+    .. math::
+        p \, \mathrm{StudentT}(z; 2 a_1, \mu, \sqrt{b_1 / a_1})
+        + (1 - p) \, \mathrm{StudentT}(z; 2 a_2, \mu, \sqrt{b_2 / a_2})
+
+    However far the precisions of the two components are apart, their z overlap, because they share
+    loc; so the implicit gradient, which fails for the precision (:meth:`GammaMixture.rsample`),
+    holds for z. A draw takes one precision of each component, independent of p, and then z from
+    the mixture of two Normals that is left. With e = z - mu, the Normals' distribution functions
+    Phi_c, their weighted densities f_1 + f_2 = f and shares r_c = f_c / f,
+
+    .. math::
+        \frac{\partial z}{\partial p} = -\frac{\Phi_1 - \Phi_2}{f}, \qquad
+        \frac{\partial z}{\partial \mu} = 1, \qquad
+        \frac{\partial z}{\partial \lambda_c} = -\frac{r_c e}{2 \lambda_c},
+
+    and the precisions have the Gamma's own implicit gradient. In the logit of p the derivative is
+    bounded by a few times \|e\|, also where p comes near 0 and 1.
+
+    References:
+        Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,
+        https://arxiv.org/abs/1805.08498.
+
+    Arguments:
+        joint: the :class:`NormalGammaMixture`.
+
+    Example:
+        >>> logits = torch.zeros((), requires_grad=True)
+        >>> d = NormalGammaMixture(
+        ...     0.0, logits=logits, concentration=(1000.0, 100.0), rate=(0.1, 100.0)
+        ... ).marginal
+        >>> d.rsample((100_000,)).square().mean().backward()
+        >>> round(logits.grad.item(), 2)  # exact: (0.0001 - 1.0101) / 4
+        -0.25
+    """
+
+    arg_constraints: ClassVar = {}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, joint, *, validate_args=None):
+        self.joint = joint
+        super().__init__(joint.batch_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        return NormalGammaMarginal(self.joint.expand(batch_shape))
+
+    def _log_joint(self, value):
+        joint = self.joint
+        components = NormalGamma(
+            joint.loc.unsqueeze(-1), joint.concentration, joint.rate, validate_args=False
+        )
+        return joint._log_weights + components.marginal.log_prob(value.unsqueeze(-1))
+
+    def log_prob(self, value):
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_joint(value).logsumexp(-1)
+
+    def sample(self, sample_shape=()):
+        return self.joint.sample(sample_shape)[..., 0]
+
+    def rsample(self, sample_shape=()):
+        joint, shape = self.joint, self._extended_shape(sample_shape)
+        precision = Gamma(joint.concentration, joint.rate, validate_args=False).rsample(
+            sample_shape
+        )
+        with torch.no_grad():
+            first = torch.bernoulli(joint.probs.expand(shape)) > 0
+            chosen = torch.where(first, precision[..., 0], precision[..., 1])
+            error = torch.randn_like(chosen) * chosen.rsqrt()
+            root = precision.sqrt()
+            scaled = root * error.unsqueeze(-1)
+            weights = joint._log_weights.exp()
+            density = weights * root * (-0.5 * scaled.square()).exp() / math.sqrt(2 * math.pi)
+            total = density.sum(-1)
+            # Of the upper tails, where 1 - Phi would round to nothing.
+            tail = 0.5 * torch.erfc(scaled.abs() / math.sqrt(2))
+            by_logit = weights.prod(-1) * error.sign() * (tail[..., 0] - tail[..., 1]) / total
+            by_precision = -0.5 * density / total.unsqueeze(-1) * error.unsqueeze(-1) / precision
+        return (
+            joint.loc
+            + error
+            + by_logit * _tangent(joint.logits)
+            + (by_precision * _tangent(precision)).sum(-1)
+        )
+
+    @property
+    def mean(self):
+        return self.joint._z_mean
+
+    @property
+    def variance(self):
+        return self.joint._z_variance
 
 
 class RelaxedNormalGammaMixture(_Weighted, NormalGamma):
@@ -654,7 +893,7 @@ def conditional_kl(p, q):
         Penny (2001), KL-divergences of Normal, Gamma, Dirichlet and Wishart densities.
 
     Arguments:
-        p: a :class:`NormalGamma`.
+        p: a :class:`NormalGamma` or a :class:`NormalGammaMixture`.
         q: any pair distribution of this module. Their batch shapes broadcast.
 
     Raises:
@@ -665,17 +904,84 @@ def conditional_kl(p, q):
         >>> conditional_kl(NormalGamma(2.0, 100.0, 100.0), prior)
         tensor(2.0025)
     """
-    if not (isinstance(p, NormalGamma) and isinstance(q, _ScaledPair | _IndependentPair)):
+    known = isinstance(p, NormalGamma | NormalGammaMixture)
+    if not (known and isinstance(q, _ScaledPair | _IndependentPair)):
         raise NotImplementedError(
-            f"Expected a NormalGamma and a distribution of (z, precision), "
+            f"Expected a NormalGamma or NormalGammaMixture and a distribution of (z, precision), "
             f"got {type(p).__name__} and {type(q).__name__}"
         )
     distance = (p.loc - q.loc).square()
     if isinstance(q, _ScaledPair):
         return 0.5 * distance * p.precision.mean
     variance = q.scale.square()
-    second_moment = distance + _mean_inverse(p.concentration, p.rate)
-    return 0.5 * (second_moment / variance - 1 + variance.log() + p._mean_log_precision)
+    # The formula above is linear in the mixture's weights, as every mean over the precision is.
+    mean_inverse, mean_log = _mean_inverse(p.concentration, p.rate), p._mean_log_precision
+    if isinstance(p, NormalGammaMixture):
+        mean_inverse = p._average(mean_inverse)
+    return 0.5 * ((distance + mean_inverse) / variance - 1 + variance.log() + mean_log)
+
+
+def kl_bound(p, q):
+    r"""Upper bound of the KL between two mixtures of Gammas, by the chain rule, in nats.
+
+    .. math::
+        \mathrm{KL}[p(\lambda) \,\|\, q(\lambda)]
+        \le \mathrm{KL}[p(c, \lambda) \,\|\, q(c, \lambda)]
+        = \mathrm{KL}[p(c) \,\|\, q(c)] + \sum_c p(c)\,
+        \mathrm{KL}[p(\lambda \mid c) \,\|\, q(\lambda \mid c)],
+
+    c being the component, the first with the first and the second with the second. It is closed,
+    and exceeds the KL by the mean over p of KL[p(c | lambda) || q(c | lambda)]: nothing where the
+    precision tells the component under both, as it does with separated components; at Gamma(1000,
+    0.1) and Gamma(100, 100) under the default prior the difference is below 1e-3 nats. An ELBO
+    with it in place of the KL is still a lower bound of the evidence: that of the model in which c
+    is a latent variable too.
+
+    References:
+        Hershey, Olsen (2007), Approximating the Kullback Leibler divergence between Gaussian
+        mixture models, ICASSP (the chain rule as an upper bound).
+
+    Arguments:
+        p: a :class:`GammaMixture`.
+        q: another one. Their batch shapes broadcast.
+
+    Example:
+        >>> gammas = {"concentration": (1000.0, 100.0), "rate": (0.1, 100.0)}
+        >>> prior = GammaMixture(0.02, concentration=(1.0, 100.0), rate=(1e-4, 100.0))
+        >>> kl_bound(GammaMixture(torch.tensor([0.0, 0.5, 1.0]), **gammas), prior)
+        tensor([0.0202, 2.7908, 6.9477])
+    """
+    first, second = p._log_weights.unbind(-1)
+    prior_first, prior_second = q._log_weights.unbind(-1)
+    labels = torch.stack((first - prior_first, second - prior_second), -1)
+    return p._average(labels + kl_divergence(p._components, q._components))
+
+
+def kl_monte_carlo(p, q, draws=1):
+    r"""The KL between two mixtures of Gammas by Monte Carlo, in nats.
+
+    .. math::
+        \sum_c p(c) \frac1S \sum_s \log \frac{p(\lambda_{cs})}{q(\lambda_{cs})}, \qquad
+        \lambda_{cs} \sim p(\lambda \mid c)
+
+    Each component is drawn from in its own right and weighed by its probability, so the value and
+    its gradient by every parameter of p, the weights included, are unbiased, whether or not the
+    components overlap. :func:`kl_bound` has no noise; this has no gap.
+
+    References:
+        Morningstar, Vikram, Ham, Gallagher, Dillon (2021), Automatic differentiation variational
+        inference with mixtures, https://arxiv.org/abs/2003.01687 (stratified sampling).
+
+    Arguments:
+        p: a :class:`GammaMixture`.
+        q: another one, or a Gamma. Their batch shapes broadcast.
+        draws: S, for each component.
+    """
+    value = p._components.rsample((draws,))
+    # The components' axis comes last, where log_prob would take it for the batch.
+    value = value.movedim(-1, 0)
+    ratio = (p.log_prob(value) - q.log_prob(value)).mean(1).movedim(0, -1)
+    return p._average(ratio)
 
 
 @register_kl(NormalGamma, NormalGamma)

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
+from ngvae_pyro.distributions import (
+    NormalGammaPrior,
+    SpikeSlabPrior,
+    conditional_kl,
+    kl_bound,
+)
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.specs import (
     BetaSpec,
     BetaTCSpec,
@@ -30,6 +37,7 @@ from ngvae_pyro.specs import (
     ElboSpec,
     FactorSpec,
     FitSpec,
+    MixtureGuideSpec,
     Spec,
 )
 
@@ -38,6 +46,43 @@ ELBOS: dict[str, Any] = {
     "Trace_ELBO": Trace_ELBO,
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
 }
+
+
+class MixtureELBO(Trace_ELBO):
+    """-ELBO of a :class:`~ngvae_pyro.distributions.NormalGammaMixture` posterior, its KL closed.
+
+        E[-log p(x | z)] + sum_k [KL of z_k given the precision + bound of KL of the precision_k]
+
+    with :func:`~ngvae_pyro.distributions.conditional_kl` and
+    :func:`~ngvae_pyro.distributions.kl_bound`: nothing but the reconstruction is sampled, and that
+    depends on z alone, whose gradient by p is pathwise. It goes with a guide that draws z from the
+    posterior's ``marginal``. Site weights act on the two parts by the names of the sites, ``z`` and
+    ``precision``.
+
+    Args:
+        prior: Of (z, precision), batch shape (K,).
+    """
+
+    def __init__(self, prior: SpikeSlabPrior | NormalGammaPrior, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.prior = prior
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        q = guide_trace.nodes["z"]["fn"].base_dist.joint
+        observed = [site for site in model_trace.nodes.values() if site.get("is_observed")]
+        loss = -sum(site["log_prob_sum"] for site in observed if site["type"] == "sample")
+        parts = {
+            "z": conditional_kl(q, self.prior),
+            "precision": kl_bound(q.precision, self.prior.precision),
+        }
+        for name, kl in parts.items():
+            loss = loss + (guide_trace.nodes[name]["scale"] * kl).sum()
+        return loss.item(), loss
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The same with the KL in closed form, where Trace_ELBO would sample it."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
 
 class PenalisedELBO(TraceMeanField_ELBO):
@@ -229,16 +274,19 @@ class DIPELBO(PenalisedELBO):
         return len(z) * regulariser
 
 
-def load_objective(guide: Spec, fit: FitSpec, latent_size: int, data_size: int) -> Any:
+def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
     """The Pyro ELBO that a guide is trained with.
 
     Args:
         guide: Spec of the guide; its ``objective``, where it has one.
         fit: The estimator of a plain ELBO, and the number of particles.
-        latent_size: K.
+        model: What is trained.
         data_size: Number of training images.
     """
     particles: dict[str, Any] = {"num_particles": fit.particles}
+    if isinstance(guide, MixtureGuideSpec):
+        assert isinstance(model, NormalGammaVAE)
+        return MixtureELBO(model.prior, **particles)
     match getattr(guide, "objective", ElboSpec()):
         case ElboSpec():
             return ELBOS[fit.elbo](**particles, vectorize_particles=fit.particles > 1)
@@ -250,7 +298,12 @@ def load_objective(guide: Spec, fit: FitSpec, latent_size: int, data_size: int) 
             return BetaTCELBO(spec.beta, data_size, **particles)
         case FactorSpec() as spec:
             return FactorELBO(
-                spec.gamma, latent_size, spec.width, spec.depth, spec.learning_rate, **particles
+                spec.gamma,
+                model.latent_size,
+                spec.width,
+                spec.depth,
+                spec.learning_rate,
+                **particles,
             )
         case DIPISpec() as spec:
             return DIPELBO("i", spec.off_diagonal, spec.diagonal, **particles)

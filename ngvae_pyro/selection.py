@@ -29,10 +29,6 @@ from torch import Tensor
 from ngvae_pyro.guide import NormalGammaGuide
 from ngvae_pyro.model import VAE
 
-# Logits of p after a jump: well inside the flat ends of the relaxation, yet not so far that the
-# gradient of a sigmoid is lost.
-BORN, DEAD = 2.5, -4.0
-
 # Variance of loc above which an uninformative latent leaks; ten times the threshold of an active
 # unit (Burda et al., 2015), far below the 1 to 12 seen where a factor leaks.
 LEAK = 0.1
@@ -85,7 +81,7 @@ def jump(
         head.weight[loc_row] = 0.0
         head.bias[loc_row] = 0.0
     head.weight[logit_row] = 0.0
-    head.bias[logit_row] = BORN if kind == "birth" else DEAD
+    head.bias[logit_row] = guide.born if kind == "birth" else guide.dead
     for parameter in (head.weight, head.bias):
         optimizer.state[parameter]["exp_avg"][[loc_row, logit_row]] = 0.0
     optimizer.state[stem.weight]["exp_avg"][:, latent] = 0.0

@@ -6,7 +6,7 @@ values out of range, NaN and infinity are errors.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -319,21 +319,49 @@ def _on_top_of_select(value: Any) -> Any:
     return value
 
 
-class RelaxedGuideSpec(Spec):
-    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
+class NormalGammaGuideSpec(Spec):
+    """What all guides with the sites ``precision`` and ``z`` declare.
 
-    ``concentration`` and ``rate`` are (informative, uninformative); ``sharpness`` is the slope r
-    of the relaxation at the end of training. A declared ``schedule`` changes only the keys that it
-    names. ``label`` is what tables and figures call the guide; its name otherwise.
+    ``concentration`` and ``rate`` are (informative, uninformative). A declared ``schedule`` changes
+    only the keys that it names. ``label`` is what tables and figures call the guide; its name
+    otherwise.
     """
 
-    family: Literal["relaxed"] = "relaxed"
     label: str | None = None
     concentration: Pair = (1000.0, 100.0)
     rate: Pair = (0.1, 100.0)
-    sharpness: PositiveFloat = 20.0
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, BeforeValidator(_on_top_of_select)] = SELECT
+
+
+class RelaxedGuideSpec(NormalGammaGuideSpec):
+    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
+
+    ``sharpness`` is the slope r of the relaxation at the end of training. ``generalized`` takes the
+    gradient of the precision from the generalized reparameterization of the slides, in place of
+    the implicit one.
+    """
+
+    family: Literal["relaxed"] = "relaxed"
+    sharpness: PositiveFloat = 20.0
+
+
+class GeneralizedGuideSpec(RelaxedGuideSpec):
+    """The relaxed posterior with the slides' own gradient (Ruiz, Titsias and Blei, 2016)."""
+
+    family: Literal["generalized"] = "generalized"  # type: ignore[assignment]
+
+
+class MixtureGuideSpec(NormalGammaGuideSpec):
+    """The exact mixture, with an unbiased gradient of p."""
+
+    family: Literal["mixture"] = "mixture"
+
+
+class ScoreGuideSpec(NormalGammaGuideSpec):
+    """The exact mixture, with the plain score-function gradient of p."""
+
+    family: Literal["score"] = "score"
 
 
 # Objectives of the gaussian guide; their formulas are in :mod:`ngvae_pyro.objectives`.
@@ -427,8 +455,18 @@ class GaussianGuideSpec(Spec):
 
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
+    | Annotated[MixtureGuideSpec, Tag("MixtureGuideSpec")]
+    | Annotated[GeneralizedGuideSpec, Tag("GeneralizedGuideSpec")]
+    | Annotated[ScoreGuideSpec, Tag("ScoreGuideSpec")]
     | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")],
-    _choose("family", RelaxedGuideSpec, GaussianGuideSpec),
+    _choose(
+        "family",
+        RelaxedGuideSpec,
+        MixtureGuideSpec,
+        GeneralizedGuideSpec,
+        ScoreGuideSpec,
+        GaussianGuideSpec,
+    ),
 ]
 
 
@@ -530,12 +568,18 @@ def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
         raise UserError(f"{source}: {_explain(root, error)}") from None
 
 
+def _subclasses(spec: type[Spec]) -> Iterator[type[Spec]]:
+    for member in spec.__subclasses__():
+        yield member
+        yield from _subclasses(member)
+
+
 def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     """One line for the first of a validation's errors."""
     first = error.errors()[0]
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
     # The location holds keys, array positions and the tags of unions, which are class names.
-    members = {member.__name__: member for member in Spec.__subclasses__()}
+    members = {member.__name__: member for member in _subclasses(Spec)}
     keys = [str(part) for part in first["loc"] if part not in members]
     key = ".".join(keys) or "the file"
     if kind == "value_error":

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import Guide, NormalGammaGuide
+from ngvae_pyro.guide import Guide, NormalGammaGuide, RelaxedGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import PenalisedELBO, load_objective
@@ -174,7 +174,7 @@ class Trainer:
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
-        self.elbo = load_objective(guide.spec, spec, model.latent_size, len(data))
+        self.elbo = load_objective(guide.spec, spec, self.model, len(data))
         if isinstance(self.elbo, PenalisedELBO):
             groups += self.elbo.parameter_groups(self.device)
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
@@ -205,7 +205,7 @@ class Trainer:
         decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * decay
-        if isinstance(self.guide, NormalGammaGuide):
+        if isinstance(self.guide, RelaxedGuide):
             guide = self.guide
             guide.sharpness.fill_(guide.spec.sharpness * self.schedule.sharpness(fraction))
         if isinstance(self.elbo, PenalisedELBO):
