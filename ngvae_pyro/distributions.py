@@ -98,6 +98,8 @@ def _mean_inverse(concentration, rate):
 
 def _tangent(parameter):
     """Zero, with the gradient of the parameter: what an implicit derivative is multiplied by."""
+    # The logits of probs 0 and 1 are infinite, and without gradient.
+    parameter = torch.where(parameter.isfinite(), parameter, 0.0)
     return parameter - parameter.detach()
 
 
@@ -545,7 +547,7 @@ class NormalGammaMixture(_MixturePair, _ScaledPair):
     @lazy_property
     def marginal(self):
         """Mixture of two Student's t distributions of z: the precision integrated out."""
-        return NormalGammaMarginal(self)
+        return NormalGammaMarginal(self, validate_args=self._validate_args)
 
     def precision_given(self, z):
         """Posterior of the precision given a value of z, a :class:`GammaMixture`.
@@ -635,7 +637,9 @@ class NormalGammaMarginal(TorchDistribution):
         super().__init__(joint.batch_shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        return NormalGammaMarginal(self.joint.expand(batch_shape))
+        return NormalGammaMarginal(
+            self.joint.expand(batch_shape), validate_args=self._validate_args
+        )
 
     def _log_joint(self, value):
         joint = self.joint

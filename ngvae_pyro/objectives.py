@@ -37,7 +37,9 @@ from ngvae_pyro.specs import (
     ElboSpec,
     FactorSpec,
     FitSpec,
+    GeneralizedGuideSpec,
     MixtureGuideSpec,
+    ScoreGuideSpec,
     Spec,
 )
 
@@ -289,6 +291,12 @@ def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any
         return MixtureELBO(model.prior, **particles)
     match getattr(guide, "objective", ElboSpec()):
         case ElboSpec():
+            scored = GeneralizedGuideSpec | ScoreGuideSpec
+            if isinstance(guide, scored) and fit.elbo != "Trace_ELBO":
+                raise UserError(
+                    f"fit.elbo: expected Trace_ELBO with the guide '{guide.family}', "
+                    f"whose gradient has a part by its score, got {fit.elbo}"
+                )
             return ELBOS[fit.elbo](**particles, vectorize_particles=fit.particles > 1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)

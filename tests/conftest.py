@@ -12,6 +12,10 @@ from ngvae_pyro.specs import MLPSpec
 PAIRS = [
     ("normal_gamma", "relaxed"),
     ("normal_gamma_joint", "relaxed"),
+    ("normal_gamma", "mixture"),
+    ("normal_gamma_joint", "mixture"),
+    ("normal_gamma", "generalized"),
+    ("normal_gamma", "score"),
     ("gaussian", "gaussian"),
 ]
 SMALL = MLPSpec(width=16, depth=2)

@@ -5,13 +5,14 @@ import math
 import pyro
 import pytest
 import torch
+from conftest import PAIRS
 from pyro.distributions import Normal
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from ngvae_pyro import variants
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import load_guide
+from ngvae_pyro.guide import GUIDES, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import (
@@ -22,8 +23,9 @@ from ngvae_pyro.objectives import (
     FactorELBO,
     PenalisedELBO,
 )
-from ngvae_pyro.specs import FitSpec, GaussianGuideSpec, MLPSpec
+from ngvae_pyro.specs import FitSpec, GaussianGuideSpec, MLPSpec, ScheduleSpec
 from ngvae_pyro.svi import Trainer, fit
+from ngvae_pyro.variants import spec_of
 
 K = 5
 OBJECTIVES = {
@@ -201,14 +203,27 @@ def test_capacity_is_reached(data):
     assert result.history[-1]["kl"]["z"] == pytest.approx(4.0, abs=0.6)
 
 
-@pytest.mark.parametrize("name", [name for name in variants.names("guides") if name != "relaxed"])
-def test_every_declared_baseline_trains(data, name):
-    model = load_model("gaussian", data, latent_size=K, decoder=MLPSpec(width=16, depth=2))
-    guide = load_guide(name, model, encoder=MLPSpec(width=16, depth=2))
+@pytest.mark.parametrize("name", variants.names("guides"))
+def test_every_declared_guide_trains(data, name):
+    families = {s.model_fields["family"].default: g for s, g in GUIDES.items()}
+    small = MLPSpec(width=16, depth=2)
+    guide_class = families[spec_of("guides", name, {}).family]
+    fits = [names for names in PAIRS if families[names[1]] is guide_class]
+    model = load_model(fits[0][0], data, latent_size=K, decoder=small)
+    guide = load_guide(name, model, encoder=small)
     settings = FitSpec(steps=20, batch_size=16, device="cpu", monitor_every=10)
-    result = fit(model, guide, data, settings, progress=False)
+    options = {"schedule": ScheduleSpec()} if hasattr(guide.spec, "concentration") else {}
+    result = fit(model, guide, data, settings, progress=False, **options)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert guide.spec.label and (guide.spec.objective.kind == "elbo") == (name == "gaussian")
+    assert guide.spec.label
+
+
+@pytest.mark.parametrize("name", ["score", "generalized"])
+def test_a_gradient_with_a_score_needs_trace_elbo(data, name):
+    model = load_model("normal_gamma", data, latent_size=K)
+    settings = FitSpec(steps=20, device="cpu", elbo="TraceMeanField_ELBO")
+    with pytest.raises(UserError, match=f"fit.elbo: expected Trace_ELBO with the guide '{name}'"):
+        fit(model, load_guide(name, model), data, settings, progress=False)
 
 
 def test_one_image_has_nothing_to_shuffle(pair, x):

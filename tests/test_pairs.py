@@ -13,6 +13,8 @@ from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import ConvSpec, LikelihoodSpec, MLPSpec
 from ngvae_pyro.svi import SiteWeights, site_terms
 
+# Guides whose gradient has a part by its score, which TraceMeanField_ELBO refuses.
+SCORED = ("mixture", "generalized", "score")
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 
 
@@ -31,7 +33,8 @@ def test_sites_and_shapes(small_pair, x, names):
     expected = LATENT_SITES.get(names[0], ["z"])
     guide_trace = pyro.poutine.trace(guide).get_trace(x)
     model_trace = pyro.poutine.trace(model).get_trace(x)
-    assert latent_sites(guide_trace) == latent_sites(model_trace) == expected
+    assert latent_sites(model_trace) == expected
+    assert sorted(latent_sites(guide_trace)) == expected
     for trace in (guide_trace, model_trace):
         for name in expected:
             site = trace.nodes[name]
@@ -52,7 +55,7 @@ def test_every_parameter_receives_a_gradient(x, names, network):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("names", [names for names in PAIRS if names[1] not in SCORED])
 def test_trace_elbo_agrees_with_mean_field_elbo(small_pair, x, names):
     model, guide = small_pair(*names)
     draws = {}
