@@ -14,7 +14,13 @@ from ngvae_pyro.distributions import RelaxedNormalGammaMixture
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE
 from ngvae_pyro.nn import Encoder
-from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec, Spec
+from ngvae_pyro.specs import (
+    FlatGuideSpec,
+    GaussianGuideSpec,
+    NormalGammaGuideSpec,
+    RelaxedGuideSpec,
+    Spec,
+)
 from ngvae_pyro.variants import spec_of
 
 
@@ -73,7 +79,7 @@ class NormalGammaGuide(Guide):
     precision_k^-1/2), where mu and logit p are the encoder's outputs.
     """
 
-    def __init__(self, spec: RelaxedGuideSpec, model: VAE) -> None:
+    def __init__(self, spec: NormalGammaGuideSpec, model: VAE) -> None:
         super().__init__(spec, model)
         # A buffer, because the sharpness is annealed in training and saved with the weights.
         self.register_buffer("sharpness", torch.tensor(spec.sharpness))
@@ -125,6 +131,8 @@ class GaussianGuide(Guide):
 
 GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: NormalGammaGuide,
+    # The same posterior; its repeated draws of z are those of the objective.
+    FlatGuideSpec: NormalGammaGuide,
     GaussianGuideSpec: GaussianGuide,
 }
 

@@ -319,21 +319,34 @@ def _on_top_of_select(value: Any) -> Any:
     return value
 
 
-class RelaxedGuideSpec(Spec):
-    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
+class NormalGammaGuideSpec(Spec):
+    """Base of the guides with a relaxed Normal-Gamma posterior and the schedule that selects.
 
     ``concentration`` and ``rate`` are (informative, uninformative); ``sharpness`` is the slope r
     of the relaxation at the end of training. A declared ``schedule`` changes only the keys that it
     names. ``label`` is what tables and figures call the guide; its name otherwise.
     """
 
-    family: Literal["relaxed"] = "relaxed"
+    family: str
     label: str | None = None
     concentration: Pair = (1000.0, 100.0)
     rate: Pair = (0.1, 100.0)
     sharpness: PositiveFloat = 20.0
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, BeforeValidator(_on_top_of_select)] = SELECT
+
+
+class RelaxedGuideSpec(NormalGammaGuideSpec):
+    """Posterior of the NG-VAE: one precision and one z of each latent for an image."""
+
+    family: Literal["relaxed"] = "relaxed"
+
+
+class FlatGuideSpec(NormalGammaGuideSpec):
+    """Flat hierarchical posterior: ``draws`` z share the one precision of each latent."""
+
+    family: Literal["flat"] = "flat"
+    draws: PositiveInt = 4
 
 
 # Objectives of the gaussian guide; their formulas are in :mod:`ngvae_pyro.objectives`.
@@ -427,8 +440,9 @@ class GaussianGuideSpec(Spec):
 
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
+    | Annotated[FlatGuideSpec, Tag("FlatGuideSpec")]
     | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")],
-    _choose("family", RelaxedGuideSpec, GaussianGuideSpec),
+    _choose("family", RelaxedGuideSpec, FlatGuideSpec, GaussianGuideSpec),
 ]
 
 
@@ -438,7 +452,8 @@ GuideSpec = Annotated[
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
-    ``elbo`` is the estimator of the plain ELBO; the baselines' objectives have their own.
+    ``elbo`` is the estimator of the plain ELBO; the flat guide and the baselines' objectives have
+    their own.
     """
 
     steps: PositiveInt = 4400
@@ -535,7 +550,8 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     first = error.errors()[0]
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
     # The location holds keys, array positions and the tags of unions, which are class names.
-    members = {member.__name__: member for member in Spec.__subclasses__()}
+    families = [*Spec.__subclasses__(), *NormalGammaGuideSpec.__subclasses__()]
+    members = {member.__name__: member for member in families}
     keys = [str(part) for part in first["loc"] if part not in members]
     key = ".".join(keys) or "the file"
     if kind == "value_error":

@@ -11,6 +11,7 @@ from ngvae_pyro.specs import MLPSpec
 
 PAIRS = [
     ("normal_gamma", "relaxed"),
+    ("normal_gamma", "flat"),
     ("normal_gamma_joint", "relaxed"),
     ("gaussian", "gaussian"),
 ]

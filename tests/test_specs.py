@@ -77,7 +77,7 @@ def test_price_is_minus_log_probs():
             "likelihood: scale belongs to the gaussian likelihood, not to bernoulli",
         ),
         (ModelSpec, {"decoder": {"kind": "conv", "depth": 2}}, "unknown key 'decoder.depth'"),
-        (GUIDE, {"family": "relax"}, "family: expected one of 'relaxed', 'gaussian', got 'relax'"),
+        (GUIDE, {"family": "relax"}, "one of 'relaxed', 'flat', 'gaussian', got 'relax'"),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
         (GUIDE, {"schedule": {"signal_nats": -1}}, "schedule.signal_nats: expected a number >= 0"),
@@ -173,7 +173,7 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 def test_declared_variants_build_and_are_described():
     assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
-    assert variants.names("guides") == [*baselines, "gaussian", "relaxed"]
+    assert variants.names("guides") == [*baselines, "flat", "gaussian", "relaxed"]
     for kind in variants.SPECS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()
