@@ -37,7 +37,8 @@ say = partial(out.print, highlight=False, soft_wrap=True, markup=False)
 DataOption = Annotated[
     str,
     typer.Option(
-        help="sprites, sprites:x,y,size, mnist, fashion_mnist, cifar10, a .npz or IDX file."
+        help="sprites, sprites:x,y,size, sprites:background=0.4..0.8, mnist, fashion_mnist, "
+        "cifar10, a .npz or IDX file."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
