@@ -71,6 +71,14 @@ class Guide(PyroModule):
         z = self.posterior(x).sample((count,))
         return self.codes(x).precision.expand_as(z), z
 
+    @torch.no_grad()
+    def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
+        """Posterior draws of z (S, M, B, K): M = ``draws`` for each of S = ``precisions``.
+
+        Without a precision site there is one group, (1, S M, B, K).
+        """
+        return self.posterior(x).sample((1, precisions * draws))
+
 
 class NormalGammaGuide(Guide):
     """Sites ``precision`` then ``z``, from the factors of a relaxed Normal-Gamma mixture.
@@ -108,6 +116,12 @@ class NormalGammaGuide(Guide):
     def draws(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         z, precision = self.posterior(x).sample((count,)).unbind(-1)
         return precision, z
+
+    @torch.no_grad()
+    def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
+        q = self.posterior(x)
+        precision = q.precision.sample((precisions,))
+        return q.conditional(precision).sample((draws,)).transpose(0, 1)
 
 
 class GaussianGuide(Guide):
