@@ -282,13 +282,12 @@ def score(
         result = scores.score_run(
             folder, other, size=size, fit_images=fit_images, out=out_file, device=device
         )
-    sets = [f"{count:,} {name}" for name, count in result["images"].items()]
-    title = f"{folder}: {' and '.join(sets)} images"
-    if result["other"]:
-        title += f" ({result['other']})"
     if result["fitted"]:
         say(f"{result['other']}: {result['fitted']}")
-    table = Table(title=escape(title), title_justify="left")
+    names = {"held out": f"held out of {result['run']}", "other": result["other"]}
+    for key, count in result["images"].items():
+        say(f"{key}: {count:,} images {names[key]}", style="bold")
+    table = Table()
     table.add_column("score", no_wrap=True)
     for name in (*result["images"], *(["AUROC"] if result["other"] else [])):
         table.add_column(name, justify="right", no_wrap=True)

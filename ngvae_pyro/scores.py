@@ -29,7 +29,7 @@ from ngvae_pyro.specs import DataSpec, parse
 from ngvae_pyro.svi import Fit, seeded, site_terms
 
 # Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
-ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 8
+ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4
 # Training images that the aggregate posterior is known from.
 REFERENCE_IMAGES = 20_000
 # Images of each set by default.
@@ -47,22 +47,16 @@ class Score(NamedTuple):
 SCORES = {
     "elbo": Score("-ELBO", "nats", "minus the ELBO"),
     "reconstruction": Score(
-        "reconstruction error", "squared intensity per pixel", "at the posterior mean of z"
+        "reconstruction error", "intensity²/pixel", "at the posterior mean of z"
     ),
     "kl": Score("KL", "nats", "of all latent sites, posterior from prior"),
-    "precision": Score(
-        "lost precision", "nats", "minus the mean log precision of the informative latents"
-    ),
+    "precision": Score("minus log precision", "natural log", "mean over the informative latents"),
     "selection": Score(
         "change of selection", "latents", "sum over latents of |p - mean p in the training images|"
     ),
-    "distance": Score(
-        "distance", "squared standard deviations", "of loc from the aggregate posterior"
-    ),
-    "z_part": Score("z part of the variance", "squared intensity", "sum over the pixels"),
-    "precision_part": Score(
-        "precision part of the variance", "squared intensity", "sum over the pixels"
-    ),
+    "distance": Score("distance", "sd²", "of loc from the aggregate posterior"),
+    "z_part": Score("variance by z", "intensity²", "sum over the pixels"),
+    "precision_part": Score("variance by the precision", "intensity²", "sum over the pixels"),
 }
 
 
@@ -97,7 +91,7 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     - ``elbo``: -ELBO(x), mean of 8 posterior draws, nats.
     - ``reconstruction``: |x - E[x | z = E[z]]|^2 / pixels.
     - ``kl``: KL(q(z, precision | x) || p(z, precision)), from the same draws, nats.
-    - ``precision``: -1/J sum_j log E[precision_j | x] over the J informative latents, nats.
+    - ``precision``: -1/J sum_j log E[precision_j | x] over the J informative latents.
     - ``selection``: sum_k |p_k(x) - E[p_k]|, E over the training images, in latents.
     - ``distance``: (loc(x) - m)' C^-1 (loc(x) - m), m and C the moments of the aggregate posterior;
       the Mahalanobis score of Lee, Lee, Lee and Shin (2018), "A simple unified framework for
