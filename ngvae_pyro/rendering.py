@@ -180,8 +180,11 @@ def _checked_ranges(
             raise UserError(
                 f"sprites: {name}: expected a range low..high in [0, 1], got {low:g}..{high:g}"
             )
-    spans = {name: ranges.get(name, usual) for name, usual in SPRITE_FACTORS.items()}
-    spans |= {name: (value, value) for name, value in held.items()}
+    spans = dict(SPRITE_FACTORS) | dict(ranges)
+    for name in spans:
+        if name not in vary:
+            value = held.get(name, sum(spans[name]) / 2)
+            spans[name] = value, value
     radius = spans["size"][1]
     for name in ("x", "y"):
         low, high = spans[name]

@@ -37,26 +37,21 @@ SIZE = 1_000
 
 
 class Score(NamedTuple):
-    """What a score is called, its unit, and its formula in a few words."""
+    """What a score is called, and its unit."""
 
     title: str
     unit: str
-    text: str
 
 
 SCORES = {
-    "elbo": Score("-ELBO", "nats", "minus the ELBO"),
-    "reconstruction": Score(
-        "reconstruction error", "intensity²/pixel", "at the posterior mean of z"
-    ),
-    "kl": Score("KL", "nats", "of all latent sites, posterior from prior"),
-    "precision": Score("minus log precision", "natural log", "mean over the informative latents"),
-    "selection": Score(
-        "change of selection", "latents", "sum over latents of |p - mean p in the training images|"
-    ),
-    "distance": Score("distance", "sd²", "of loc from the aggregate posterior"),
-    "z_part": Score("variance by z", "intensity²", "sum over the pixels"),
-    "precision_part": Score("variance by the precision", "intensity²", "sum over the pixels"),
+    "elbo": Score("-ELBO", "nats"),
+    "reconstruction": Score("reconstruction error", "intensity²/pixel"),
+    "kl": Score("KL", "nats"),
+    "precision": Score("minus log precision", "natural log"),
+    "selection": Score("change of selection", "latents"),
+    "distance": Score("distance", "sd²"),
+    "z_part": Score("variance by z", "intensity²"),
+    "precision_part": Score("variance by the precision", "intensity²"),
 }
 
 
@@ -175,6 +170,11 @@ def score_run(
         UserError: If the folder is no run, or images are missing, too few, or of another shape.
     """
     folder = Path(folder)
+    # Before the work, which takes a minute.
+    if out is not None and Path(out).suffix != ".json":
+        raise UserError(f"{out}: expected the name of a .json file")
+    if out is not None and not Path(out).parent.is_dir():
+        raise UserError(f"{out}: expected the folder {Path(out).parent} to be there")
     fit, spec = runs.load_run(folder, device)
     seed = runs.data_seed(spec)
     train, held_out = runs.load_data(spec)
@@ -189,8 +189,6 @@ def score_run(
     stem = f"score_{re.sub('[^A-Za-z0-9.-]+', '_', name or 'held_out').strip('_.')}"
     paths = [folder / f"{stem}.json", folder / f"{stem}.csv", folder / "figures" / f"{stem}.png"]
     if out is not None:
-        if Path(out).suffix != ".json":
-            raise UserError(f"{out}: expected the name of a .json file")
         paths = [Path(out).with_suffix(suffix) for suffix in (".json", ".csv", ".png")]
 
     known = reference(fit, train)

@@ -250,6 +250,8 @@ def test_a_factor_may_vary_in_a_range_of_its_own():
     assert two.name == "sprites:x=0.7..0.8,size=0.15..0.2"
     x, size = two.factors[:, 0], two.factors[:, 2]
     assert x.min() >= 0.7 and (x + size).max() <= 1.0 and len(two.factors[:, 3].unique()) == 1
+    # The size that is not named is held at 0.225.
+    assert sprites(5, vary=("x",), ranges={"x": (0.7, 0.77)}).factors[:, 0].min() > 0.7
 
 
 def test_a_wider_edge_is_softer():

@@ -193,7 +193,10 @@ def test_digits_are_fitted_where_that_is_asked_for(folder, digits, tmp_path):
         (["--set", "data.size=1"], "--set, --fit-images, --data-root and --download need --data"),
         (["--fit-images"], "need --data"),
         (["--out", "scores.csv"], "scores.csv: expected the name of a .json file"),
-        (["--out", "no/such/folder.json"], "no/such/folder.json: cannot write there"),
+        (
+            ["--out", "no/such/folder.json"],
+            "no/such/folder.json: expected the folder no/such to be there",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, words, line):
