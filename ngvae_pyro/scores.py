@@ -4,6 +4,24 @@
 of images of another kind. A score is higher for what looks more foreign. None is calibrated: a
 model may give foreign images a higher likelihood than its own (Nalisnick, Matsukawa, Teh, Gorur and
 Lakshminarayanan, 2019, "Do deep generative models know what they don't know?", arXiv:1810.09136).
+
+AUROC on sprites, of the relaxed guide at seed 0 and 1,000 images of each set: background 0.4..0.8,
+red 0..0.4, size 0.3..0.4 (x and y in 0.4..0.6), x 0.7..0.8 (size in 0.15..0.2), and MNIST digits.
+
+====================  ==========  =====  =====  =====  ======
+score                 background  red    size   x      digits
+====================  ==========  =====  =====  =====  ======
+``elbo``              0.892       0.866  0.981  0.990  1.000
+``reconstruction``    0.875       0.877  0.981  0.992  1.000
+``kl``                0.921       0.591  0.939  0.707  0.476
+``precision``         0.268       0.898  0.667  0.691  0.827
+``selection``         0.817       0.854  0.734  0.658  0.832
+``distance``          0.893       0.757  0.962  0.722  0.576
+``z_part``            0.143       0.601  0.200  0.746  0.403
+``precision_part``    0.515       0.500  0.510  0.494  0.506
+====================  ==========  =====  =====  =====  ======
+
+There ``elbo`` and ``reconstruction`` are the ones to use: no other score misses none of the five.
 """
 
 import csv
