@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ngvae_pyro import metrics, objectives
+    from ngvae_pyro import metrics, objectives, scores, uncertainty
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.diagnostics import evaluate, to_arviz
     from ngvae_pyro.errors import UserError
@@ -40,7 +40,7 @@ _HOMES = {
     "to_arviz": "diagnostics",
 }
 # Modules of which all public names are meant for use.
-_MODULES = ("metrics", "objectives")
+_MODULES = ("metrics", "objectives", "scores", "uncertainty")
 __all__ = [*sorted(_HOMES), *_MODULES, "__version__"]
 
 

@@ -1,4 +1,4 @@
-"""The command line ``ngvae``: train, inspect, evaluate, compare, variants."""
+"""The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
 import shlex
 import sys
@@ -37,7 +37,8 @@ say = partial(out.print, highlight=False, soft_wrap=True, markup=False)
 DataOption = Annotated[
     str,
     typer.Option(
-        help="sprites, sprites:x,y,size, mnist, fashion_mnist, cifar10, a .npz or IDX file."
+        help="sprites, sprites:x,y,size, sprites:background=0.4..0.8, mnist, fashion_mnist, "
+        "cifar10, a .npz or IDX file."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
@@ -238,6 +239,68 @@ def evaluate(
             table.add_row(metric.heading, metric.show(value), metric.text)
     out.print(table)
     say(f"written to {folder / 'evaluation.json'} and {folder / 'report.html'}")
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other images, named as for train; scored against the held-out ones."),
+    ] = None,
+    size: Annotated[int, typer.Option(min=2, help="Images of each set, at most.")] = 1000,
+    fit_images: Annotated[
+        bool,
+        typer.Option(
+            "--fit-images", help="Pad or resize other images, and repeat or average channels."
+        ),
+    ] = False,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="A .json file; .csv and .png are put beside it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of --data, e.g. data.seed=3; may be repeated."),
+    ] = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Say how foreign images are to a run: held-out ones, and those of --data with an AUROC."""
+    other = None
+    if data is not None:
+        values = _values(data, None, None, None, data_root, download, settings)
+        if parts := [part for part in ("model", "guide", "fit") if values[part]]:
+            raise UserError(f"--set {parts[0]}: only the keys of data can be changed here")
+        other = values["data"]
+    elif settings or fit_images or data_root or download:
+        raise UserError("--set, --fit-images, --data-root and --download need --data")
+
+    from ngvae_pyro import scores
+
+    with err.status("scoring"):
+        result = scores.score_run(
+            folder, other, size=size, fit_images=fit_images, out=out_file, device=device
+        )
+    if result["fitted"]:
+        say(f"{result['other']}: {result['fitted']}")
+    names = {"held out": f"held out of {result['run']}", "other": result["other"]}
+    for key, count in result["images"].items():
+        say(f"{key}: {count:,} images {names[key]}", style="bold")
+    table = Table()
+    table.add_column("score", no_wrap=True)
+    for name in (*result["images"], *(["AUROC"] if result["other"] else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    for row in result["scores"].values():
+        cells = [f"{row[name]['50%']:.4g}" for name in result["images"]]
+        if result["other"]:
+            cells.append(f"{row['auroc']:.3f}")
+        table.add_row(row["title"], *cells, row["unit"])
+    out.print(table)
+    say("medians; a higher score is more foreign", style="dim")
+    for path in result["files"]:
+        say(f"  {path}")
 
 
 @app.command()

@@ -322,6 +322,19 @@ def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
         ) from error
 
 
+def _named_range(word: str) -> tuple[str, tuple[float, float]]:
+    """`background=0.4..0.8` as a name and its range."""
+    name, _, text = word.partition("=")
+    match = re.fullmatch(r"\s*([0-9.]+?)\.\.([0-9.]+)\s*", text)
+    try:
+        low, high = map(float, match.groups()) if match else (math.nan, math.nan)
+    except ValueError:
+        low = high = math.nan
+    if math.isnan(low):
+        raise UserError(f"sprites: {word}: expected factor=low..high, e.g. background=0.4..0.8")
+    return name.strip(), (low, high)
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -331,6 +344,7 @@ def load(
     download: bool = False,
     vary: Iterable[str] | None = None,
     hold: Mapping[str, float | str] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     resolution: int | None = None,
     edge: float | None = None,
     device: torch.device | str | None = None,
@@ -338,13 +352,15 @@ def load(
     """The data that the command line's `--data` names.
 
     Arguments:
-        name_or_path: `sprites`; `sprites:x,y,size`, where only these factors vary; `mnist`,
+        name_or_path: `sprites`; `sprites:x,y,size`, where only these factors vary;
+            `sprites:background=0.4..0.8`, where a factor varies in a range of its own and the
+            others as usual, or `sprites:x,background=0.4..0.8`, where they do not vary; `mnist`,
             `fashion_mnist` or `cifar10`; a `.npz` file; or an IDX image file, whose name ends
             in idx3-ubyte or idx3-ubyte.gz.
         seed: draws the sprites; elsewhere it chooses the `n` images.
         n: number of images; default 22,000 sprites, or all that the source holds.
         root, download: for the torchvision sets, see `torchvision_data`; default root: data.
-        vary, hold, resolution, edge, device: for sprites only, see `sprites`.
+        vary, hold, ranges, resolution, edge, device: for sprites only, see `sprites`.
 
     Raises `UserError` for unknown names and for options which the source does not have.
 
@@ -352,14 +368,21 @@ def load(
     ImageData('sprites:x,y', 10 images of 3x32x32, x, y, size, red, green, blue, background)
     """
     name = str(name_or_path)
-    given = {"vary": vary, "hold": hold, "resolution": resolution, "edge": edge, "device": device}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    given: dict[str, Any] = {"vary": vary, "hold": hold, "ranges": ranges}
+    given |= {"resolution": resolution, "edge": edge, "device": device}
+    options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
     if head == "sprites":
         if colon:
-            if "vary" in options:
-                raise UserError(f"{name}: the factors to vary are named twice, also by vary")
-            options["vary"] = [factor.strip() for factor in listed.split(",") if factor.strip()]
+            if twice := {"vary", "ranges"} & set(options):
+                raise UserError(
+                    f"{name}: the factors to vary are named twice, also by {min(twice)}"
+                )
+            words = [word.strip() for word in listed.split(",") if word.strip()]
+            ranges = dict(_named_range(word) for word in words if "=" in word)
+            if len(ranges) < len(words) or not words:
+                options["vary"] = [word.partition("=")[0].strip() for word in words]
+            options["ranges"] = ranges
         if n is not None:
             options["n"] = n
         return sprites(seed=seed, **options)

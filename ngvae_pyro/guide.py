@@ -19,11 +19,13 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE
 from ngvae_pyro.nn import Encoder
 from ngvae_pyro.specs import (
+    FlatGuideSpec,
     GaussianGuideSpec,
     GeneralizedGuideSpec,
     MixtureGuideSpec,
     RelaxedGuideSpec,
     ScoreGuideSpec,
+    SlidingGuideSpec,
     Spec,
 )
 from ngvae_pyro.variants import spec_of
@@ -76,6 +78,14 @@ class Guide(PyroModule):
         z = self.posterior(x).sample((count,))
         return self.codes(x).precision.expand_as(z), z
 
+    @torch.no_grad()
+    def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
+        """Posterior draws of z (S, M, B, K): M = ``draws`` for each of S = ``precisions``.
+
+        Without a precision site there is one group, (1, S M, B, K).
+        """
+        return self.posterior(x).sample((1, precisions * draws))
+
 
 class NormalGammaGuide(Guide):
     """Base of the guides with sites ``precision`` and ``z``, whose encoder gives loc and logit p.
@@ -102,11 +112,17 @@ class NormalGammaGuide(Guide):
         z, precision = self.posterior(x).sample((count,)).unbind(-1)
         return precision, z
 
+    @torch.no_grad()
+    def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
+        q = self.posterior(x)
+        precision = q.precision.sample((precisions,))
+        return q.conditional(precision).sample((draws,)).transpose(0, 1)
+
 
 class RelaxedGuide(NormalGammaGuide):
     """precision_k | x ~ Gamma(alpha(p_k), beta(p_k)), the relaxed mixture; pathwise gradients."""
 
-    def __init__(self, spec: RelaxedGuideSpec, model: VAE) -> None:
+    def __init__(self, spec: SlidingGuideSpec, model: VAE) -> None:
         super().__init__(spec, model)
         # A buffer, because the sharpness is annealed in training and saved with the weights.
         self.register_buffer("sharpness", torch.tensor(spec.sharpness))
@@ -186,6 +202,8 @@ class GaussianGuide(Guide):
 
 GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: RelaxedGuide,
+    # The same posterior; its repeated draws of z are those of the objective.
+    FlatGuideSpec: RelaxedGuide,
     MixtureGuideSpec: MixtureGuide,
     GeneralizedGuideSpec: GeneralizedGuide,
     ScoreGuideSpec: ScoreGuide,

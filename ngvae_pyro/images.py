@@ -133,6 +133,46 @@ class ImageData(Dataset[Tensor]):
         factors = None if self.factors is None else self.factors[index]
         return ImageData(self.name, self.images[index], factors, self.factor_names)
 
+    def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
+        """The images in another shape, and what was done to them in words ("" for nothing).
+
+        Images that are nowhere larger are padded with black on all sides, others resized
+        (bilinear, antialiased). Grey is repeated over the channels, and colours are averaged to
+        grey.
+
+        Arguments:
+            image_shape: (C, H, W).
+
+        Raises `UserError` for any other change of the number of channels.
+
+        >>> data = ImageData("dots", torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        >>> data.fitted((3, 8, 8))
+        (ImageData('dots', 4 images of 3x8x8, no factors), 'grey repeated over 3 channels')
+        """
+        (channels, *size), (wanted, height, width) = self.image_shape, image_shape
+        images, done = self.images, []
+        if size != [height, width]:
+            way = "padded with black"
+            down, across = height - size[0], width - size[1]
+            if down >= 0 and across >= 0:
+                edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+                images = torch.nn.functional.pad(images, edges)
+            else:
+                way = "resized"
+                images = torch.nn.functional.interpolate(
+                    self.to_unit(images), (height, width), mode="bilinear", antialias=True
+                ).clamp(0, 1)
+            done.append(f"{size[0]}x{size[1]} {way} to {height}x{width}")
+        if channels == 1 < wanted:
+            images = images.expand(-1, wanted, -1, -1)
+            done.append(f"grey repeated over {wanted} channels")
+        elif wanted == 1 < channels:
+            images = self.to_unit(images).mean(1, keepdim=True)
+            done.append("colours averaged to grey")
+        elif channels != wanted:
+            raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
+        return ImageData(self.name, images, self.factors, self.factor_names), ", ".join(done)
+
     def split(self, held_out: float, seed: int) -> tuple["ImageData", "ImageData"]:
         """Two disjoint parts, (train, held out), that together hold every image once.
 

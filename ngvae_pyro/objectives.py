@@ -1,14 +1,17 @@
-"""The baselines' objectives: Pyro ELBOs with a penalty on the site ``z``.
+"""Objectives other than the plain ELBO: the flat guide's, and the baselines'.
 
 Every class is a :class:`pyro.infer.ELBO`, so it goes where ``Trace_ELBO()`` does::
 
+    svi = SVI(model, guide, optimizer, loss=FlatELBO(draws=4))
     svi = SVI(model, guide, optimizer, loss=BetaELBO(beta=4.0))
 
-and asks of a guide only that its site ``z`` is Normal, and of a model that its prior of ``z`` has
-a KL from that. The loss is -ELBO plus the penalty, summed over the batch, in nats.
+Losses are summed over the batch, in nats. The baselines' have a penalty on the site ``z`` on top
+of -ELBO, and ask of a guide only that its site ``z`` is Normal, and of a model that its prior of
+``z`` has a KL from that.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,6 +19,10 @@ import pyro
 import torch
 from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
@@ -37,6 +44,7 @@ from ngvae_pyro.specs import (
     ElboSpec,
     FactorSpec,
     FitSpec,
+    FlatGuideSpec,
     GeneralizedGuideSpec,
     MixtureGuideSpec,
     ScoreGuideSpec,
@@ -85,6 +93,56 @@ class MixtureELBO(Trace_ELBO):
         """The same with the KL in closed form, where Trace_ELBO would sample it."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+
+class Repeated(Messenger):
+    """Draws every site M times but the precision, each draw with the weight 1 / M.
+
+    To Pyro it is a plate of size M around the plate of the data, scaled by 1 / M, that leaves the
+    precision out. Model and guide need not know of it: z becomes (M, B, K), which the decoder
+    takes in one pass.
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] == "precision" or site_is_subsample(msg):
+            return
+        frame = CondIndepStackFrame("draws", -2, self.draws, 0)
+        msg["cond_indep_stack"] = (frame, *msg["cond_indep_stack"])
+        fn: Any = msg["fn"]
+        msg["fn"] = fn.expand((self.draws, fn.batch_shape[-1]))
+        msg["scale"] = msg["scale"] / self.draws
+
+
+class FlatELBO(Trace_ELBO):
+    """The ELBO of a flat hierarchical posterior: M draws of z share one precision.
+
+        L = E_q(precision | x) [ 1/M sum_m log p(x | z_m) + log p(z_m | precision) / q(z_m |
+            precision, x) ] - KL(q(precision | x) || p(precision)),   z_m ~ q(z | precision, x)
+
+    With M = 1 it is ``Trace_ELBO``, and for every M it has the same expectation, because the mean
+    over m enters linearly (Rainforth et al., 2018, "On nesting Monte Carlo estimators",
+    arXiv:1709.06181): the bound is that of the relaxed guide. Its variance is v + w / M, where v is
+    due to the precision and w to z given the precision. On sprites v is small: of a trained pair,
+    4 draws divide the variance of the gradient by 4, at twice the time of a step.
+
+    Args:
+        draws: M. Each costs a pass of the decoder, none of the encoder.
+    """
+
+    def __init__(self, draws: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.draws = draws
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return super()._get_trace(self.repeated(model), self.repeated(guide), args, kwargs)
+
+    def repeated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A model or a guide whose sites below the precision are drawn M times."""
+        return Repeated(self.draws)(fn)
 
 
 class PenalisedELBO(TraceMeanField_ELBO):
@@ -280,7 +338,8 @@ def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any
     """The Pyro ELBO that a guide is trained with.
 
     Args:
-        guide: Spec of the guide; its ``objective``, where it has one.
+        guide: Spec of the guide: that of a flat one has ``draws``, others may have an
+            ``objective``.
         fit: The estimator of a plain ELBO, and the number of particles.
         model: What is trained.
         data_size: Number of training images.
@@ -289,6 +348,8 @@ def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any
     if isinstance(guide, MixtureGuideSpec):
         assert isinstance(model, NormalGammaVAE)
         return MixtureELBO(model.prior, **particles)
+    if isinstance(guide, FlatGuideSpec):
+        return FlatELBO(guide.draws, **particles)
     match getattr(guide, "objective", ElboSpec()):
         case ElboSpec():
             scored = GeneralizedGuideSpec | ScoreGuideSpec

@@ -190,6 +190,44 @@ def draw_grid(axes: Any, images: Tensor) -> None:
     axes.spines[:].set_visible(False)
 
 
+def scores(
+    path: Path, panels: list[tuple[str, np.ndarray, np.ndarray | None, str]], other: str | None
+) -> None:
+    """Histograms of per-image scores, held-out images against others.
+
+    Args:
+        path: The PNG to write.
+        panels: (label with unit, held-out values, other values or None, title) for each score.
+        other: Name of the other images, if there are any.
+    """
+    across = 2 if len(panels) > 1 else 1
+    down = -(-len(panels) // across)
+    with new_figure(path, 4.6 * across, 2.3 * down + 0.5) as figure:
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (label, own, others, title) in zip(grid, panels, strict=False):
+            both = own if others is None else np.concatenate([own, others])
+            # Foreign images may score a hundred times as high; what is typical would be one bar.
+            log = both.min() > 0 and both.max() > 100 * np.median(own)
+            space = np.geomspace if log else np.linspace
+            low, high = both.min(), both.max()
+            edges = space(low, high if high > low else low + 1.0, 41)
+            axes.hist(own, bins=list(edges), color=INFORMATIVE, alpha=0.8)
+            if others is not None:
+                axes.hist(others, bins=list(edges), color=ACCENT, histtype="step", lw=1.8)
+            if log:
+                axes.set_xscale("log")
+            axes.set_title(title, fontsize=10)
+            axes.set(xlabel=label, ylabel="images")
+        handles = [matplotlib.patches.Patch(color=INFORMATIVE, alpha=0.8, label="held-out images")]
+        if other is not None:
+            handles.append(
+                matplotlib.patches.Patch(fill=False, edgecolor=ACCENT, lw=1.8, label=other)
+            )
+        figure.legend(handles=handles, loc="outside upper left", ncols=2)
+
+
 @torch.no_grad()
 def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) -> None:
     """Held-out images, their reconstructions, and ten times the absolute difference."""

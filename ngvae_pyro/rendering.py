@@ -33,6 +33,7 @@ def sprites(
     resolution: int = 32,
     vary: Iterable[str] | None = None,
     hold: Mapping[str, float | str] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     edge: float = 3.0,
     device: torch.device | str = "cpu",
 ) -> ImageData:
@@ -65,6 +66,9 @@ def sprites(
         vary: the factors that vary. Default: those of the seven that `hold` does not name.
         hold: values, in a factor's own units, for factors that do not vary; `shape` also by
             name. Default: the middle of the range; 0 for the optional factors.
+        ranges: (low, high), in the factor's own units, for factors that vary outside or within
+            their range of `SPRITE_FACTORS`, such as `{"background": (0.4, 0.8)}`. A shape must
+            stay inside the image: at size up to 0.4, x and y have to lie in [0.4, 0.6].
         edge: width of the soft edge in pixels of a 32-pixel image, like a camera's point
             spread; the sharpest is one pixel, so 1 at 32 and 0.5 at 64.
         device: where to render; the result is on the CPU.
@@ -72,8 +76,8 @@ def sprites(
     Returns the seven factors in the order above, constants included, then each optional one
     that `vary` or `hold` names.
 
-    Raises `UserError` for unknown factors, values out of range, and a factor that varies
-    while another one is held where it does not show.
+    Raises `UserError` for unknown factors, values out of range, ranges in which a shape would
+    leave the image, and a factor that varies while another one is held where it does not show.
 
     >>> sprites(100, vary=("x", "y"))
     ImageData('sprites:x,y', 100 images of 3x32x32, x, y, size, red, green, blue, background)
@@ -81,6 +85,7 @@ def sprites(
     hold = hold or {}
     vary = _checked_names([k for k in SPRITE_FACTORS if k not in hold] if vary is None else vary)
     held = _checked_hold(hold, vary)
+    own = _checked_ranges(ranges or {}, vary, held)
     if n < 1:
         raise UserError(f"sprites: n: expected at least 1 image, got {n}")
     if resolution not in (32, 64):
@@ -88,7 +93,7 @@ def sprites(
     if not 32 / resolution <= edge <= 32:
         raise UserError(f"sprites: edge: expected {32 / resolution:g} to 32 pixels, got {edge}")
 
-    factors = _draw_factors(n, seed, vary, held)
+    factors = _draw_factors(n, seed, vary, held, SPRITE_FACTORS | own)
     images = torch.empty(n, 3, resolution, resolution, dtype=torch.uint8)
     # Small enough to stay in the processor's cache or in any accelerator's memory.
     chunk = 2000 * 32**2 // resolution**2
@@ -98,7 +103,10 @@ def sprites(
 
     named = {*vary, *hold}
     names = [name for name in factors if name in SPRITE_FACTORS or name in named]
-    label = "sprites" if vary == tuple(SPRITE_FACTORS) else "sprites:" + ",".join(vary)
+    spans = {name: f"{name}={low:g}..{high:g}" for name, (low, high) in own.items()}
+    # As `load` reads it.
+    listed = spans.values() if vary == tuple(SPRITE_FACTORS) else [spans.get(k, k) for k in vary]
+    label = "sprites:" + ",".join(listed) if listed else "sprites"
     return ImageData(label, images, torch.stack([factors[k] for k in names], 1), tuple(names))
 
 
@@ -159,8 +167,43 @@ def _checked_hold(hold: Mapping[str, float | str], vary: tuple[str, ...]) -> dic
     return held
 
 
+def _checked_ranges(
+    ranges: Mapping[str, tuple[float, float]], vary: tuple[str, ...], held: dict[str, float]
+) -> dict[str, tuple[float, float]]:
+    """The ranges of the factors that do not vary as usual, in the order of `SPRITE_FACTORS`."""
+    for name, (low, high) in ranges.items():
+        _checked_names([name])
+        if name not in SPRITE_FACTORS or name not in vary:
+            problem = "does not vary" if name in SPRITE_FACTORS else "has none"
+            raise UserError(f"sprites: {name}: got the range {low:g}..{high:g}, but it {problem}")
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"sprites: {name}: expected a range low..high in [0, 1], got {low:g}..{high:g}"
+            )
+    spans = dict(SPRITE_FACTORS) | dict(ranges)
+    for name in spans:
+        if name not in vary:
+            value = held.get(name, sum(spans[name]) / 2)
+            spans[name] = value, value
+    radius = spans["size"][1]
+    for name in ("x", "y"):
+        low, high = spans[name]
+        # Values that are held may cut the shape off, as they always could.
+        if {name, "size"} & set(ranges) and min(low, 1 - high) < radius - 1e-6:
+            fits = f"{name} in {radius:g}..{1 - radius:g} or " if radius < 0.5 else ""
+            raise UserError(
+                f"sprites: a shape of size {radius:g} at {name} {low:g}..{high:g} leaves the "
+                f"image; expected {fits}size up to {min(low, 1 - high):g}"
+            )
+    return {name: ranges[name] for name in SPRITE_FACTORS if name in ranges}
+
+
 def _draw_factors(
-    n: int, seed: int, vary: tuple[str, ...], held: dict[str, float]
+    n: int,
+    seed: int,
+    vary: tuple[str, ...],
+    held: dict[str, float],
+    spans: Mapping[str, tuple[float, float]],
 ) -> dict[str, Tensor]:
     """Each factor's values (n,), in its units."""
     source = generator(seed)
@@ -172,7 +215,8 @@ def _draw_factors(
     period = 2 * math.pi
     if "shape" not in vary and held["shape"] != 0:
         period /= _POLYGONS[SHAPES[int(held["shape"])]][0]
-    ranges = SPRITE_FACTORS | {
+    ranges = {
+        **spans,
         "hue": (0.0, 2 * math.pi),
         "rotation": (0.0, period),
         "shape": (0.0, float(len(SHAPES))),

@@ -20,22 +20,31 @@ from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
-from ngvae_pyro.specs import RunSpec, SavedRun, parse
+from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.svi import Fit, NonFiniteLoss, fit, resolve_device, seeded
 
 
 def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
     """(train, held-out) images of a run; both follow from the run's seeds."""
-    seed = spec.fit.seed if spec.data.seed is None else spec.data.seed
-    images = data.load(
-        spec.data.name,
+    seed = data_seed(spec)
+    return load_images(spec.data, seed).split(spec.data.held_out, seed)
+
+
+def data_seed(spec: RunSpec) -> int:
+    """The seed of the images, by default that of the training."""
+    return spec.fit.seed if spec.data.seed is None else spec.data.seed
+
+
+def load_images(spec: DataSpec, seed: int) -> ImageData:
+    """All images that a spec names; its own seed is not looked at."""
+    return data.load(
+        spec.name,
         seed=seed,
-        n=spec.data.size,
-        resolution=spec.data.resolution,
-        root=spec.data.root,
-        download=spec.data.download,
+        n=spec.size,
+        resolution=spec.resolution,
+        root=spec.root,
+        download=spec.download,
     )
-    return images.split(spec.data.held_out, seed)
 
 
 def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Guide]:

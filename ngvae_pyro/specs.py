@@ -327,6 +327,7 @@ class NormalGammaGuideSpec(Spec):
     otherwise.
     """
 
+    family: str
     label: str | None = None
     concentration: Pair = (1000.0, 100.0)
     rate: Pair = (0.1, 100.0)
@@ -334,22 +335,29 @@ class NormalGammaGuideSpec(Spec):
     schedule: Annotated[ScheduleSpec, BeforeValidator(_on_top_of_select)] = SELECT
 
 
-class RelaxedGuideSpec(NormalGammaGuideSpec):
-    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select.
+class SlidingGuideSpec(NormalGammaGuideSpec):
+    """Of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
 
-    ``sharpness`` is the slope r of the relaxation at the end of training. ``generalized`` takes the
-    gradient of the precision from the generalized reparameterization of the slides, in place of
-    the implicit one.
-    """
-
-    family: Literal["relaxed"] = "relaxed"
     sharpness: PositiveFloat = 20.0
 
 
-class GeneralizedGuideSpec(RelaxedGuideSpec):
+class RelaxedGuideSpec(SlidingGuideSpec):
+    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select."""
+
+    family: Literal["relaxed"] = "relaxed"
+
+
+class FlatGuideSpec(SlidingGuideSpec):
+    """Flat hierarchical posterior: ``draws`` z share the one precision of each latent."""
+
+    family: Literal["flat"] = "flat"
+    draws: PositiveInt = 4
+
+
+class GeneralizedGuideSpec(SlidingGuideSpec):
     """The relaxed posterior with the slides' own gradient (Ruiz, Titsias and Blei, 2016)."""
 
-    family: Literal["generalized"] = "generalized"  # type: ignore[assignment]
+    family: Literal["generalized"] = "generalized"
 
 
 class MixtureGuideSpec(NormalGammaGuideSpec):
@@ -456,6 +464,7 @@ class GaussianGuideSpec(Spec):
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
     | Annotated[MixtureGuideSpec, Tag("MixtureGuideSpec")]
+    | Annotated[FlatGuideSpec, Tag("FlatGuideSpec")]
     | Annotated[GeneralizedGuideSpec, Tag("GeneralizedGuideSpec")]
     | Annotated[ScoreGuideSpec, Tag("ScoreGuideSpec")]
     | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")],
@@ -463,6 +472,7 @@ GuideSpec = Annotated[
         "family",
         RelaxedGuideSpec,
         MixtureGuideSpec,
+        FlatGuideSpec,
         GeneralizedGuideSpec,
         ScoreGuideSpec,
         GaussianGuideSpec,
@@ -476,7 +486,8 @@ GuideSpec = Annotated[
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
-    ``elbo`` is the estimator of the plain ELBO; the baselines' objectives have their own.
+    ``elbo`` is the estimator of the plain ELBO; the flat guide and the baselines' objectives have
+    their own.
     """
 
     steps: PositiveInt = 4400

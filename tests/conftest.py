@@ -11,6 +11,7 @@ from ngvae_pyro.specs import MLPSpec
 
 PAIRS = [
     ("normal_gamma", "relaxed"),
+    ("normal_gamma", "flat"),
     ("normal_gamma_joint", "relaxed"),
     ("normal_gamma", "mixture"),
     ("normal_gamma_joint", "mixture"),

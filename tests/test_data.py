@@ -241,6 +241,19 @@ def test_hue_turns_red_into_green_into_blue():
         assert pixel == [255 if channel == turn else 102 for channel in range(3)]
 
 
+def test_a_factor_may_vary_in_a_range_of_its_own():
+    usual, beyond = sprites(500), sprites(500, ranges={"background": (0.4, 0.8)})
+    assert beyond.name == "sprites:background=0.4..0.8"
+    assert torch.equal(usual.factors[:, :6], beyond.factors[:, :6])
+    torch.testing.assert_close(usual.factors[:, 6] + 0.4, beyond.factors[:, 6])
+    two = sprites(500, vary=("x", "size"), ranges={"x": (0.7, 0.8), "size": (0.15, 0.2)})
+    assert two.name == "sprites:x=0.7..0.8,size=0.15..0.2"
+    x, size = two.factors[:, 0], two.factors[:, 2]
+    assert x.min() >= 0.7 and (x + size).max() <= 1.0 and len(two.factors[:, 3].unique()) == 1
+    # The size that is not named is held at 0.225.
+    assert sprites(5, vary=("x",), ranges={"x": (0.7, 0.77)}).factors[:, 0].min() > 0.7
+
+
 def test_a_wider_edge_is_softer():
     def sharpest_step(edge, resolution=32):
         row = sprites(1, edge=edge, resolution=resolution).images[0, 0, resolution // 2].int()
@@ -271,6 +284,21 @@ def test_a_wider_edge_is_softer():
         ({"hold": {"shape": 1.5}}, "shape: expected .* got 1.5"),
         ({"vary": ("rotation",), "hold": {"shape": "disc"}}, "does not show on the held shape"),
         ({"vary": ("hue",), "hold": {"red": 0.4}}, "does not show on the held grey"),
+        ({"ranges": {"siez": (0.1, 0.2)}}, "unknown factor 'siez'.* did you mean 'size'"),
+        ({"ranges": {"hue": (0.1, 0.2)}}, "hue: got the range 0.1..0.2, but it has none"),
+        ({"vary": ("x",), "ranges": {"y": (0.4, 0.6)}}, "y: got the range .* does not vary"),
+        (
+            {"ranges": {"red": (0.4, 1.1)}},
+            r"red: expected a range low..high in \[0, 1\], got 0.4..1.1",
+        ),
+        ({"ranges": {"red": (0.5, 0.4)}}, "got 0.5..0.4"),
+        ({"ranges": {"red": (math.nan, 0.4)}}, "got nan..0.4"),
+        (
+            {"ranges": {"size": (0.3, 0.4)}},
+            "size 0.4 at x 0.3..0.7 leaves the image; expected x in 0.4..0.6 or size up to 0.3",
+        ),
+        ({"ranges": {"y": (0.7, 0.8)}}, "size 0.3 at y 0.7..0.8 .* size up to 0.2"),
+        ({"ranges": {"size": (0.1, 0.6)}}, "leaves the image; expected size up to 0.3"),
     ],
 )
 def test_sprites_refuse(arguments, match):
@@ -658,6 +686,12 @@ def test_load_sprites():
     assert named.name == direct.name == "sprites:x,size"
     assert torch.equal(named.images, direct.images)
     assert torch.equal(load("sprites", n=5, vary=("x",)).images, sprites(5, vary=("x",)).images)
+    for name, varying in (
+        ("sprites:red=0.1..0.4", SEVEN),
+        ("sprites:x,red=0.1..0.4", ("x", "red")),
+    ):
+        found, expected = load(name, n=5), sprites(5, vary=varying, ranges={"red": (0.1, 0.4)})
+        assert found.name == name and torch.equal(found.images, expected.images)
 
 
 def test_load_files(tmp_path):
@@ -685,6 +719,11 @@ def test_load_files(tmp_path):
         (".", {}, "expected a .npz or an IDX file .* got a directory"),
         ("sprites:", {}, "at least one factor"),
         ("sprites:x", {"vary": ("y",)}, "named twice"),
+        ("sprites:x", {"ranges": {"y": (0.4, 0.6)}}, "named twice, also by ranges"),
+        ("sprites:red=0.5", {}, "red=0.5: expected factor=low..high, e.g. background=0.4..0.8"),
+        ("sprites:red=0.1..", {}, "red=0.1..: expected factor=low..high"),
+        ("sprites:red=0.1..2.3.4", {}, "expected factor=low..high"),
+        ("sprites:red=0.5..0.6,red", {}, "none named twice, got red, red"),
         ("missing.npz", {}, "missing.npz: expected an .npz file, found no such file"),
         ("missing-idx3-ubyte", {}, "expected an IDX file, found no such file"),
         ("mnist", {"resolution": 64}, "mnist: resolution: only sprites"),

@@ -80,8 +80,8 @@ def test_price_is_minus_log_probs():
         (
             GUIDE,
             {"family": "relax"},
-            "family: expected one of 'relaxed', 'mixture', 'generalized', 'score', 'gaussian', "
-            "got 'relax'; did you mean 'relaxed'?",
+            "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', "
+            "'score', 'gaussian', got 'relax'; did you mean 'relaxed'?",
         ),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
@@ -178,7 +178,7 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 def test_declared_variants_build_and_are_described():
     assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
-    others = ["gaussian", "generalized", "mixture", "relaxed", "score"]
+    others = ["flat", "gaussian", "generalized", "mixture", "relaxed", "score"]
     assert variants.names("guides") == [*baselines, *others]
     for kind in variants.SPECS:
         for name in variants.names(kind):
