@@ -30,6 +30,7 @@ from ngvae_pyro.specs import (
     ElboSpec,
     FactorSpec,
     FitSpec,
+    PoissonGuideSpec,
     Spec,
 )
 
@@ -241,7 +242,10 @@ def load_objective(guide: Spec, fit: FitSpec, latent_size: int, data_size: int) 
     particles: dict[str, Any] = {"num_particles": fit.particles}
     match getattr(guide, "objective", ElboSpec()):
         case ElboSpec():
-            return ELBOS[fit.elbo](**particles, vectorize_particles=fit.particles > 1)
+            # Relaxed counts have no density, but their KL is closed.
+            closed = isinstance(guide, PoissonGuideSpec)
+            elbo = TraceMeanField_ELBO if closed else ELBOS[fit.elbo]
+            return elbo(**particles, vectorize_particles=fit.particles > 1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)
         case CapacitySpec() as spec:
