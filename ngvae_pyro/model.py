@@ -86,6 +86,9 @@ class VAE(PyroModule):
         image_shape: (C, H, W).
     """
 
+    # Whether z are counts.
+    discrete = False
+
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
         super().__init__()
         self.spec = spec
@@ -156,6 +159,8 @@ class PoissonVAE(VAE):
 
     One site ``z``; the rates are parameters, learned as their logarithms.
     """
+
+    discrete = True
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
         super().__init__(spec, image_shape)

@@ -187,12 +187,13 @@ class GaussianPriorSpec(Spec):
 class PoissonPriorSpec(Spec):
     """Prior of a Poisson VAE: counts z ~ Poisson(rate), with a learned rate for each latent.
 
-    The logarithms of the rates start uniformly between the two numbers ``log_rate``, as in the
-    code of Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE.
+    The logarithms of the rates start uniformly between the two numbers ``log_rate``. The code of
+    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, has -6 and -2 there; on
+    sprites such rare counts are only noise to an untrained decoder, and fall silent for good.
     """
 
     family: Literal["poisson"] = "poisson"
-    log_rate: Annotated[tuple[float, float], BeforeValidator(_to_tuple)] = (-6.0, -2.0)
+    log_rate: Annotated[tuple[float, float], BeforeValidator(_to_tuple)] = (0.0, 2.0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -13,6 +13,8 @@ PAIRS = [
     ("normal_gamma", "relaxed"),
     ("normal_gamma_joint", "relaxed"),
     ("gaussian", "gaussian"),
+    ("gaussian", "epanechnikov"),
+    ("poisson", "poisson"),
 ]
 SMALL = MLPSpec(width=16, depth=2)
 

@@ -21,8 +21,16 @@ from ngvae_pyro.objectives import (
     CapacityELBO,
     FactorELBO,
     PenalisedELBO,
+    load_objective,
 )
-from ngvae_pyro.specs import FitSpec, GaussianGuideSpec, MLPSpec
+from ngvae_pyro.specs import (
+    ElboSpec,
+    EpanechnikovGuideSpec,
+    FitSpec,
+    GaussianGuideSpec,
+    MLPSpec,
+    PoissonGuideSpec,
+)
 from ngvae_pyro.svi import Trainer, fit
 
 K = 5
@@ -203,12 +211,23 @@ def test_capacity_is_reached(data):
 
 @pytest.mark.parametrize("name", [name for name in variants.names("guides") if name != "relaxed"])
 def test_every_declared_baseline_trains(data, name):
-    model = load_model("gaussian", data, latent_size=K, decoder=MLPSpec(width=16, depth=2))
+    prior = "poisson" if name == "poisson" else "gaussian"
+    model = load_model(prior, data, latent_size=K, decoder=MLPSpec(width=16, depth=2))
     guide = load_guide(name, model, encoder=MLPSpec(width=16, depth=2))
     settings = FitSpec(steps=20, batch_size=16, device="cpu", monitor_every=10)
     result = fit(model, guide, data, settings, progress=False)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert guide.spec.label and (guide.spec.objective.kind == "elbo") == (name == "gaussian")
+    plain = getattr(guide.spec, "objective", ElboSpec()).kind == "elbo"
+    assert guide.spec.label and plain == (name in ("gaussian", "epanechnikov", "poisson"))
+
+
+def test_counts_are_trained_with_the_closed_kl():
+    for elbo in ("Trace_ELBO", "TraceMeanField_ELBO"):
+        fit_spec = FitSpec(elbo=elbo)
+        counts = load_objective(PoissonGuideSpec(), fit_spec, K, data_size=200)
+        assert type(counts) is TraceMeanField_ELBO
+        kernel = load_objective(EpanechnikovGuideSpec(), fit_spec, K, data_size=200)
+        assert type(kernel).__name__ == elbo
 
 
 def test_one_image_has_nothing_to_shuffle(pair, x):
