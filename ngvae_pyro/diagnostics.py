@@ -49,7 +49,8 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     Returns:
         ``informative``: latents whose mean posterior weight of the informative component exceeds
         1/2 (other guides have none: there, variance below 1/2 for most images, and for counts a
-        KL above 0.1 nats). ``discrete``: whether z are counts.
+        rate that varies more over the images than counts about it). ``discrete``: whether z
+        are counts.
         ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
         ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
         at the posterior mean of z. ``kl``: for each site its ``total``, nats per image, and the
@@ -99,7 +100,8 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
 def most_informative_first(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each latent of ``evaluate``, by mean posterior precision, highest first.
 
-    Counts come by their KL: their precision, 1 / rate, says how rarely they fire.
+    Counts come by their KL, informative ones first: their precision, 1 / rate, only says how rarely
+    they fire.
     """
     rows = [
         {
@@ -112,7 +114,7 @@ def most_informative_first(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         for k, probs in enumerate(metrics["probs"])
     ]
     if metrics.get("discrete", False):
-        return sorted(rows, key=lambda row: -row["kl"]["z"])
+        return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
     return sorted(rows, key=lambda row: -row["precision"]["mean"])
 
 

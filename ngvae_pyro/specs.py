@@ -188,8 +188,8 @@ class PoissonPriorSpec(Spec):
     """Prior of a Poisson VAE: counts z ~ Poisson(rate), with a learned rate for each latent.
 
     The logarithms of the rates start uniformly between the two numbers ``log_rate``. The code of
-    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, has -6 and -2 there; on
-    sprites such rare counts are only noise to an untrained decoder, and fall silent for good.
+    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, has -6 and -2 there, for 512
+    latents; of 15 on sprites, 13 such rare counts were silent after 60 steps and stayed so.
     """
 
     family: Literal["poisson"] = "poisson"
