@@ -114,7 +114,8 @@ def log_likelihood(
     estimates 1.3 and 0.9 nats too low; from this r they are worth 236 and 228, with k near 0.
 
     Counts have no such Gaussian; their r is the encoder's posterior again, with exact weights from
-    both pmfs, and its shortcoming shows in the Pareto k.
+    both pmfs, and a poor one: of a Poisson VAE trained on sprites for 400 steps, all Pareto k were
+    above 0.7, so the estimate is a bound above the ELBO and far from tight.
 
     The precision is integrated out of p. The Pareto k of the weights is that of Vehtari, Simpson,
     Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
