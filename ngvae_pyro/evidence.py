@@ -115,7 +115,7 @@ def log_likelihood(
 
     Counts have no such Gaussian; their r is the encoder's posterior again, with exact weights from
     both pmfs, and a poor one: of a Poisson VAE trained on sprites for 400 steps, all Pareto k were
-    above 0.7, so the estimate is a bound above the ELBO and far from tight.
+    above 0.7, so there the estimate is low by an unknown amount.
 
     The precision is integrated out of p. The Pareto k of the weights is that of Vehtari, Simpson,
     Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
