@@ -56,6 +56,7 @@ class RelaxedPoisson(Poisson):
             negative or, at temperature 0, not whole.
 
     Example:
+        >>> import torch
         >>> d = RelaxedPoisson(torch.tensor([0.5, 3.0]), temperature=0.1)
         >>> d.rsample().shape, d.has_rsample, RelaxedPoisson(3.0, 0.0).has_rsample
         (torch.Size([2]), True, False)

@@ -148,6 +148,8 @@ def test_it_is_above_the_elbo(small_pair, data, names):
 def test_it_is_the_evidence_of_counts(small_pair):
     """Of two counts, against the sum over the pmf."""
     model, guide = small_pair("poisson", "poisson", image_shape=(1, 2, 2), latent_size=2)
+    # A broad likelihood, for which the encoder's posterior is a fair proposal.
+    model.likelihood.log_scale.fill_(0.0)
     images = ImageData("few", torch.rand(6, 1, 2, 2))
     grid = torch.cartesian_prod(*2 * [torch.arange(60.0)])
     with torch.no_grad():
@@ -155,7 +157,7 @@ def test_it_is_the_evidence_of_counts(small_pair):
         decoded = model.likelihood(model.decoder(grid.unsqueeze(1)))
         exact = (decoded.log_prob(images.images) + log_prior.unsqueeze(1)).logsumexp(0)
     found = log_likelihood(Fit(model, guide, FitSpec()), images, draws=20_000)
-    np.testing.assert_allclose(found.values, exact.numpy(), atol=0.2)
+    np.testing.assert_allclose(found.values, exact.numpy(), atol=0.05)
 
 
 def test_the_precision_is_integrated_out_of_the_prior():
