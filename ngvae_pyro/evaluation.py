@@ -81,7 +81,8 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         kl: KL of z for each latent, nats per image.
 
     Returns:
-        What ``evaluation.json`` holds; scores that need factors are left out where none vary.
+        What ``evaluation.json`` holds; scores that need factors are left out where none vary, and
+        the comparison of the aggregate posterior with Normal(0, 1) where z are counts.
     """
     seconds = {}
     began = time.perf_counter()
@@ -91,7 +92,6 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
     seconds["codes"] = time.perf_counter() - began
 
     correlation = metrics.total_correlation(z)
-    posterior = aggregate.aggregate_posterior(z, loc, seen.codes.variance.numpy())
     result: dict[str, Any] = {
         "points": len(images),
         "source": source,
@@ -103,10 +103,13 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         "active_units": metrics.active_units(loc),
         # Infinite with fewer points than latents, which JSON cannot say.
         "total_correlation": correlation if math.isfinite(correlation) else None,
-        "variance_law": float(posterior.variance_law.mean()),
-        "ks_statistic": float(posterior.ks_statistic.mean()),
-        "aggregate": posterior.as_rows(),
     }
+    # Counts are no draws of Normal(0, 1), and none is to be asked of them.
+    if not fit.model.discrete:
+        posterior = aggregate.aggregate_posterior(z, loc, seen.codes.variance.numpy())
+        result["variance_law"] = float(posterior.variance_law.mean())
+        result["ks_statistic"] = float(posterior.ks_statistic.mean())
+        result["aggregate"] = posterior.as_rows()
     factors, names = varying_factors(images)
     if names:
         began = time.perf_counter()

@@ -24,6 +24,7 @@ from ngvae_pyro.specs import (
     LikelihoodSpec,
     ModelSpec,
     NormalGammaPriorSpec,
+    PoissonPriorSpec,
     Spec,
 )
 from ngvae_pyro.variants import spec_of
@@ -84,6 +85,9 @@ class VAE(PyroModule):
         spec: Model spec.
         image_shape: (C, H, W).
     """
+
+    # Whether z are counts.
+    discrete = False
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -150,9 +154,33 @@ class GaussianVAE(VAE):
         return pyro.sample("z", self.marginal.to_event(1))
 
 
+class PoissonVAE(VAE):
+    """Spike counts (Vafaii, Galor and Yates, 2024, arXiv:2405.14473): z_k ~ Poisson(rate_k).
+
+    One site ``z``; the rates are parameters, learned as their logarithms.
+    """
+
+    discrete = True
+
+    def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        assert isinstance(spec.prior, PoissonPriorSpec)
+        low, high = spec.prior.log_rate
+        self.log_rate = nn.Parameter(low + (high - low) * torch.rand(self.latent_size))
+
+    @property
+    def marginal(self) -> TorchDistribution:
+        # Not validated, because in training it is asked about relaxed counts.
+        return dist.Poisson(self.log_rate.exp(), validate_args=False)
+
+    def sample_latents(self) -> Tensor:
+        return pyro.sample("z", self.marginal.to_event(1))
+
+
 MODELS: dict[type[Spec], type[VAE]] = {
     NormalGammaPriorSpec: NormalGammaVAE,
     GaussianPriorSpec: GaussianVAE,
+    PoissonPriorSpec: PoissonVAE,
 }
 
 

@@ -47,6 +47,7 @@ from ngvae_pyro.specs import (
     FlatGuideSpec,
     GeneralizedGuideSpec,
     MixtureGuideSpec,
+    PoissonGuideSpec,
     ScoreGuideSpec,
     Spec,
 )
@@ -358,7 +359,10 @@ def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any
                     f"fit.elbo: expected Trace_ELBO with the guide '{guide.family}', "
                     f"whose gradient has a part by its score, got {fit.elbo}"
                 )
-            return ELBOS[fit.elbo](**particles, vectorize_particles=fit.particles > 1)
+            # Relaxed counts have no density, but their KL is closed.
+            closed = isinstance(guide, PoissonGuideSpec)
+            elbo = TraceMeanField_ELBO if closed else ELBOS[fit.elbo]
+            return elbo(**particles, vectorize_particles=fit.particles > 1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)
         case CapacitySpec() as spec:

@@ -116,7 +116,8 @@ def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.set_yticks(range(len(rows)), _names(rows))
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlim(0.5, None)
+        # From half the prior's precision of 1; counts may have less.
+        axes.set_xlim(min([0.5, *(0.8 * row["precision"]["5%"] for row in rows)]), None)
         axes.set_xlabel("posterior precision of z (mean, and 5 % to 95 % over images and draws)")
         axes.set_title("Precision of each latent")
         # The middle is empty: latents have a precision near 1 or a high one.
@@ -260,8 +261,11 @@ def traverse(
         k = row["latent"]
         low, high = torch.quantile(loc[:, k], torch.tensor([0.01, 0.99])).tolist()
         if row["probs"] <= 0.5:
-            # Such a latent is Normal(0, 1) noise to the decoder.
+            # Such a latent is noise from the prior to the decoder: Normal(0, 1), or counts.
             low, high = -2.0, 2.0
+            if fit.model.discrete:
+                rate = fit.model.marginal.mean[k].item()
+                low, high = 0.0, rate + 2.0 * rate**0.5
         z[i, :, k] = torch.linspace(low, high, columns)
     return fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean, shown
 
@@ -282,5 +286,5 @@ def traversals(
         axes.set_yticklabels(_names(shown))
         for label, colour in zip(axes.get_yticklabels(), _colours(shown), strict=True):
             label.set_color(colour)
-        axes.set_xlabel("1 % to 99 % of the latent's range in the data (grey: -2 to 2)")
+        axes.set_xlabel("1 % to 99 % of the latent's range in the data (grey: the prior's)")
         axes.set_title("Latent traversals")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import Guide, NormalGammaGuide, RelaxedGuide
+from ngvae_pyro.guide import Guide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import PenalisedELBO, load_objective
@@ -162,11 +162,8 @@ class Trainer:
         spec: FitSpec,
         schedule: ScheduleSpec,
     ) -> None:
-        if schedule.of_the_mixture and not isinstance(guide, NormalGammaGuide):
-            raise UserError(
-                f"schedule.{schedule.of_the_mixture[0]} needs a relaxed guide, "
-                f"got {type(guide).__name__}"
-            )
+        for key, owner in schedule.foreign(guide.spec.family).items():
+            raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule = spec, schedule
@@ -205,9 +202,9 @@ class Trainer:
         decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * decay
-        if isinstance(self.guide, RelaxedGuide):
-            guide = self.guide
-            guide.sharpness.fill_(guide.spec.sharpness * self.schedule.sharpness(fraction))
+        for name in self.guide.annealed:
+            factor = getattr(self.schedule, name)(fraction)
+            getattr(self.guide, name).fill_(getattr(self.guide.spec, name) * factor)
         if isinstance(self.elbo, PenalisedELBO):
             self.elbo.fraction = fraction
         x = self.batches[self.step]

@@ -18,6 +18,8 @@ PAIRS = [
     ("normal_gamma", "generalized"),
     ("normal_gamma", "score"),
     ("gaussian", "gaussian"),
+    ("gaussian", "epanechnikov"),
+    ("poisson", "poisson"),
 ]
 SMALL = MLPSpec(width=16, depth=2)
 

@@ -49,6 +49,7 @@ def linear():
         return Codes(zeros, zeros + 1.0, zeros + 1.0, zeros)
 
     model = SimpleNamespace(
+        discrete=False,
         marginal=torch.distributions.Normal(torch.zeros(K), 1.0),
         decoder=decoder,
         likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
@@ -125,7 +126,13 @@ def test_a_seed_gives_the_same_numbers(linear):
 
 @pytest.mark.parametrize(
     "names",
-    [("normal_gamma", "relaxed"), ("normal_gamma_joint", "relaxed"), ("gaussian", "gaussian")],
+    [
+        ("normal_gamma", "relaxed"),
+        ("normal_gamma_joint", "relaxed"),
+        ("gaussian", "gaussian"),
+        ("gaussian", "epanechnikov"),
+        ("poisson", "poisson"),
+    ],
 )
 def test_it_is_above_the_elbo(small_pair, data, names):
     model, guide = small_pair(*names)
@@ -136,6 +143,21 @@ def test_it_is_above_the_elbo(small_pair, data, names):
     elbo = log_p - sum(term.sum(-1) for term in kl.values())
     assert np.isfinite(found.values).all() and found.values.shape == (16,)
     assert found.values.mean() > elbo.mean().item()
+
+
+def test_it_is_the_evidence_of_counts(small_pair):
+    """Of two counts, against the sum over the pmf."""
+    model, guide = small_pair("poisson", "poisson", image_shape=(1, 2, 2), latent_size=2)
+    # A broad likelihood, for which the encoder's posterior is a fair proposal.
+    model.likelihood.log_scale.fill_(0.0)
+    images = ImageData("few", torch.rand(6, 1, 2, 2))
+    grid = torch.cartesian_prod(*2 * [torch.arange(60.0)])
+    with torch.no_grad():
+        log_prior = model.marginal.log_prob(grid).sum(-1)
+        decoded = model.likelihood(model.decoder(grid.unsqueeze(1)))
+        exact = (decoded.log_prob(images.images) + log_prior.unsqueeze(1)).logsumexp(0)
+    found = log_likelihood(Fit(model, guide, FitSpec()), images, draws=20_000)
+    np.testing.assert_allclose(found.values, exact.numpy(), atol=0.05)
 
 
 def test_the_precision_is_integrated_out_of_the_prior():

@@ -22,8 +22,16 @@ from ngvae_pyro.objectives import (
     CapacityELBO,
     FactorELBO,
     PenalisedELBO,
+    load_objective,
 )
-from ngvae_pyro.specs import FitSpec, GaussianGuideSpec, MLPSpec, ScheduleSpec
+from ngvae_pyro.specs import (
+    EpanechnikovGuideSpec,
+    FitSpec,
+    GaussianGuideSpec,
+    MLPSpec,
+    PoissonGuideSpec,
+    ScheduleSpec,
+)
 from ngvae_pyro.svi import Trainer, fit
 from ngvae_pyro.variants import spec_of
 
@@ -224,6 +232,16 @@ def test_a_gradient_with_a_score_needs_trace_elbo(data, name):
     settings = FitSpec(steps=20, device="cpu", elbo="TraceMeanField_ELBO")
     with pytest.raises(UserError, match=f"fit.elbo: expected Trace_ELBO with the guide '{name}'"):
         fit(model, load_guide(name, model), data, settings, progress=False)
+
+
+def test_counts_are_trained_with_the_closed_kl():
+    model = load_model("poisson")
+    for elbo in ("Trace_ELBO", "TraceMeanField_ELBO"):
+        fit_spec = FitSpec(elbo=elbo)
+        counts = load_objective(PoissonGuideSpec(), fit_spec, model, data_size=200)
+        assert type(counts) is TraceMeanField_ELBO
+        kernel = load_objective(EpanechnikovGuideSpec(), fit_spec, model, data_size=200)
+        assert type(kernel).__name__ == elbo
 
 
 def test_one_image_has_nothing_to_shuffle(pair, x):

@@ -85,7 +85,7 @@ def test_a_run_folder_holds_the_evidence(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {
         *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "precision"),
-        *("probs", "variance_of_loc"),
+        *("probs", "variance_of_loc", "discrete"),
         *("seconds", "steps", "extra_steps"),
     }
     assert metrics["steps"] == 6 and len(metrics["probs"]) == 4

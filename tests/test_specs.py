@@ -57,7 +57,7 @@ def test_price_is_minus_log_probs():
         (
             ModelSpec,
             {"prior": {"family": "gausian"}},
-            "prior.family: expected one of 'normal_gamma', 'gaussian', got 'gausian'; "
+            "prior.family: expected one of 'normal_gamma', 'gaussian', 'poisson', got 'gausian'; "
             "did you mean 'gaussian'?",
         ),
         (ModelSpec, {"prior": {"pric": 3}}, "unknown key 'prior.pric'; did you mean 'price'?"),
@@ -78,11 +78,17 @@ def test_price_is_minus_log_probs():
         ),
         (ModelSpec, {"decoder": {"kind": "conv", "depth": 2}}, "unknown key 'decoder.depth'"),
         (
+            ModelSpec,
+            {"prior": {"family": "poisson", "log_rate": [2, 1]}},
+            "prior: log_rate: expected (low, high), got (2, 1)",
+        ),
+        (
             GUIDE,
             {"family": "relax"},
-            "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', "
-            "'score', 'gaussian', got 'relax'; did you mean 'relaxed'?",
+            "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', 'score', "
+            "'gaussian', 'epanechnikov', 'poisson', got 'relax'; did you mean 'relaxed'?",
         ),
+        (GUIDE, {"family": "poisson", "temperature": 0}, "temperature: expected a number > 0"),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
         (GUIDE, {"schedule": {"signal_nats": -1}}, "schedule.signal_nats: expected a number >= 0"),
@@ -108,6 +114,21 @@ def test_price_is_minus_log_probs():
             GUIDE,
             {"family": "gaussian", "schedule": {"silence": 0.8}},
             "mine.toml: schedule.silence belongs to the relaxed guide, not to gaussian",
+        ),
+        (
+            GUIDE,
+            {"family": "epanechnikov", "schedule": {"temperature": {"initial": 2}}},
+            "mine.toml: schedule.temperature belongs to the poisson guide, not to epanechnikov",
+        ),
+        (
+            GUIDE,
+            {"schedule": {"temperature": {"initial": 2}}},
+            "mine.toml: schedule.temperature belongs to the poisson guide, not to relaxed",
+        ),
+        (
+            GUIDE,
+            {"family": "poisson", "schedule": {"moves": [{"kind": "birth", "at": 0.2}]}},
+            "mine.toml: schedule.moves belongs to the relaxed guide, not to poisson",
         ),
         (FitSpec, {"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (FitSpec, {"seed": -1}, "seed: expected a number >= 0, got -1"),
@@ -144,6 +165,9 @@ def test_a_changed_schedule_keeps_the_rest():
     assert RelaxedGuideSpec(schedule=ScheduleSpec()).schedule == ScheduleSpec()
     gaussian = {"family": "gaussian", "schedule": {"z": {"initial": 2}}}
     assert parse(GUIDE, gaussian, "x").schedule == ScheduleSpec(z=Ramp(initial=2.0))
+    poisson = {"family": "poisson", "schedule": {"temperature": {"end": 0.7}}}
+    expected = ScheduleSpec(temperature=Ramp(initial=20.0, end=0.7))
+    assert parse(GUIDE, poisson, "x").schedule == expected
 
 
 json = st.recursive(
@@ -176,10 +200,11 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 
 
 def test_declared_variants_build_and_are_described():
-    assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
+    models = ["gaussian", "normal_gamma", "normal_gamma_joint", "poisson"]
+    assert variants.names("models") == models
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
-    others = ["flat", "gaussian", "generalized", "mixture", "relaxed", "score"]
-    assert variants.names("guides") == [*baselines, *others]
+    others = ["epanechnikov", "flat", "gaussian", "generalized", "mixture", "poisson", "relaxed"]
+    assert variants.names("guides") == sorted([*baselines, *others, "score"])
     for kind in variants.SPECS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()
@@ -228,6 +253,9 @@ def test_changes_go_on_top_of_a_variant():
         ("gaussian", "gaussian", {"model": {"decoder": {"kind": "conv"}}}),
         ("gaussian", "gaussian", {"guide": {"encoder": {"kind": "conv", "channels": 4}}}),
         ("gaussian", "gaussian", {"model": {"likelihood": {"family": "continuous_bernoulli"}}}),
+        ("gaussian", "epanechnikov", {"guide": {"schedule": {"z": {"initial": 2.0}}}}),
+        ("poisson", "poisson", {"guide": {"schedule": {"temperature": {"end": 0.7}}}}),
+        ("poisson", "poisson", {"model": {"prior": {"log_rate": [-6.0, -2.0]}}}),
     ],
 )
 def test_what_is_written_is_read_again(model, guide, changes):

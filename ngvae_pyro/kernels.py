@@ -1,0 +1,112 @@
+"""Location-scale kernels with bounded support, as posteriors of one latent z."""
+
+import math
+from typing import ClassVar
+
+import torch
+from pyro.distributions import Normal
+from torch.distributions import constraints
+from torch.distributions.kl import register_kl
+
+from ngvae_pyro.distributions import _broadcast, _Expandable
+
+__all__ = ["Epanechnikov"]
+
+
+class Epanechnikov(_Expandable):
+    r"""Epanechnikov kernel at loc, of half-width scale: a parabola, and 0 beyond it.
+
+    .. math::
+        p(z) = \frac{3}{4 s} \left(1 - u^2\right), \qquad u = \frac{z - m}{s} \in [-1, 1]
+
+    Mean m, variance s^2 / 5, entropy 5/3 - log 3 + log s nats. A draw is m + s u with u the median
+    of three uniforms on [-1, 1], which is exact: their median has the density 6 F (1 - F) f.
+
+    The KL to a Normal is closed, so an ELBO with this posterior is the ELBO itself. Qin and Huang
+    maximise another bound, with the KL replaced by an upper bound of it that they derive for a
+    kernel density estimate of the posterior, and that this kernel makes tightest; here it is a
+    posterior like any other. At its least, for s^2 = 5, the KL to Normal(0, 1) is 0.046 nats and
+    not 0.
+
+    References:
+        Qin, Huang (2024), Epanechnikov variational autoencoder, https://arxiv.org/abs/2405.12783.
+        Devroye (1986), Non-uniform random variate generation, Springer.
+
+    Arguments:
+        loc: mean m, real, in units of z.
+        scale: half-width s of the support, positive, in units of z; the standard deviation is
+            s / sqrt(5). Both broadcast.
+
+    Raises:
+        ValueError: scale not positive, or a value outside [loc - scale, loc + scale]. Without
+            validation the log density is -inf there.
+
+    Example:
+        >>> d = Epanechnikov(torch.tensor([0.0, 1.0]), 2.0)
+        >>> d.log_prob(torch.tensor([0.0, 2.0]))
+        tensor([-0.9808, -1.2685])
+        >>> d.variance
+        tensor([0.8000, 0.8000])
+        >>> Epanechnikov(0.0, 1.0).icdf(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-1.,  0.,  1.])
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    has_rsample = True
+
+    def __init__(self, loc, scale, *, validate_args=None):
+        self.loc, self.scale = _broadcast(loc, scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self):
+        return constraints.interval(self.loc - self.scale, self.loc + self.scale)
+
+    def log_prob(self, value):
+        if self._validate_args:
+            self._validate_sample(value)
+        # Not by u, which rounding takes beyond 1 for a draw near the edge. There, and outside, the
+        # clamp keeps the logarithm and its gradient finite.
+        inside = (value >= self.loc - self.scale) & (value <= self.loc + self.scale)
+        least = torch.finfo(self.scale.dtype).eps
+        u = ((value - self.loc) / self.scale).clamp(least - 1, 1 - least)
+        log_density = math.log(0.75) + u.log1p() + (-u).log1p() - self.scale.log()
+        return torch.where(inside, log_density, -math.inf)
+
+    def rsample(self, sample_shape=()):
+        shape = self._extended_shape(sample_shape)
+        # [0, 1) doubled: the lower edge takes two zeros among three numbers.
+        a, b, c = self.loc.new_empty((3, *shape)).uniform_(-1, 1).unbind(0)
+        u = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+        return self.loc + self.scale * u
+
+    def cdf(self, value):
+        """Probability of at most value: (1 + u)^2 (2 - u) / 4."""
+        u = ((value - self.loc) / self.scale).clamp(-1, 1)
+        return (1 + u).square() * (2 - u) / 4
+
+    def icdf(self, value):
+        """The root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1]."""
+        return self.loc + 2 * self.scale * ((2 * value - 1).asin() / 3).sin()
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def variance(self):
+        return self.scale.square() / 5
+
+    def entropy(self):
+        """Entropy in nats."""
+        return 5 / 3 - math.log(3) + self.scale.log()
+
+
+@register_kl(Epanechnikov, Normal)
+def _kl_epanechnikov_normal(p, q):
+    # Of q's log density only the second moment of p about q's mean is needed.
+    second_moment = (p.loc - q.loc).square() + p.variance
+    cross_entropy = (
+        0.5 * math.log(2 * math.pi) + q.scale.log() + second_moment / (2 * q.scale.square())
+    )
+    return cross_entropy - p.entropy()
