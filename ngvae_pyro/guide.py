@@ -109,6 +109,13 @@ class Guide(PyroModule):
         return self.posterior(x).sample((1, precisions * draws))
 
 
+# Logits of p after a birth and a death where p is the probability of a draw: an informative latent
+# is off in one image of 3,000, and an uninformative one on.
+EXACTLY_SETTLED = 8.0, -8.0
+# Where the relaxation's p is 0.92 after a birth, and its gate 0.9998, this makes 0.99995 of it.
+SURER = 4.0
+
+
 class NormalGammaGuide(Guide):
     """Base of the guides with sites ``precision`` and ``z``, whose encoder gives loc and logit p.
 
@@ -116,8 +123,9 @@ class NormalGammaGuide(Guide):
     precision_k^-1/2).
     """
 
-    # Logits of p that make a latent informative or not for good, without losing the gradient.
-    born, dead = 2.5, -4.0
+    # Logits of p after a birth and a death: well inside the flat ends of the relaxation, yet not so
+    # far that the gradient of a sigmoid is lost.
+    settled = 2.5, -4.0
 
     def forward(self, x: Tensor) -> None:
         q = self.posterior(x)
@@ -133,6 +141,13 @@ class NormalGammaGuide(Guide):
     def draws(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         z, precision = self.posterior(x).sample((count,)).unbind(-1)
         return precision, z
+
+    def exact_posterior(self, x: Tensor) -> NormalGammaMixture:
+        """The mixture itself."""
+        loc, logits = self.encoder(x)
+        return NormalGammaMixture(
+            loc, logits=logits, concentration=self.spec.concentration, rate=self.spec.rate
+        )
 
     @torch.no_grad()
     def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
@@ -179,30 +194,46 @@ class ScoreGuide(NormalGammaGuide):
     The site ``precision`` has no pathwise gradient, so Pyro's ELBOs take that of its score.
     """
 
+    settled = EXACTLY_SETTLED
+
     def posterior(self, x: Tensor) -> NormalGammaMixture:
-        loc, logits = self.encoder(x)
-        return NormalGammaMixture(
-            loc, logits=logits, concentration=self.spec.concentration, rate=self.spec.rate
-        )
+        return self.exact_posterior(x)
 
 
-class MixtureGuide(ScoreGuide):
+class MixtureGuide(RelaxedGuide):
     """The same posterior, drawn the other way round: z first, then its precision.
 
     z_k | x ~ p_k StudentT + (1 - p_k) StudentT, whose gradient by p is pathwise and unbiased
     (:class:`ngvae_pyro.distributions.NormalGammaMarginal`), and precision_k | z_k, x, which the
     reconstruction does not need. With :class:`ngvae_pyro.objectives.MixtureELBO` its draw has no
     part in the gradient; with ``Trace_ELBO`` it adds that of its score.
+
+    As long as ``exact`` is false it is the relaxed guide, as which its training begins.
     """
 
-    # Beyond which an informative latent is off in one image of 3,000, and the reverse.
-    born, dead = 8.0, -8.0
+    exact = True
+    settled = EXACTLY_SETTLED
+
+    def posterior(self, x: Tensor) -> Any:
+        return self.exact_posterior(x) if self.exact else super().posterior(x)
 
     def forward(self, x: Tensor) -> None:
-        q = self.posterior(x)
+        if not self.exact:
+            super().forward(x)
+            return
+        q = self.exact_posterior(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", q.marginal.to_event(1))
             pyro.sample("precision", q.precision_given(z).to_event(1))
+
+    @torch.no_grad()
+    def become_exact(self) -> None:
+        """Leave the relaxation: what was p on its flat ends becomes as sure a probability."""
+        self.exact = True
+        _, logits = self.encoder.head.weight.chunk(2)
+        _, bias = self.encoder.head.bias.chunk(2)
+        logits *= SURER
+        bias *= SURER
 
 
 class LocationScaleGuide(Guide):

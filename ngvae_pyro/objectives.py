@@ -28,6 +28,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from ngvae_pyro.distributions import (
+    NormalGammaMarginal,
     NormalGammaPrior,
     SpikeSlabPrior,
     conditional_kl,
@@ -67,8 +68,8 @@ class MixtureELBO(Trace_ELBO):
     with :func:`~ngvae_pyro.distributions.conditional_kl` and
     :func:`~ngvae_pyro.distributions.kl_bound`: nothing but the reconstruction is sampled, and that
     depends on z alone, whose gradient by p is pathwise. It goes with a guide that draws z from the
-    posterior's ``marginal``. Site weights act on the two parts by the names of the sites, ``z`` and
-    ``precision``.
+    posterior's ``marginal``; for any other guide it is ``Trace_ELBO``. Site weights act on the two
+    parts by the names of the sites, ``z`` and ``precision``.
 
     Args:
         prior: Of (z, precision), batch shape (K,).
@@ -79,7 +80,10 @@ class MixtureELBO(Trace_ELBO):
         self.prior = prior
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        q = guide_trace.nodes["z"]["fn"].base_dist.joint
+        marginal = guide_trace.nodes["z"]["fn"].base_dist
+        if not isinstance(marginal, NormalGammaMarginal):
+            return super()._differentiable_loss_particle(model_trace, guide_trace)
+        q = marginal.joint
         observed = [site for site in model_trace.nodes.values() if site.get("is_observed")]
         loss = -sum(site["log_prob_sum"] for site in observed if site["type"] == "sample")
         parts = {

@@ -81,7 +81,8 @@ def jump(
         head.weight[loc_row] = 0.0
         head.bias[loc_row] = 0.0
     head.weight[logit_row] = 0.0
-    head.bias[logit_row] = guide.born if kind == "birth" else guide.dead
+    born, dead = guide.settled
+    head.bias[logit_row] = born if kind == "birth" else dead
     for parameter in (head.weight, head.bias):
         optimizer.state[parameter]["exp_avg"][[loc_row, logit_row]] = 0.0
     optimizer.state[stem.weight]["exp_avg"][:, latent] = 0.0

@@ -281,12 +281,12 @@ class Move(Spec):
 
 
 # The families of guides that a key of the schedule is for, where it is not for all.
-_SLIDING = ("relaxed", "flat", "generalized")
+_SLIDING = ("relaxed", "mixture", "flat", "generalized")
+_NORMAL_GAMMA = (*_SLIDING, "score")
 _OWNERS = {
-    **dict.fromkeys(
-        ("precision", "moves", "silence", "decorrelate"), (*_SLIDING, "mixture", "score")
-    ),
+    **dict.fromkeys(("precision", "moves", "silence", "decorrelate"), _NORMAL_GAMMA),
     "sharpness": _SLIDING,
+    "exact": ("mixture",),
     "temperature": ("poisson",),
 }
 
@@ -302,8 +302,8 @@ class ScheduleSpec(Spec):
     weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
     uninformative latents that leak too little for a birth lose the last trace of the data; at 1
     nothing is left to do. At the fraction ``decorrelate`` informative latents are made
-    uncorrelated, if that is free; at 1 they stay as they are. The defaults leave the ELBO as it is
-    throughout.
+    uncorrelated, if that is free; at 1 they stay as they are. Until the fraction ``exact`` the
+    mixture guide is relaxed. The defaults leave the ELBO as it is throughout.
     """
 
     z: Ramp = Ramp()
@@ -314,6 +314,7 @@ class ScheduleSpec(Spec):
     moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
     silence: Fraction = 1.0
     decorrelate: Fraction = 1.0
+    exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
@@ -354,7 +355,9 @@ SELECT = ScheduleSpec(
 )
 
 
-# The same for the exact mixture, which has nothing to sharpen.
+# The exact mixture decides for good within 200 steps, too early, so it starts out relaxed
+# (docs/posteriors.md); the score guide is exact throughout and has nothing to sharpen.
+SELECT_THEN_EXACT = SELECT.model_copy(update={"exact": 0.75})
 SELECT_EXACT = SELECT.model_copy(update={"sharpness": Ramp()})
 
 # Temperatures 1 to 0.05 over the first half of training, as Vafaii, Galor and Yates (2024).
@@ -411,22 +414,18 @@ class GeneralizedGuideSpec(SlidingGuideSpec):
     family: Literal["generalized"] = "generalized"
 
 
-class ExactGuideSpec(NormalGammaGuideSpec):
-    """Of the exact mixtures."""
-
-    schedule: Annotated[ScheduleSpec, _on_top_of(SELECT_EXACT)] = SELECT_EXACT
-
-
-class MixtureGuideSpec(ExactGuideSpec):
-    """The exact mixture, with an unbiased gradient of p."""
+class MixtureGuideSpec(SlidingGuideSpec):
+    """The exact mixture, with an unbiased gradient of p; relaxed until ``schedule.exact``."""
 
     family: Literal["mixture"] = "mixture"
+    schedule: Annotated[ScheduleSpec, _on_top_of(SELECT_THEN_EXACT)] = SELECT_THEN_EXACT
 
 
-class ScoreGuideSpec(ExactGuideSpec):
+class ScoreGuideSpec(NormalGammaGuideSpec):
     """The exact mixture, with the plain score-function gradient of p."""
 
     family: Literal["score"] = "score"
+    schedule: Annotated[ScheduleSpec, _on_top_of(SELECT_EXACT)] = SELECT_EXACT
 
 
 # Objectives of the gaussian guide; their formulas are in :mod:`ngvae_pyro.objectives`.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import Guide, NormalGammaGuide
+from ngvae_pyro.guide import Guide, MixtureGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import PenalisedELBO, load_objective
@@ -164,6 +164,8 @@ class Trainer:
     ) -> None:
         for key, owner in schedule.foreign(guide.spec.family).items():
             raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
+        if isinstance(guide, MixtureGuide):
+            guide.exact = schedule.exact == 0.0
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule = spec, schedule
@@ -372,6 +374,15 @@ class Trainer:
         if not self.loss() <= loss + FREE:
             self.set_state(before)
 
+    @torch.no_grad()
+    def become_exact(self) -> None:
+        """The mixture guide leaves its relaxation."""
+        assert isinstance(self.guide, MixtureGuide)
+        self.guide.become_exact()
+        # Means of gradients of another function of the logits.
+        for parameter in self.guide.encoder.head.parameters():
+            self.optimizer.state[parameter]["exp_avg"][self.model.latent_size :] = 0.0
+
     def actions(self) -> list[tuple[float, Callable[[], None]]]:
         """What the schedule does once, and at which fraction of training, in order of time."""
         actions: list[tuple[float, Callable[[], None]]]
@@ -380,6 +391,8 @@ class Trainer:
             actions.append((self.schedule.silence, self.silence))
         if self.schedule.decorrelate < 1.0:
             actions.append((self.schedule.decorrelate, self.decorrelate))
+        if self.schedule.exact > 0.0:
+            actions.append((self.schedule.exact, self.become_exact))
         return sorted(actions, key=lambda action: action[0])
 
 
