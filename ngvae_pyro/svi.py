@@ -445,12 +445,15 @@ def fit(
             due = 0
             try:
                 while True:
-                    # A fork may have jumped over the step at which a look was due.
-                    if trainer.step >= due or trainer.step == spec.steps:
+                    done = trainer.step == spec.steps
+                    # A fork may have jumped over the step at which they were due, or a look was.
+                    while done and actions:
+                        actions.pop(0)[1]()
+                    if trainer.step >= due or done:
                         trainer.fit.history.append(trainer.look())
                         bar.show(trainer.fit.history[-1])
                         due = trainer.step - trainer.step % spec.monitor_every + spec.monitor_every
-                    if trainer.step == spec.steps:
+                    if done:
                         break
                     if actions and trainer.step >= actions[0][0] * spec.steps:
                         actions.pop(0)[1]()

@@ -311,3 +311,29 @@ def test_decorrelation_needs_two_informative_latents(small_pair, data):
     before = head.weight.detach().clone()
     own.decorrelate()
     assert (head.weight == before).all()
+
+
+def test_the_mixture_starts_relaxed_and_ends_exact(small_pair, data):
+    model, guide = small_pair("normal_gamma", "mixture")
+    assert guide.exact  # as one that is loaded
+    trainer = Trainer(model, guide, data, SHORT, ScheduleSpec(exact=0.5))
+    assert not guide.exact
+    trainer.train_step()
+    x = trainer.monitor_images
+    before, probs = guide.encoder(x), guide.codes(x).probs
+    [(at, action)] = trainer.actions()
+    assert at == 0.5
+    action()
+    assert guide.exact
+    loc, logits = guide.encoder(x)
+    torch.testing.assert_close(loc, before[0])
+    torch.testing.assert_close(logits, 4.0 * before[1])
+    assert torch.equal(guide.codes(x).probs > 0.5, probs > 0.5)
+    result = fit(*small_pair("normal_gamma", "mixture"), data, SHORT, progress=False)
+    assert result.guide.exact and result.steps == 12
+    assert not Trainer(model, guide, data, SHORT, ScheduleSpec()).actions() and guide.exact
+
+
+def test_only_the_mixture_becomes_exact(small_pair, data):
+    with pytest.raises(UserError, match=r"schedule.exact needs a mixture guide, got RelaxedGuide"):
+        Trainer(*small_pair(), data, SHORT, ScheduleSpec(exact=0.5))
