@@ -17,6 +17,7 @@ class                            precision              z given precision
 while gradients are needed. A value holds z in ``value[..., 0]`` and the precision in
 ``value[..., 1]``. A Gamma's ``rate`` is in units of z squared (its mean is concentration / rate).
 All take ``validate_args`` as torch's distributions do; its checks double the cost of a small step.
+:class:`GaussianMixture` is of z alone, for a model without a precision.
 """
 
 import math
@@ -38,6 +39,7 @@ from torch.distributions.utils import lazy_property
 
 __all__ = [
     "GammaMixture",
+    "GaussianMixture",
     "IndependentNormalGamma",
     "NormalGamma",
     "NormalGammaMixture",
@@ -228,6 +230,83 @@ class GammaMixture(_TwoGammas):
     def variance(self):
         spread = (self._components.mean - self.mean.unsqueeze(-1)).square()
         return self._average(self._components.variance + spread)
+
+
+class GaussianMixture(MixtureSameFamily):
+    r"""Mixture of M Normals of z, reparameterised.
+
+    .. math::
+        q(z) = \sum_m \pi_m \, \mathrm{Normal}(z; \mu_m, \sigma_m), \qquad
+        \partial z / \partial \theta = - \partial_\theta F(z; \theta) / q(z)
+
+    A draw is one of a component; its gradient is the implicit one, through the distribution
+    function F: that of loc and scale is the component's own, times how likely the component is
+    given z. The gradient of the weights moves z across the gap between components, and its
+    variance grows without bound as they part.
+
+    References:
+        Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,
+        https://arxiv.org/abs/1805.08498.
+        Graves (2016), Stochastic backpropagation through mixture density distributions,
+        https://arxiv.org/abs/1607.05690.
+
+    Arguments:
+        loc: means mu, shape (..., M), in units of z.
+        scale: standard deviations sigma, positive, likewise.
+        logits: log pi up to a constant, likewise, without unit.
+
+    Raises:
+        ValueError: scale not positive, or a shape that does not fit the others.
+
+    Example:
+        >>> d = GaussianMixture(
+        ...     torch.tensor([-1.0, 1.0]), torch.tensor([0.5, 0.5]), torch.zeros(2)
+        ... )
+        >>> d.mean, d.variance
+        (tensor(0.), tensor(1.2500))
+    """
+
+    has_rsample = True
+
+    def __init__(self, loc, scale, logits, *, validate_args=None):
+        super().__init__(
+            Categorical(logits=logits, validate_args=validate_args),
+            Normal(loc, scale, validate_args=validate_args),
+            validate_args=validate_args,
+        )
+
+    @property
+    def loc(self):
+        return self.component_distribution.loc
+
+    @property
+    def scale(self):
+        return self.component_distribution.scale
+
+    @property
+    def probs(self):
+        return self.mixture_distribution.probs
+
+    def expand(self, batch_shape, _instance=None):
+        parameters = (self.loc, self.scale, self.mixture_distribution.logits)
+        shape = (*batch_shape, self.loc.shape[-1])
+        return type(self)(*(p.expand(shape) for p in parameters), validate_args=False)
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        z = self.sample(sample_shape)
+        with torch.no_grad():
+            standard = (z.unsqueeze(-1) - self.loc) / self.scale
+            log_density = self.component_distribution.log_prob(z.unsqueeze(-1))
+            log_joint = self.mixture_distribution.logits + log_density
+            log_q = log_joint.logsumexp(-1, keepdim=True)
+            # Changes of the weights add up to 0, so F may stand for F - 1: whichever is small.
+            lower, upper = torch.special.ndtr(standard), torch.special.ndtr(-standard)
+            is_lower = (self.probs * lower).sum(-1, keepdim=True) < 0.5
+            across = torch.where(is_lower, lower, -upper) / log_q.exp()
+            responsibilities = (log_joint - log_q).exp()
+        moved = responsibilities * (self.loc + self.scale * standard) - across * self.probs
+        moved = moved.sum(-1)
+        return z + (moved - moved.detach())
 
 
 class _Pair(_Expandable):

@@ -7,14 +7,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ngvae_pyro.distributions import RelaxedNormalGammaMixture
+from ngvae_pyro.distributions import GaussianMixture, RelaxedNormalGammaMixture
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE
 from ngvae_pyro.nn import Encoder
-from ngvae_pyro.specs import GaussianGuideSpec, RelaxedGuideSpec, Spec
+from ngvae_pyro.specs import GaussianGuideSpec, GaussianMixtureGuideSpec, RelaxedGuideSpec, Spec
 from ngvae_pyro.variants import spec_of
 
 
@@ -107,7 +108,7 @@ class NormalGammaGuide(Guide):
 class GaussianGuide(Guide):
     """The vanilla posterior z_k | x ~ Normal(mu_k(x), sigma_k(x)) (Kingma and Welling, 2013)."""
 
-    def posterior(self, x: Tensor) -> dist.Normal:
+    def posterior(self, x: Tensor) -> TorchDistribution:
         loc, log_variance = self.encoder(x)
         return dist.Normal(loc, (0.5 * log_variance).exp())
 
@@ -120,18 +121,38 @@ class GaussianGuide(Guide):
         q = self.posterior(x)
         # No mixture here: a latent counts as informative where its posterior is narrower than
         # half the prior in variance.
-        return Codes(q.loc, q.variance, 1.0 / q.variance, (q.variance < 0.5).to(q.loc))
+        return Codes(q.mean, q.variance, 1.0 / q.variance, (q.variance < 0.5).to(q.mean))
+
+
+class GaussianMixtureGuide(GaussianGuide):
+    """Several Gaussians for each latent: z_k | x ~ sum_m pi_km(x) Normal(mu_km(x), sigma_km(x)).
+
+    Rivera (2024), "How to train your VAE", arXiv:2309.13160, whose abstract redefines the ELBO
+    with a mixture of Gaussians for the posterior; the paper's text was not available to us. The
+    author's code (github.com/marianorivera/How2TrainUrVAE) has one Gaussian for each image and the
+    mixture over the images: that is the objective ``gamix`` of the gaussian guide. This one is the
+    abstract taken at its word, a mixture for each image, and its ELBO is a lower bound of log p(x).
+    """
+
+    def __init__(self, spec: GaussianMixtureGuideSpec, model: VAE) -> None:
+        super().__init__(spec, model, outputs=3 * spec.components)
+
+    def posterior(self, x: Tensor) -> GaussianMixture:
+        outputs = torch.stack(self.encoder(x), -1)
+        loc, log_variance, logits = outputs.chunk(3, -1)
+        return GaussianMixture(loc, (0.5 * log_variance).exp(), logits)
 
 
 GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: NormalGammaGuide,
     GaussianGuideSpec: GaussianGuide,
+    GaussianMixtureGuideSpec: GaussianMixtureGuide,
 }
 
 # Which posterior fits which model: a guide must have the latent sites of its model.
 PAIRS: dict[type[VAE], tuple[type[Guide], ...]] = {
     NormalGammaVAE: (NormalGammaGuide,),
-    GaussianVAE: (GaussianGuide,),
+    GaussianVAE: (GaussianGuide, GaussianMixtureGuide),
 }
 
 

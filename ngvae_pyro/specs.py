@@ -141,9 +141,24 @@ class ConvSpec(Spec):
     width: PositiveInt = 256
 
 
+class ResNetV2Spec(Spec):
+    """Pre-activation residual blocks, ``blocks`` of them at each size, then one dense layer.
+
+    ``channels`` are those of the full size; each halving of the grid doubles them, up to eight
+    times as many.
+    """
+
+    kind: Literal["resnet_v2"] = "resnet_v2"
+    channels: PositiveInt = 16
+    blocks: PositiveInt = 1
+    width: PositiveInt = 256
+
+
 NetworkSpec = Annotated[
-    Annotated[MLPSpec, Tag("MLPSpec")] | Annotated[ConvSpec, Tag("ConvSpec")],
-    _choose("kind", MLPSpec, ConvSpec),
+    Annotated[MLPSpec, Tag("MLPSpec")]
+    | Annotated[ConvSpec, Tag("ConvSpec")]
+    | Annotated[ResNetV2Spec, Tag("ResNetV2Spec")],
+    _choose("kind", MLPSpec, ConvSpec, ResNetV2Spec),
 ]
 
 
@@ -397,6 +412,13 @@ class DIPIISpec(Spec):
     diagonal: NonNegativeFloat = 10.0
 
 
+class GamixSpec(Spec):
+    """The GAMIX-VAE: KL of the mixture over a batch, and ``regulariser`` against its collapse."""
+
+    kind: Literal["gamix"] = "gamix"
+    regulariser: NonNegativeFloat = 0.2
+
+
 ObjectiveSpec = Annotated[
     Annotated[ElboSpec, Tag("ElboSpec")]
     | Annotated[BetaSpec, Tag("BetaSpec")]
@@ -404,9 +426,19 @@ ObjectiveSpec = Annotated[
     | Annotated[BetaTCSpec, Tag("BetaTCSpec")]
     | Annotated[FactorSpec, Tag("FactorSpec")]
     | Annotated[DIPISpec, Tag("DIPISpec")]
-    | Annotated[DIPIISpec, Tag("DIPIISpec")],
-    _choose("kind", ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec),
+    | Annotated[DIPIISpec, Tag("DIPIISpec")]
+    | Annotated[GamixSpec, Tag("GamixSpec")],
+    _choose(
+        "kind",
+        *(ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec, GamixSpec),
+    ),
 ]
+
+
+def _only_annealed(spec: Any) -> Any:
+    if keys := spec.schedule.of_the_mixture:
+        raise ValueError(f"schedule.{keys[0]} belongs to the relaxed guide, not to {spec.family}")
+    return spec
 
 
 class GaussianGuideSpec(Spec):
@@ -418,27 +450,56 @@ class GaussianGuideSpec(Spec):
     objective: ObjectiveSpec = ElboSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
-    @model_validator(mode="after")
-    def _no_mixture(self) -> Self:
-        if keys := self.schedule.of_the_mixture:
-            raise ValueError(f"schedule.{keys[0]} belongs to the relaxed guide, not to gaussian")
-        return self
+    _schedule = model_validator(mode="after")(_only_annealed)
+
+
+class GaussianMixtureGuideSpec(Spec):
+    """Posterior of ``components`` Gaussians for each latent, with weights of their own.
+
+    ``regulariser`` weighs the term that keeps their variances from collapsing.
+    """
+
+    family: Literal["gaussian_mixture"] = "gaussian_mixture"
+    label: str | None = None
+    components: PositiveInt = 3
+    regulariser: NonNegativeFloat = 0.2
+    encoder: NetworkSpec = MLPSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+    _schedule = model_validator(mode="after")(_only_annealed)
 
 
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
-    | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")],
-    _choose("family", RelaxedGuideSpec, GaussianGuideSpec),
+    | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")]
+    | Annotated[GaussianMixtureGuideSpec, Tag("GaussianMixtureGuideSpec")],
+    _choose("family", RelaxedGuideSpec, GaussianGuideSpec, GaussianMixtureGuideSpec),
 ]
 
 
 # Fit and run ---------------------------------------------------------------------------------
 
 
+class AdversarialSpec(Spec):
+    """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
+
+    ``weight`` is what it costs to be recognised, in nats per image; ``begin`` the fraction of
+    training from which it acts. ``channels`` are those of the first of its ``layers`` stride-2
+    layers, ``learning_rate`` is its own.
+    """
+
+    weight: NonNegativeFloat = 30.0
+    channels: PositiveInt = 32
+    layers: PositiveInt = 2
+    learning_rate: PositiveFloat = 1e-3
+    begin: Fraction = 0.25
+
+
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
     ``elbo`` is the estimator of the plain ELBO; the baselines' objectives have their own.
+    ``adversarial``, where it is given, is added to whichever objective there is.
     """
 
     steps: PositiveInt = 4400
@@ -448,6 +509,7 @@ class FitSpec(Spec):
     clip_norm: PositiveFloat = 2000.0
     elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"
     particles: PositiveInt = 1
+    adversarial: AdversarialSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250
