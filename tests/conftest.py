@@ -13,6 +13,7 @@ PAIRS = [
     ("normal_gamma", "relaxed"),
     ("normal_gamma_joint", "relaxed"),
     ("gaussian", "gaussian"),
+    ("gaussian", "gaussian_mixture"),
 ]
 SMALL = MLPSpec(width=16, depth=2)
 

@@ -16,6 +16,7 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import (
     SELECT,
+    AdversarialSpec,
     ConvSpec,
     FitSpec,
     GaussianGuideSpec,
@@ -51,6 +52,17 @@ def test_price_is_minus_log_probs():
     ("spec", "values", "line"),
     [
         (ModelSpec, {"latent_siz": 3}, "unknown key 'latent_siz'; did you mean 'latent_size'?"),
+        (FitSpec, {"adversarial": {"layer": 3}}, "unknown key 'adversarial.layer'; did you mean"),
+        (
+            FitSpec,
+            {"adversarial": {"weight": -1.0}},
+            "adversarial.weight: expected a number >= 0, got -1.0",
+        ),
+        (
+            GUIDE,
+            {"family": "gaussian_mixture", "schedule": {"silence": 0.5}},
+            "schedule.silence belongs to the relaxed guide, not to gaussian_mixture",
+        ),
         (ModelSpec, {"latent_size": -3}, "latent_size: expected a number > 0, got -3"),
         (ModelSpec, {"latent_size": 3.5}, "latent_size: expected a whole number, got 3.5"),
         (ModelSpec, {"latent_size": True}, "latent_size: expected a whole number, got True"),
@@ -77,7 +89,11 @@ def test_price_is_minus_log_probs():
             "likelihood: scale belongs to the gaussian likelihood, not to bernoulli",
         ),
         (ModelSpec, {"decoder": {"kind": "conv", "depth": 2}}, "unknown key 'decoder.depth'"),
-        (GUIDE, {"family": "relax"}, "family: expected one of 'relaxed', 'gaussian', got 'relax'"),
+        (
+            GUIDE,
+            {"family": "relax"},
+            "family: expected one of 'relaxed', 'gaussian', 'gaussian_mixture', got 'relax'",
+        ),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
         (GUIDE, {"schedule": {"signal_nats": -1}}, "schedule.signal_nats: expected a number >= 0"),
@@ -173,7 +189,8 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 def test_declared_variants_build_and_are_described():
     assert variants.names("models") == ["gaussian", "normal_gamma", "normal_gamma_joint"]
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
-    assert variants.names("guides") == [*baselines, "gaussian", "relaxed"]
+    gaussian = ["gamix", "gaussian", "gaussian_mixture"]
+    assert variants.names("guides") == [*baselines, *gaussian, "relaxed"]
     for kind in variants.SPECS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()
@@ -222,6 +239,8 @@ def test_changes_go_on_top_of_a_variant():
         ("gaussian", "gaussian", {"model": {"decoder": {"kind": "conv"}}}),
         ("gaussian", "gaussian", {"guide": {"encoder": {"kind": "conv", "channels": 4}}}),
         ("gaussian", "gaussian", {"model": {"likelihood": {"family": "continuous_bernoulli"}}}),
+        ("gaussian", "gaussian_mixture", {"guide": {"encoder": {"kind": "resnet_v2"}}}),
+        ("gaussian", "gamix", {"fit": {"adversarial": {"weight": 5}}}),
     ],
 )
 def test_what_is_written_is_read_again(model, guide, changes):
@@ -232,12 +251,18 @@ def test_what_is_written_is_read_again(model, guide, changes):
 
 def test_assignments():
     values = {}
-    for text in ("guide.sharpness=12", "model.prior.slab=[2.0, 1e-3]", "data.name=sprites:x"):
+    for text in (
+        "guide.sharpness=12",
+        "model.prior.slab=[2.0, 1e-3]",
+        "data.name=sprites:x",
+        "fit.adversarial.weight=5",
+    ):
         assign(values, text)
     spec = run_spec("normal_gamma", "relaxed", values, "command line")
     assert spec.guide.sharpness == 12.0
     assert spec.model.prior.slab == (2.0, 1e-3)
     assert spec.data.name == "sprites:x"
+    assert spec.fit.adversarial == AdversarialSpec(weight=5.0)
 
 
 @pytest.mark.parametrize(
