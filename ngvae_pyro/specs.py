@@ -483,12 +483,13 @@ GuideSpec = Annotated[
 class AdversarialSpec(Spec):
     """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
 
-    ``weight`` is what it costs to be recognised, in nats per image; ``begin`` the fraction of
-    training from which it acts. ``channels`` are those of the first of its ``layers`` stride-2
-    layers, ``learning_rate`` is its own.
+    ``weight`` multiplies what it costs to be recognised, in nats per image; its default suits RGB
+    images of 64x64 pixels of standard deviation 0.1, whose likelihood is a sum over the pixels.
+    ``begin`` is the fraction of training from which it acts, ``channels`` are those of the first
+    of its ``layers`` stride-2 layers, ``learning_rate`` is its own.
     """
 
-    weight: NonNegativeFloat = 30.0
+    weight: NonNegativeFloat = 500.0
     channels: PositiveInt = 32
     layers: PositiveInt = 2
     learning_rate: PositiveFloat = 1e-3
