@@ -34,9 +34,9 @@ from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, ResNetV2Spec
 
-FACTORS = ("x", "y", "size", "hue", "shape")
+FACTORS = ("x", "y", "size", "red", "blue")
 NETWORK = ResNetV2Spec(channels=8)
-ADVERSARY = AdversarialSpec()
+ADVERSARY = AdversarialSpec(weight=200.0, begin=0.4)
 LATENTS = 10
 TRAIN, HELD_OUT = 8000, 500
 SHOWN = 10
@@ -69,15 +69,8 @@ class Features(nn.Module):
 
 
 def targets(data):
-    """Factors as columns of mean 0 and variance 1: both coordinates of an angle, one per shape."""
-    columns = []
-    for name, values in zip(data.factor_names, data.factors.T, strict=True):
-        if name == "hue":
-            columns += [values.cos(), values.sin()]
-        elif name == "shape":
-            columns += list(nn.functional.one_hot(values.long(), 3).T.float())
-        elif name in FACTORS:
-            columns.append(values)
+    """The factors that vary, as columns of mean 0 and variance 1."""
+    columns = [data.factors[:, data.factor_names.index(name)] for name in FACTORS]
     y = torch.stack(columns, 1)
     return (y - y.mean(0)) / y.std(0)
 
@@ -121,7 +114,7 @@ def run(out, name, data, held_out, features, steps, seed, adversary):
     guide = load_guide(guide, model, encoder=NETWORK)
     spec = FitSpec(
         steps=steps,
-        batch_size=16,
+        batch_size=8,
         learning_rate=2e-3,
         seed=seed,
         device="cpu",
@@ -195,7 +188,7 @@ def figure(out, names, held_out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--weight", type=float, default=ADVERSARY.weight)
