@@ -132,15 +132,24 @@ class GaussianMixtureGuide(GaussianGuide):
     author's code (github.com/marianorivera/How2TrainUrVAE) has one Gaussian for each image and the
     mixture over the images: that is the objective ``gamix`` of the gaussian guide. This one is the
     abstract taken at its word, a mixture for each image, and its ELBO is a lower bound of log p(x).
+
+    From the encoder come mu, log sigma^2 and, for each component, a, b and c:
+
+        mu_m = mu + 2 sigma tanh(a_m),  sigma_m = sigma exp(tanh(b_m) / 2),  log pi_m ~ 3 tanh(c_m).
+
+    Free parameters diverge within some steps of Adam: the gradient of the weights grows without
+    bound with the gap between components, and one whose weight has gone to 0 is held by nothing.
     """
 
     def __init__(self, spec: GaussianMixtureGuideSpec, model: VAE) -> None:
-        super().__init__(spec, model, outputs=3 * spec.components)
+        super().__init__(spec, model, outputs=2 + 3 * spec.components)
 
     def posterior(self, x: Tensor) -> GaussianMixture:
-        outputs = torch.stack(self.encoder(x), -1)
-        loc, log_variance, logits = outputs.chunk(3, -1)
-        return GaussianMixture(loc, (0.5 * log_variance).exp(), logits)
+        loc, log_variance, *others = self.encoder(x)
+        scale = (0.5 * log_variance).exp().unsqueeze(-1)
+        a, b, c = torch.stack(others, -1).tanh().chunk(3, -1)
+        loc = loc.unsqueeze(-1) + 2.0 * scale * a
+        return GaussianMixture(loc, scale * (0.5 * b).exp(), 3.0 * c)
 
 
 GUIDES: dict[type[Spec], type[Guide]] = {

@@ -141,6 +141,18 @@ def test_codes_are_the_moments_of_the_mixture(small_pair, x):
     assert ((codes.variance < 0.5) == codes.probs.bool()).all()
 
 
+def test_components_stay_in_reach_of_each_other(small_pair, x):
+    """Whatever the encoder says, or the gradient of the weights has no bound."""
+    _, guide = small_pair("gaussian", "gaussian_mixture")
+    with torch.no_grad():
+        guide.encoder.head.weight.mul_(100.0)
+        _, log_variance, *_ = guide.encoder(x)
+    q, scale = guide.posterior(x), (0.5 * log_variance).exp()
+    gap = (q.loc.amax(-1) - q.loc.amin(-1)) / scale
+    assert gap.max() <= 4.01 and gap.max() > 2.0
+    assert (q.scale.amin(-1) / scale).min() >= 0.6 and q.probs.min() > 1e-3
+
+
 @pytest.mark.parametrize("components", [1, 4])
 def test_it_trains_with_any_number_of_components(data, components):
     model = load_model("gaussian", data, latent_size=5, decoder=MLPSpec(width=16, depth=2))
