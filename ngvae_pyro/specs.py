@@ -483,17 +483,17 @@ GuideSpec = Annotated[
 class AdversarialSpec(Spec):
     """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
 
-    ``weight`` multiplies what it costs to be recognised, in nats per image; its default suits RGB
+    ``weight`` multiplies what it costs to be recognised, in nats per image; its default is for RGB
     images of 64x64 pixels of standard deviation 0.1, whose likelihood is a sum over the pixels.
     ``begin`` is the fraction of training from which it acts, ``channels`` are those of the first
     of its ``layers`` stride-2 layers, ``learning_rate`` is its own.
     """
 
-    weight: NonNegativeFloat = 500.0
+    weight: NonNegativeFloat = 200.0
     channels: PositiveInt = 32
     layers: PositiveInt = 2
     learning_rate: PositiveFloat = 1e-3
-    begin: Fraction = 0.25
+    begin: Fraction = 0.4
 
 
 class FitSpec(Spec):
