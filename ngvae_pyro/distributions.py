@@ -17,6 +17,7 @@ class                            precision              z given precision
 while gradients are needed. A value holds z in ``value[..., 0]`` and the precision in
 ``value[..., 1]``. A Gamma's ``rate`` is in units of z squared (its mean is concentration / rate).
 All take ``validate_args`` as torch's distributions do; its checks double the cost of a small step.
+:class:`GaussianMixture` is of z alone, for a model without a precision.
 """
 
 import math

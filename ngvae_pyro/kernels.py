@@ -1,16 +1,16 @@
-"""Location-scale kernels with bounded support, as posteriors of one latent z."""
+"""Posteriors of one latent z: a kernel with bounded support, and a mixture of Normals."""
 
 import math
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Categorical, MixtureSameFamily, Normal
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from ngvae_pyro.distributions import _broadcast, _Expandable
 
-__all__ = ["Epanechnikov"]
+__all__ = ["Epanechnikov", "GaussianMixture"]
 
 
 class Epanechnikov(_Expandable):
@@ -100,6 +100,83 @@ class Epanechnikov(_Expandable):
     def entropy(self):
         """Entropy in nats."""
         return 5 / 3 - math.log(3) + self.scale.log()
+
+
+class GaussianMixture(MixtureSameFamily):
+    r"""Mixture of M Normals of z, reparameterised.
+
+    .. math::
+        q(z) = \sum_m \pi_m \, \mathrm{Normal}(z; \mu_m, \sigma_m), \qquad
+        \partial z / \partial \theta = - \partial_\theta F(z; \theta) / q(z)
+
+    A draw is one of a component; its gradient is the implicit one, through the distribution
+    function F: that of loc and scale is the component's own, times how likely the component is
+    given z. The gradient of the weights moves z across the gap between components, and its
+    variance grows without bound as they part.
+
+    References:
+        Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,
+        https://arxiv.org/abs/1805.08498.
+        Graves (2016), Stochastic backpropagation through mixture density distributions,
+        https://arxiv.org/abs/1607.05690.
+
+    Arguments:
+        loc: means mu, shape (..., M), in units of z.
+        scale: standard deviations sigma, positive, likewise.
+        logits: log pi up to a constant, likewise, without unit.
+
+    Raises:
+        ValueError: scale not positive, or a shape that does not fit the others.
+
+    Example:
+        >>> d = GaussianMixture(
+        ...     torch.tensor([-1.0, 1.0]), torch.tensor([0.5, 0.5]), torch.zeros(2)
+        ... )
+        >>> d.mean, d.variance
+        (tensor(0.), tensor(1.2500))
+    """
+
+    has_rsample = True
+
+    def __init__(self, loc, scale, logits, *, validate_args=None):
+        super().__init__(
+            Categorical(logits=logits, validate_args=validate_args),
+            Normal(loc, scale, validate_args=validate_args),
+            validate_args=validate_args,
+        )
+
+    @property
+    def loc(self):
+        return self.component_distribution.loc
+
+    @property
+    def scale(self):
+        return self.component_distribution.scale
+
+    @property
+    def probs(self):
+        return self.mixture_distribution.probs
+
+    def expand(self, batch_shape, _instance=None):
+        parameters = (self.loc, self.scale, self.mixture_distribution.logits)
+        shape = (*batch_shape, self.loc.shape[-1])
+        return type(self)(*(p.expand(shape) for p in parameters), validate_args=False)
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        z = self.sample(sample_shape)
+        with torch.no_grad():
+            standard = (z.unsqueeze(-1) - self.loc) / self.scale
+            log_density = self.component_distribution.log_prob(z.unsqueeze(-1))
+            log_joint = self.mixture_distribution.logits + log_density
+            log_q = log_joint.logsumexp(-1, keepdim=True)
+            # Changes of the weights add up to 0, so F may stand for F - 1: whichever is small.
+            lower, upper = torch.special.ndtr(standard), torch.special.ndtr(-standard)
+            is_lower = (self.probs * lower).sum(-1, keepdim=True) < 0.5
+            across = torch.where(is_lower, lower, -upper) / log_q.exp()
+            responsibilities = (log_joint - log_q).exp()
+        moved = responsibilities * (self.loc + self.scale * standard) - across * self.probs
+        moved = moved.sum(-1)
+        return z + (moved - moved.detach())
 
 
 @register_kl(Epanechnikov, Normal)

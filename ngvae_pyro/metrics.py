@@ -2,8 +2,9 @@
 
 Every metric is a pure function of codes (N, K), one row a point and one column a latent
 (usually the posterior mean), and most also of the factors (N, F) that made the points; both are
-numpy arrays or CPU tensors. The conventions are those of Locatello et al. (2019, arXiv 1811.12359),
-whose disentanglement_lib gives the same values for class-valued factors, up to random draws.
+numpy arrays or CPU tensors. :func:`sharpness` alone is one of images. The conventions are those of
+Locatello et al. (2019, arXiv 1811.12359), whose disentanglement_lib gives the same values for
+class-valued factors, up to random draws.
 
 - A factor is *class-valued* where all its values are integers, or where at most 100 values are
   each taken at least twice on average. Other factors are continuous; where a metric needs classes
@@ -33,6 +34,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.images import ImageData
 
 BINS = 20
 # More distinct values than this, not all integers, are a continuous factor.
@@ -57,6 +59,41 @@ class DCI(NamedTuple):
     disentanglement: float
     completeness: float
     informativeness: float
+
+
+# Images --------------------------------------------------------------------------------------
+
+
+def sharpness(images: Array | Tensor) -> float:
+    """How sharp images are: the variance over the pixels of their Laplacian, mean of the images.
+
+    The Laplacian of the grey image (the mean of the channels) is the sum of a pixel's four
+    neighbours less four times itself, inside of the border: 0 where the image is flat or a slope,
+    large at edges and in noise. So what is sharper than the data is not better. Tolstikhin,
+    Bousquet, Gelly and Schoelkopf (2018), "Wasserstein auto-encoders", arXiv:1711.01558,
+    section 4.
+
+    Args:
+        images: (N, C, H, W), uint8 or in [0, 1], at least 3 pixels high and wide.
+
+    Returns:
+        At least 0, at most 16 for values in [0, 1].
+
+    >>> edge = np.zeros((1, 1, 8, 8)); edge[..., 4:] = 1.0
+    >>> slope = np.linspace(0.0, 1.0, 8).reshape(1, 1, 1, 8).repeat(8, 2)
+    >>> round(sharpness(edge), 3), round(sharpness(slope), 3)
+    (0.333, 0.0)
+    """
+    images = torch.as_tensor(images)
+    if images.dim() != 4 or not len(images) or min(images.shape[-2:]) < 3:
+        raise UserError(
+            f"images: expected shape (N, C, H, W), at least 3x3 pixels, got {tuple(images.shape)}"
+        )
+    grey = ImageData.to_unit(images).double().mean(1)
+    inner = grey[:, 1:-1, 1:-1]
+    vertical = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] - 2 * inner
+    horizontal = grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 2 * inner
+    return (vertical + horizontal).flatten(1).var(1, correction=0).mean().item()
 
 
 # Mutual information --------------------------------------------------------------------------

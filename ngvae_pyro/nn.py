@@ -1,6 +1,6 @@
 """Encoders and decoders: plain torch modules built from specs.
 
-Both kinds are ``trunk`` networks with one linear layer at the latent end (``Encoder.head``,
+All kinds are ``trunk`` networks with one linear layer at the latent end (``Encoder.head``,
 ``Decoder.stem``), because the moves of :mod:`ngvae_pyro.selection` rescale or silence one latent
 there without touching the rest.
 """
@@ -8,11 +8,12 @@ there without touching the rest.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.specs import ConvSpec, MLPSpec
+from ngvae_pyro.specs import ConvSpec, MLPSpec, ResNetV2Spec
 
 CONV_SIZES = (28, 32, 64)
 
@@ -34,6 +35,42 @@ class ResidualLayer(nn.Module):
         return h + nn.functional.silu(self.linear(self.norm(h)))
 
 
+def _norm(channels: int) -> nn.Module:
+    # Not batch normalisation: an image would depend on the others of its batch, on running
+    # averages at evaluation, and on writing those where a Jacobian is taken under vmap.
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+class PreActivationBlock(nn.Module):
+    """skip(h) + conv(act(norm(conv(act(norm(h)))))), the residual block of ResNetV2.
+
+    He, Zhang, Ren and Sun (2016), "Identity mappings in deep residual networks", arXiv:1603.05027.
+    Here with group normalisation (Wu and He, 2018, arXiv:1803.08494) and silu. ``down`` halves the
+    grid, by a stride on one path and by averaging on the other; ``up`` repeats each cell, which
+    leaves no checkerboard as strided transposed convolutions do (Odena, Dumoulin and Olah, 2016,
+    "Deconvolution and checkerboard artifacts", Distill).
+    """
+
+    def __init__(
+        self, before: int, after: int, resize: Literal["down", "up", "keep"] = "keep"
+    ) -> None:
+        super().__init__()
+        up = nn.Upsample(scale_factor=2) if resize == "up" else nn.Identity()
+        down = nn.AvgPool2d(2) if resize == "down" else nn.Identity()
+        project = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        stride = 2 if resize == "down" else 1
+        # The projection commutes with both, and is taken on the smaller grid.
+        self.skip = nn.Sequential(down, project, up)
+        self.residual = nn.Sequential(
+            *(_norm(before), nn.SiLU(), up),
+            nn.Conv2d(before, after, 3, stride=stride, padding=1),
+            *(_norm(after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1)),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.skip(h) + self.residual(h)
+
+
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) in [0, 1] to ``outputs`` arrays of shape (B, K).
 
@@ -49,7 +86,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        spec: MLPSpec | ConvSpec,
+        spec: MLPSpec | ConvSpec | ResNetV2Spec,
         image_shape: Sequence[int],
         latent_size: int,
         outputs: int,
@@ -63,8 +100,19 @@ class Encoder(nn.Module):
                 nn.SiLU(),
                 *(ResidualLayer(spec.width) for _ in range(spec.depth - 1)),
             ]
+        elif spec.kind == "resnet_v2":
+            grid, sizes = _resnet_grid(spec, image_shape)
+            trunk = [nn.Conv2d(image_shape[0], sizes[0], 3, padding=1)]
+            for before, after in pairwise(sizes):
+                trunk.append(PreActivationBlock(before, after, "down"))
+                trunk += [PreActivationBlock(after, after) for _ in range(spec.blocks - 1)]
+            # Not averaged over the grid as for classes: where a thing is, is what a latent tells.
+            trunk += [
+                *(_norm(sizes[-1]), nn.SiLU(), nn.Flatten()),
+                *(nn.Linear(sizes[-1] * grid * grid, spec.width), nn.SiLU()),
+            ]
         else:
-            grid, layers = _conv_grid(image_shape)
+            grid, layers = _conv_grid(spec.kind, image_shape)
             sizes = [image_shape[0]] + [spec.channels] * layers
             trunk = []
             for before, after in pairwise(sizes):
@@ -96,7 +144,10 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, spec: MLPSpec | ConvSpec, image_shape: Sequence[int], latent_size: int
+        self,
+        spec: MLPSpec | ConvSpec | ResNetV2Spec,
+        image_shape: Sequence[int],
+        latent_size: int,
     ) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
@@ -107,8 +158,22 @@ class Decoder(nn.Module):
                 *(ResidualLayer(spec.width) for _ in range(spec.depth - 1)),
                 nn.Linear(spec.width, math.prod(image_shape)),
             ]
+        elif spec.kind == "resnet_v2":
+            grid, sizes = _resnet_grid(spec, image_shape)
+            sizes.reverse()
+            trunk = [
+                *(nn.SiLU(), nn.Linear(spec.width, sizes[0] * grid * grid)),
+                nn.Unflatten(-1, (sizes[0], grid, grid)),
+            ]
+            for before, after in pairwise(sizes):
+                trunk.append(PreActivationBlock(before, after, "up"))
+                trunk += [PreActivationBlock(after, after) for _ in range(spec.blocks - 1)]
+            trunk += [
+                *(_norm(sizes[-1]), nn.SiLU()),
+                nn.Conv2d(sizes[-1], image_shape[0], 3, padding=1),
+            ]
         else:
-            grid, layers = _conv_grid(image_shape)
+            grid, layers = _conv_grid(spec.kind, image_shape)
             flat = spec.channels * grid * grid
             trunk = [
                 nn.ReLU(),
@@ -131,13 +196,61 @@ class Decoder(nn.Module):
         return out.reshape(*z.shape[:-1], *self.image_shape)
 
 
-def _conv_grid(image_shape: Sequence[int]) -> tuple[int, int]:
+class PatchDiscriminator(nn.Module):
+    """Says of each patch of images (B, C, H, W) whether it is real: one logit a patch.
+
+    ``layers`` convolutions of stride 2, each with twice the channels of the one before, and one of
+    stride 1 to the logits, all 4x4; with 2 layers a patch is 22 pixels wide, with 3 it is 46.
+    Isola, Zhu, Zhou and Efros (2017), "Image-to-image translation with conditional adversarial
+    networks", arXiv:1611.07004; with group normalisation, so that each image is judged alone.
+
+    Args:
+        image_shape: (C, H, W).
+        channels: Of the first layer.
+        layers: How many of stride 2.
+
+    Raises:
+        UserError: If the images are too small for so many layers.
+    """
+
+    def __init__(self, image_shape: Sequence[int], channels: int = 32, layers: int = 2) -> None:
+        super().__init__()
+        image_channels, height, width = image_shape
+        # The last convolution needs a grid of 2x2.
+        if min(height, width) < (smallest := 2 ** (layers + 1)):
+            raise UserError(
+                f"fit.adversarial.layers: {layers} layers need images of at least "
+                f"{smallest}x{smallest}, got {height}x{width}"
+            )
+        sizes = [channels * 2**n for n in range(layers)]
+        parts: list[nn.Module] = [
+            nn.Conv2d(image_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for before, after in pairwise(sizes):
+            parts += [
+                nn.Conv2d(before, after, 4, stride=2, padding=1),
+                *(_norm(after), nn.LeakyReLU(0.2)),
+            ]
+        self.network = nn.Sequential(*parts, nn.Conv2d(sizes[-1], 1, 4, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def _resnet_grid(spec: ResNetV2Spec, image_shape: Sequence[int]) -> tuple[int, list[int]]:
+    """Side of the smallest feature grid, and the channels at each size down to it."""
+    grid, layers = _conv_grid(spec.kind, image_shape)
+    return grid, [spec.channels * min(2**n, 8) for n in range(layers + 1)]
+
+
+def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
     """Side of the smallest feature grid and the number of stride-2 layers down to it."""
     _, height, width = image_shape
     if height != width or height not in CONV_SIZES:
         sizes = ", ".join(f"{s}x{s}" for s in CONV_SIZES)
         raise UserError(
-            f"the conv network takes {sizes} images, got {height}x{width}; "
+            f"the {kind} network takes {sizes} images, got {height}x{width}; "
             "set model.decoder.kind and guide.encoder.kind to 'mlp'"
         )
     grid, layers = height, 0

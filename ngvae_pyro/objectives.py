@@ -6,12 +6,13 @@ Every class is a :class:`pyro.infer.ELBO`, so it goes where ``Trace_ELBO()`` doe
     svi = SVI(model, guide, optimizer, loss=BetaELBO(beta=4.0))
 
 Losses are summed over the batch, in nats. The baselines' have a penalty on the site ``z`` on top
-of -ELBO, and ask of a guide only that its site ``z`` is Normal, and of a model that its prior of
-``z`` has a KL from that.
+of -ELBO, and ask of a guide only that its site ``z`` is Normal (a :class:`GaussianMixture` for
+:class:`GaussianMixtureELBO`), and of a model that its prior of ``z`` has a KL from that.
+:class:`AdversarialELBO` adds a discriminator of images to any of them, or to a plain ELBO.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
+from torch.nn.functional import softplus
 
 from ngvae_pyro.distributions import (
     NormalGammaMarginal,
@@ -35,7 +37,9 @@ from ngvae_pyro.distributions import (
     kl_bound,
 )
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.kernels import GaussianMixture
 from ngvae_pyro.model import VAE, NormalGammaVAE
+from ngvae_pyro.nn import PatchDiscriminator
 from ngvae_pyro.specs import (
     BetaSpec,
     BetaTCSpec,
@@ -46,6 +50,8 @@ from ngvae_pyro.specs import (
     FactorSpec,
     FitSpec,
     FlatGuideSpec,
+    GamixSpec,
+    GaussianMixtureGuideSpec,
     GeneralizedGuideSpec,
     MixtureGuideSpec,
     PoissonGuideSpec,
@@ -150,8 +156,8 @@ class FlatELBO(Trace_ELBO):
         return Repeated(self.draws)(fn)
 
 
-class PenalisedELBO(TraceMeanField_ELBO):
-    """-ELBO, its KL in closed form, plus a penalty.
+class Objective:
+    """What ``fit`` asks of an objective beyond Pyro's ELBO.
 
     ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it;
     ``fit`` sets it before each step, and it is 1 otherwise.
@@ -162,6 +168,10 @@ class PenalisedELBO(TraceMeanField_ELBO):
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         """Parameters of the objective itself, moved to a device, with their Adam settings."""
         return []
+
+
+class PenalisedELBO(Objective, TraceMeanField_ELBO):
+    """-ELBO, its KL in closed form where there is one, plus a penalty."""
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         """What a batch adds to its -ELBO, nats.
@@ -339,22 +349,182 @@ class DIPELBO(PenalisedELBO):
         return len(z) * regulariser
 
 
+def collapse(q: Normal | GaussianMixture) -> Tensor:
+    """How far the variances of q are from 1: 1/2 (s^2 - 1 - log s^2), 0 at s = 1.
+
+    It grows without bound as s falls to 0. Of a mixture, the mean over its components by their
+    weights. Shape (B, K).
+    """
+    variance = q.scale.square()
+    distance = 0.5 * (variance - 1.0 - variance.log())
+    if isinstance(q, GaussianMixture):
+        return (q.probs * distance).sum(-1)
+    return distance
+
+
+class GaussianMixtureELBO(PenalisedELBO):
+    """A mixture posterior's -ELBO + w sum_k sum_m pi_km 1/2 (s_km^2 - 1 - log s_km^2).
+
+    The KL of a mixture has no closed form, so it is that of the draws, log q(z | x) - log p(z). The
+    second term keeps the components' variances s^2 from collapsing; w = 0 is the ELBO. The form is
+    that of the author's code for Rivera (2024), arXiv:2309.13160; see :class:`GamixELBO`.
+    """
+
+    def __init__(self, regulariser: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.regulariser = regulariser
+
+    def penalty(self, z: Tensor, q: GaussianMixture, p: Normal) -> Tensor:  # type: ignore[override]
+        return self.regulariser * collapse(q).sum()
+
+
+class GamixELBO(PenalisedELBO):
+    """The GAMIX-VAE: the KL is that of the mixture of a batch's posteriors, by its moments.
+
+        E[-log p(x | z)] + 1/2 sum_k (M_k^2 + V_k - 1 - log V_k)
+            + w 1/2 sum_k (s_k^2 - 1 - log s_k^2),
+
+    M_k and V_k being the mean and the variance of the posterior means mu_k over the batch: the
+    first KL is that of Normal(M, V^1/2) from the prior, standing for the mixture
+    q(z) = 1/B sum_i q(z | x_i), and asks nothing of a single image's variance s^2; the last term
+    keeps that from collapsing. The whole is not a bound of log p(x). Rivera (2024), "How to train
+    your VAE", arXiv:2309.13160: the paper's text was not available to us, the formula is that of
+    the author's code (github.com/marianorivera/How2TrainUrVAE, 1.4.3), where w is 0.2.
+
+    Raises:
+        UserError: For a batch of one image, whose mixture has no variance.
+    """
+
+    def __init__(self, regulariser: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.regulariser = regulariser
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        if len(z) < 2:
+            raise UserError("the GAMIX-VAE needs batches of at least 2 images, got 1")
+        mixture = Normal(q.mean.mean(0), q.mean.std(0, correction=0))
+        of_the_batch = len(z) * kl_divergence(mixture, Normal(p.mean[0], p.stddev[0])).sum()
+        alone = kl_divergence(q, p).sum()
+        return of_the_batch - alone + self.regulariser * collapse(q).sum()
+
+
+class AdversarialELBO(Objective, Trace_ELBO):
+    """Any of the objectives, or a plain ELBO, against a discriminator of images.
+
+    To the loss is added what a discriminator D with one logit for each patch says of the
+    reconstructions E[x | z] at draws of q(z | x),
+
+        w E[-log D(E[x | z])],
+
+    averaged over the patches, and D learns by cross-entropy to tell them from the images. Both in
+    one backward pass: the first term sees D's weights as constants, the second sees the
+    reconstructions as constant. The cross-entropy does not saturate where D is sure, as a hinge
+    does, and reads in nats like the rest. ``loss`` and the value of a step are those of the inner
+    objective: D is only in the gradient. Larsen, Sonderby, Larochelle and Winther (2016),
+    "Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300, for VAE and
+    GAN together; Rivera (2024), arXiv:2309.13160, for the PatchGAN.
+
+    Args:
+        elbo: The inner objective.
+        image_shape: (C, H, W).
+        weight: w, nats per image.
+        channels: Of the discriminator's first layer.
+        layers: How many of its layers have stride 2.
+        learning_rate: Its own, for ``fit``.
+        begin: Fraction of training from which it acts and learns.
+
+    Raises:
+        UserError: If the images are too small for the patches.
+    """
+
+    def __init__(
+        self,
+        elbo: Any,
+        image_shape: Sequence[int],
+        weight: float,
+        channels: int = 32,
+        layers: int = 2,
+        learning_rate: float = 1e-3,
+        begin: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
+        )
+        self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
+        self._elbo = elbo
+        self.discriminator = PatchDiscriminator(image_shape, channels, layers)
+
+    @property
+    def elbo(self) -> Any:
+        """The inner objective, at the same fraction of training."""
+        if isinstance(self._elbo, Objective):
+            self._elbo.fraction = self.fraction
+        return self._elbo
+
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        own = list(self.discriminator.to(device).parameters())
+        # The betas are those of Isola et al. (2017).
+        groups = [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.999)}]
+        inner = self.elbo
+        return groups + (inner.parameter_groups(device) if isinstance(inner, Objective) else [])
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.elbo.loss(model, guide, *args, **kwargs)
+
+    def _get_trace(self, *args: Any) -> Any:
+        # The inner one's, which may draw some sites more than once.
+        return self.elbo._get_trace(*args)
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss, surrogate = self.elbo._differentiable_loss_particle(model_trace, guide_trace)
+        if self.fraction < self.begin:
+            return loss, surrogate
+        site = model_trace.nodes["x"]
+        return loss, surrogate + self.contest(site["value"], site["fn"].mean)
+
+    def contest(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Both sides' loss, summed over the batch.
+
+        Args:
+            x: Images (B, C, H, W).
+            mean: E[x | z], the same shape, or with further axes in front for the particles.
+        """
+        # Known to Pyro, so that a literal SVI trains it too.
+        pyro.module("image_discriminator", self.discriminator)
+        mean = mean.reshape(-1, *x.shape[-3:])
+        frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
+        # softplus(-logit) is -log D, softplus(logit) is -log(1 - D).
+        recognised = softplus(-functional_call(self.discriminator, frozen, (mean,))).mean()
+        logits_real, logits_made = self.discriminator(x), self.discriminator(mean.detach())
+        learned = softplus(-logits_real).mean() + softplus(logits_made).mean()
+        return len(x) * (self.weight * recognised + learned)
+
+
 def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
-    """The Pyro ELBO that a guide is trained with.
+    """The Pyro ELBO that a guide is trained with, and its adversary where the fit has one.
 
     Args:
         guide: Spec of the guide: that of a flat one has ``draws``, others may have an
             ``objective``.
-        fit: The estimator of a plain ELBO, and the number of particles.
+        fit: The estimator of a plain ELBO, the number of particles, the adversary.
         model: What is trained.
         data_size: Number of training images.
     """
+    elbo = _load_elbo(guide, fit, model, data_size)
+    if (spec := fit.adversarial) is None:
+        return elbo
+    return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())
+
+
+def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
     particles: dict[str, Any] = {"num_particles": fit.particles}
     if isinstance(guide, MixtureGuideSpec):
         assert isinstance(model, NormalGammaVAE)
         return MixtureELBO(model.prior, **particles)
     if isinstance(guide, FlatGuideSpec):
         return FlatELBO(guide.draws, **particles)
+    if isinstance(guide, GaussianMixtureGuideSpec):
+        return GaussianMixtureELBO(guide.regulariser, **particles)
     match getattr(guide, "objective", ElboSpec()):
         case ElboSpec():
             scored = GeneralizedGuideSpec | ScoreGuideSpec
@@ -386,5 +556,7 @@ def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any
             return DIPELBO("i", spec.off_diagonal, spec.diagonal, **particles)
         case DIPIISpec() as spec:
             return DIPELBO("ii", spec.off_diagonal, spec.diagonal, **particles)
+        case GamixSpec() as spec:
+            return GamixELBO(spec.regulariser, **particles)
         case spec:
             raise TypeError(f"no objective is known for {type(spec).__name__}")

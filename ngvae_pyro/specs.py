@@ -141,9 +141,24 @@ class ConvSpec(Spec):
     width: PositiveInt = 256
 
 
+class ResNetV2Spec(Spec):
+    """Pre-activation residual blocks, ``blocks`` of them at each size, then one dense layer.
+
+    ``channels`` are those of the full size; each halving of the grid doubles them, up to eight
+    times as many.
+    """
+
+    kind: Literal["resnet_v2"] = "resnet_v2"
+    channels: PositiveInt = 16
+    blocks: PositiveInt = 1
+    width: PositiveInt = 256
+
+
 NetworkSpec = Annotated[
-    Annotated[MLPSpec, Tag("MLPSpec")] | Annotated[ConvSpec, Tag("ConvSpec")],
-    _choose("kind", MLPSpec, ConvSpec),
+    Annotated[MLPSpec, Tag("MLPSpec")]
+    | Annotated[ConvSpec, Tag("ConvSpec")]
+    | Annotated[ResNetV2Spec, Tag("ResNetV2Spec")],
+    _choose("kind", MLPSpec, ConvSpec, ResNetV2Spec),
 ]
 
 
@@ -489,6 +504,13 @@ class DIPIISpec(Spec):
     diagonal: NonNegativeFloat = 10.0
 
 
+class GamixSpec(Spec):
+    """The GAMIX-VAE: KL of the mixture over a batch, and ``regulariser`` against its collapse."""
+
+    kind: Literal["gamix"] = "gamix"
+    regulariser: NonNegativeFloat = 0.2
+
+
 ObjectiveSpec = Annotated[
     Annotated[ElboSpec, Tag("ElboSpec")]
     | Annotated[BetaSpec, Tag("BetaSpec")]
@@ -496,8 +518,12 @@ ObjectiveSpec = Annotated[
     | Annotated[BetaTCSpec, Tag("BetaTCSpec")]
     | Annotated[FactorSpec, Tag("FactorSpec")]
     | Annotated[DIPISpec, Tag("DIPISpec")]
-    | Annotated[DIPIISpec, Tag("DIPIISpec")],
-    _choose("kind", ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec),
+    | Annotated[DIPIISpec, Tag("DIPIISpec")]
+    | Annotated[GamixSpec, Tag("GamixSpec")],
+    _choose(
+        "kind",
+        *(ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec, GamixSpec),
+    ),
 ]
 
 
@@ -541,6 +567,22 @@ class PoissonGuideSpec(Spec):
     _checked = model_validator(mode="after")(_own_schedule)
 
 
+class GaussianMixtureGuideSpec(Spec):
+    """Posterior of ``components`` Gaussians for each latent, with weights of their own.
+
+    ``regulariser`` weighs the term that keeps their variances from collapsing.
+    """
+
+    family: Literal["gaussian_mixture"] = "gaussian_mixture"
+    label: str | None = None
+    components: PositiveInt = 3
+    regulariser: NonNegativeFloat = 0.2
+    encoder: NetworkSpec = MLPSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+    _checked = model_validator(mode="after")(_own_schedule)
+
+
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
     | Annotated[MixtureGuideSpec, Tag("MixtureGuideSpec")]
@@ -548,6 +590,7 @@ GuideSpec = Annotated[
     | Annotated[GeneralizedGuideSpec, Tag("GeneralizedGuideSpec")]
     | Annotated[ScoreGuideSpec, Tag("ScoreGuideSpec")]
     | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")]
+    | Annotated[GaussianMixtureGuideSpec, Tag("GaussianMixtureGuideSpec")]
     | Annotated[EpanechnikovGuideSpec, Tag("EpanechnikovGuideSpec")]
     | Annotated[PoissonGuideSpec, Tag("PoissonGuideSpec")],
     _choose(
@@ -558,6 +601,7 @@ GuideSpec = Annotated[
         GeneralizedGuideSpec,
         ScoreGuideSpec,
         GaussianGuideSpec,
+        GaussianMixtureGuideSpec,
         EpanechnikovGuideSpec,
         PoissonGuideSpec,
     ),
@@ -567,11 +611,28 @@ GuideSpec = Annotated[
 # Fit and run ---------------------------------------------------------------------------------
 
 
+class AdversarialSpec(Spec):
+    """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
+
+    ``weight`` multiplies what it costs to be recognised, in nats per image; its default is for RGB
+    images of 64x64 pixels of standard deviation 0.1, whose likelihood is a sum over the pixels.
+    ``begin`` is the fraction of training from which it acts, ``channels`` are those of the first
+    of its ``layers`` stride-2 layers, ``learning_rate`` is its own.
+    """
+
+    weight: NonNegativeFloat = 200.0
+    channels: PositiveInt = 32
+    layers: PositiveInt = 2
+    learning_rate: PositiveFloat = 1e-3
+    begin: Fraction = 0.4
+
+
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
     ``elbo`` is the estimator of the plain ELBO; the mixture, flat and Poisson guides and the
-    baselines' objectives have their own.
+    baselines' objectives have their own. ``adversarial``, where it is given, is added to whichever
+    objective there is.
     """
 
     steps: PositiveInt = 4400
@@ -581,6 +642,7 @@ class FitSpec(Spec):
     clip_norm: PositiveFloat = 2000.0
     elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"
     particles: PositiveInt = 1
+    adversarial: AdversarialSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250

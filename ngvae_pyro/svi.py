@@ -27,7 +27,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Guide, MixtureGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
-from ngvae_pyro.objectives import PenalisedELBO, load_objective
+from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
@@ -174,9 +174,11 @@ class Trainer:
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
         self.elbo = load_objective(guide.spec, spec, self.model, len(data))
-        if isinstance(self.elbo, PenalisedELBO):
+        if isinstance(self.elbo, Objective):
             groups += self.elbo.parameter_groups(self.device)
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+        # Those of the objective, such as a discriminator's.
+        self.own_parameters = self.parameters[len(pair) :]
         self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
         if schedule.signal_nats > 0:
@@ -207,7 +209,7 @@ class Trainer:
         for name in self.guide.annealed:
             factor = getattr(self.schedule, name)(fraction)
             getattr(self.guide, name).fill_(getattr(self.guide.spec, name) * factor)
-        if isinstance(self.elbo, PenalisedELBO):
+        if isinstance(self.elbo, Objective):
             self.elbo.fraction = fraction
         x = self.batches[self.step]
         # Shapes and supports are checked on the first step; they do not change afterwards.
@@ -258,6 +260,7 @@ class Trainer:
         return {
             "model": copy.deepcopy(self.model.state_dict()),
             "guide": copy.deepcopy(self.guide.state_dict()),
+            "objective": [p.detach().clone() for p in self.own_parameters],
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
@@ -271,6 +274,9 @@ class Trainer:
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.guide.load_state_dict(state["guide"])
+        with torch.no_grad():
+            for own, value in zip(self.own_parameters, state["objective"], strict=True):
+                own.copy_(value)
         # The optimizer keeps the tensors it is given, and a state may be set more than once.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         torch.set_rng_state(state["rng"])

@@ -20,6 +20,7 @@ PAIRS = [
     ("gaussian", "gaussian"),
     ("gaussian", "epanechnikov"),
     ("poisson", "poisson"),
+    ("gaussian", "gaussian_mixture"),
 ]
 SMALL = MLPSpec(width=16, depth=2)
 

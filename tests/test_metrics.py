@@ -511,3 +511,25 @@ def test_codes_alone_are_checked():
         information_entropy(np.array([0.0, math.inf]))
     with pytest.raises(UserError, match=r"^bins: expected at least 1, got 0$"):
         mutual_information(Z, V, bins=0)
+
+
+# Images ----------------------------------------------------------------------
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    images = torch.rand(3, 3, 9, 7, dtype=torch.float64)
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).double()
+    filtered = torch.nn.functional.conv2d(images.mean(1, keepdim=True), kernel[None, None])
+    expected = filtered.flatten(1).var(1, correction=0).mean().item()
+    # Images are single precision.
+    assert metrics.sharpness(images) == pytest.approx(expected, rel=1e-5)
+    assert metrics.sharpness(images.numpy()) == pytest.approx(expected, rel=1e-5)
+    checks = (torch.arange(8) + torch.arange(8)[:, None]) % 2
+    checks = (checks * 255).to(torch.uint8).expand(2, 1, 8, 8)
+    assert metrics.sharpness(checks) == pytest.approx(16.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 2, 8), (0, 1, 8, 8)])
+def test_sharpness_needs_images(shape):
+    with pytest.raises(UserError, match="images: expected shape"):
+        metrics.sharpness(np.zeros(shape))

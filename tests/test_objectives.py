@@ -21,6 +21,7 @@ from ngvae_pyro.objectives import (
     BetaTCELBO,
     CapacityELBO,
     FactorELBO,
+    GamixELBO,
     PenalisedELBO,
     load_objective,
 )
@@ -43,6 +44,7 @@ OBJECTIVES = {
     "factor": lambda: FactorELBO(35.0, K, width=8, depth=2),
     "dip_i": lambda: DIPELBO("i", 10.0, 100.0),
     "dip_ii": lambda: DIPELBO("ii", 10.0, 10.0),
+    "gamix": lambda: GamixELBO(0.2),
 }
 
 
@@ -158,6 +160,20 @@ def test_dip_penalises_the_covariance():
     assert DIPELBO("ii", 10.0, 100.0).penalty(loc, copied, unit).item() == pytest.approx(expected)
 
 
+def test_gamix_asks_the_prior_of_the_batch_and_the_variance_of_each_image():
+    p = Normal(torch.zeros(2), 1.0)
+    # Means of mean 1 and variance 4.
+    loc = torch.tensor([3.0, -1.0, 3.0, -1.0]).unsqueeze(1).expand(4, 2)
+    q = Normal(loc, 0.5)
+    batch = 2 * 4 * 0.5 * (1.0 + 4.0 - 1.0 - math.log(4.0))
+    alone = kl_divergence(q, p).sum().item()
+    penalty = GamixELBO(0.0).penalty(loc, q, p).item()
+    assert penalty + alone == pytest.approx(batch, rel=1e-6)
+    regulariser = 8 * 0.5 * (0.25 - 1.0 - math.log(0.25))
+    difference = GamixELBO(3.0).penalty(loc, q, p).item() - penalty
+    assert difference == pytest.approx(3.0 * regulariser, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_literal_svi_trains_with_it(pair, x, name):
     objective = OBJECTIVES[name]()
@@ -244,6 +260,7 @@ def test_counts_are_trained_with_the_closed_kl():
         assert type(kernel).__name__ == elbo
 
 
-def test_one_image_has_nothing_to_shuffle(pair, x):
+@pytest.mark.parametrize("name", ["factor", "gamix"])
+def test_one_image_is_no_batch(pair, x, name):
     with pytest.raises(UserError, match="batches of at least 2 images, got 1"):
-        OBJECTIVES["factor"]().differentiable_loss(*pair, x[:1])
+        OBJECTIVES[name]().differentiable_loss(*pair, x[:1])

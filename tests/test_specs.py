@@ -16,6 +16,7 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import (
     SELECT,
+    AdversarialSpec,
     ConvSpec,
     FitSpec,
     GaussianGuideSpec,
@@ -51,6 +52,17 @@ def test_price_is_minus_log_probs():
     ("spec", "values", "line"),
     [
         (ModelSpec, {"latent_siz": 3}, "unknown key 'latent_siz'; did you mean 'latent_size'?"),
+        (FitSpec, {"adversarial": {"layer": 3}}, "unknown key 'adversarial.layer'; did you mean"),
+        (
+            FitSpec,
+            {"adversarial": {"weight": -1.0}},
+            "adversarial.weight: expected a number >= 0, got -1.0",
+        ),
+        (
+            GUIDE,
+            {"family": "gaussian_mixture", "schedule": {"silence": 0.5}},
+            "schedule.silence belongs to the relaxed guide, not to gaussian_mixture",
+        ),
         (ModelSpec, {"latent_size": -3}, "latent_size: expected a number > 0, got -3"),
         (ModelSpec, {"latent_size": 3.5}, "latent_size: expected a whole number, got 3.5"),
         (ModelSpec, {"latent_size": True}, "latent_size: expected a whole number, got True"),
@@ -86,7 +98,8 @@ def test_price_is_minus_log_probs():
             GUIDE,
             {"family": "relax"},
             "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', 'score', "
-            "'gaussian', 'epanechnikov', 'poisson', got 'relax'; did you mean 'relaxed'?",
+            "'gaussian', 'gaussian_mixture', 'epanechnikov', 'poisson', got 'relax'; did you mean "
+            "'relaxed'?",
         ),
         (GUIDE, {"family": "poisson", "temperature": 0}, "temperature: expected a number > 0"),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
@@ -204,7 +217,8 @@ def test_declared_variants_build_and_are_described():
     assert variants.names("models") == models
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
     others = ["epanechnikov", "flat", "gaussian", "generalized", "mixture", "poisson", "relaxed"]
-    assert variants.names("guides") == sorted([*baselines, *others, "score"])
+    others += ["gamix", "gaussian_mixture", "score"]
+    assert variants.names("guides") == sorted([*baselines, *others])
     for kind in variants.SPECS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()
@@ -256,6 +270,8 @@ def test_changes_go_on_top_of_a_variant():
         ("gaussian", "epanechnikov", {"guide": {"schedule": {"z": {"initial": 2.0}}}}),
         ("poisson", "poisson", {"guide": {"schedule": {"temperature": {"end": 0.7}}}}),
         ("poisson", "poisson", {"model": {"prior": {"log_rate": [-6.0, -2.0]}}}),
+        ("gaussian", "gaussian_mixture", {"guide": {"encoder": {"kind": "resnet_v2"}}}),
+        ("gaussian", "gamix", {"fit": {"adversarial": {"weight": 5}}}),
     ],
 )
 def test_what_is_written_is_read_again(model, guide, changes):
@@ -266,12 +282,18 @@ def test_what_is_written_is_read_again(model, guide, changes):
 
 def test_assignments():
     values = {}
-    for text in ("guide.sharpness=12", "model.prior.slab=[2.0, 1e-3]", "data.name=sprites:x"):
+    for text in (
+        "guide.sharpness=12",
+        "model.prior.slab=[2.0, 1e-3]",
+        "data.name=sprites:x",
+        "fit.adversarial.weight=5",
+    ):
         assign(values, text)
     spec = run_spec("normal_gamma", "relaxed", values, "command line")
     assert spec.guide.sharpness == 12.0
     assert spec.model.prior.slab == (2.0, 1e-3)
     assert spec.data.name == "sprites:x"
+    assert spec.fit.adversarial == AdversarialSpec(weight=5.0)
 
 
 @pytest.mark.parametrize(
