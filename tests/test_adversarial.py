@@ -11,7 +11,13 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
-from ngvae_pyro.objectives import AdversarialELBO, BetaELBO, CapacityELBO, FactorELBO
+from ngvae_pyro.objectives import (
+    AdversarialELBO,
+    BetaELBO,
+    CapacityELBO,
+    FactorELBO,
+    FlatELBO,
+)
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, GaussianGuideSpec, MLPSpec
 from ngvae_pyro.svi import Trainer, fit
 
@@ -180,3 +186,13 @@ def test_grey_images_and_images_too_small(shape):
             fit(model, guide, data, settings, progress=False)
     else:
         assert fit(model, guide, data, settings, progress=False).steps == 2
+
+
+def test_a_flat_objective_keeps_its_repeated_draws(data):
+    model = load_model("normal_gamma", data, latent_size=3, decoder=SMALL)
+    guide = load_guide("flat", model, encoder=SMALL)
+    elbo = AdversarialELBO(FlatELBO(draws=3), data.image_shape, weight=1.0)
+    x = ImageData.to_unit(data.images[:4])
+    model_trace, guide_trace = elbo._get_trace(model, guide, (x,), {})
+    assert guide_trace.nodes["z"]["value"].shape == (3, 4, 3)
+    assert elbo.differentiable_loss(model, guide, x).isfinite()
