@@ -37,8 +37,9 @@ class ResidualLayer(nn.Module):
 
 def _norm(channels: int) -> nn.Module:
     # Not batch normalisation: an image would depend on the others of its batch, on running
-    # averages at evaluation, and on writing those where a Jacobian is taken under vmap.
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    # averages at evaluation, and on writing those where a Jacobian is taken under vmap. Groups of
+    # about 16 channels, because a group of one channel takes the colour out of an image.
+    return nn.GroupNorm(math.gcd(max(1, channels // 16), channels), channels)
 
 
 class PreActivationBlock(nn.Module):

@@ -219,6 +219,9 @@ def scores(
                 axes.hist(others, bins=list(edges), color=ACCENT, histtype="step", lw=1.8)
             if log:
                 axes.set_xscale("log")
+            else:
+                # Few, because the numbers may be long.
+                axes.locator_params(axis="x", nbins=5)
             axes.set_title(title, fontsize=10)
             axes.set(xlabel=label, ylabel="images")
         handles = [matplotlib.patches.Patch(color=INFORMATIVE, alpha=0.8, label="held-out images")]

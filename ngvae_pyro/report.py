@@ -68,6 +68,18 @@ RUN_FIGURES = {
         "Grid of decoded images, one row a latent, from the low to the high end of its range.",
     ),
 }
+# What differs where the latents are counts.
+COUNT_FIGURES = RUN_FIGURES | {
+    "precisions": (
+        "One over the posterior rate of each count: mean, and 5 % to 95 % over images. A count "
+        "that is seldom above 0 has a high one.",
+        "Forest plot of one over the posterior rate of each latent on a logarithmic axis.",
+    ),
+    "variances": (
+        "Posterior variances of the counts over images and latents, which are their rates.",
+        "Histogram of the posterior variances of z, informative and uninformative latents apart.",
+    ),
+}
 COMPARISON_FIGURES = {
     "variances": (
         "Inferred variances of z over images and latents: blue for informative latents, grey for "
@@ -138,7 +150,9 @@ def write_run_report(
             many_bad=MANY_BAD,
             scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},
             aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
-            figures=_figures(folder, RUN_FIGURES),
+            figures=_figures(
+                folder, COUNT_FIGURES if metrics.get("discrete", False) else RUN_FIGURES
+            ),
             config=tomli_w.dumps(values),
             versions=spec.versions,
         )

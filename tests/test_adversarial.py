@@ -193,6 +193,6 @@ def test_a_flat_objective_keeps_its_repeated_draws(data):
     guide = load_guide("flat", model, encoder=SMALL)
     elbo = AdversarialELBO(FlatELBO(draws=3), data.image_shape, weight=1.0)
     x = ImageData.to_unit(data.images[:4])
-    model_trace, guide_trace = elbo._get_trace(model, guide, (x,), {})
+    _, guide_trace = elbo._get_trace(model, guide, (x,), {})
     assert guide_trace.nodes["z"]["value"].shape == (3, 4, 3)
     assert elbo.differentiable_loss(model, guide, x).isfinite()

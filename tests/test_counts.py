@@ -227,5 +227,6 @@ def test_a_run_from_end_to_end(tmp_path):
     assert math.isfinite(found["log_likelihood"]["mean"])
     # Nothing there is compared with Normal(0, 1).
     assert not {"aggregate", "ks_statistic", "variance_law"} & set(found)
+    assert "One over the posterior rate" in (out / "report.html").read_text()
     fit, _ = runs.load_run(out, device="cpu")
     assert fit.guide.temperature.item() == pytest.approx(0.05)
