@@ -609,8 +609,8 @@ class NormalGammaMarginal(TorchDistribution):
         \frac{\partial z}{\partial \mu} = 1, \qquad
         \frac{\partial z}{\partial \lambda_c} = -\frac{r_c e}{2 \lambda_c},
 
-    and the precisions have the Gamma's own implicit gradient. In the logit of p the derivative is
-    bounded by a few times \|e\|, also where p comes near 0 and 1.
+    and the precisions have the Gamma's own implicit gradient. In the logit of p the derivative is at
+    most sqrt(pi / 2) times the standard deviation of the wider Normal, also where p nears 0 and 1.
 
     References:
         Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,

@@ -89,6 +89,17 @@ def test_marginal_of_z_has_unbiased_gradients(p, components):
             assert z_score(draws, by[name][component]) < Z_SCORE, (name, component)
 
 
+@pytest.mark.parametrize("p", [1e-4, 0.5, 1 - 1e-4])
+def test_derivative_by_the_logit_is_bounded(p):
+    torch.manual_seed(0)
+    logits = rows(math.log(p / (1 - p)))
+    q = NormalGammaMixture(0.0, logits=logits, concentration=(1e6, 1e6), rate=(1e2, 1e6))
+    q.marginal.rsample().sum().backward()
+    # The wide component's standard deviation is 1, to a thousandth.
+    assert logits.grad.abs().max() <= 1.002 * math.sqrt(math.pi / 2)
+    assert p != 0.5 or logits.grad.abs().max() > 0.3
+
+
 def test_implicit_gradient_of_the_precision_is_right_where_components_overlap():
     torch.manual_seed(0)
     _, parameters = joint(0.3, OVERLAPPING)
