@@ -14,7 +14,8 @@ class                            precision              z given precision
 ===============================  =====================  ===========================
 
 :class:`RelaxedNormalGammaMixture` is the :class:`NormalGamma` that stands in for the mixture
-while gradients are needed. A value holds z in ``value[..., 0]`` and the precision in
+while gradients are needed, :class:`NormalGammaMarginal` is the z of the mixture without its
+precision, and :class:`GeneralizedGamma` a Gamma with another gradient. A value holds z in ``value[..., 0]`` and the precision in
 ``value[..., 1]``. A Gamma's ``rate`` is in units of z squared (its mean is concentration / rate).
 All take ``validate_args`` as torch's distributions do; its checks double the cost of a small step.
 :class:`GaussianMixture` is of z alone, for a model without a precision.
@@ -609,8 +610,9 @@ class NormalGammaMarginal(TorchDistribution):
         \frac{\partial z}{\partial \mu} = 1, \qquad
         \frac{\partial z}{\partial \lambda_c} = -\frac{r_c e}{2 \lambda_c},
 
-    and the precisions have the Gamma's own implicit gradient. In the logit of p the derivative is at
-    most sqrt(pi / 2) times the standard deviation of the wider Normal, also where p nears 0 and 1.
+    and the precisions have the Gamma's own implicit gradient. In the logit of p the derivative is
+    at most sqrt(pi / 2) times the standard deviation of the wider Normal, even where p nears 0 or
+    1.
 
     References:
         Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,
