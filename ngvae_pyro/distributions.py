@@ -15,10 +15,10 @@ class                            precision              z given precision
 
 :class:`RelaxedNormalGammaMixture` is the :class:`NormalGamma` that stands in for the mixture
 while gradients are needed, :class:`NormalGammaMarginal` is the z of the mixture without its
-precision, and :class:`GeneralizedGamma` a Gamma with another gradient. A value holds z in ``value[..., 0]`` and the precision in
-``value[..., 1]``. A Gamma's ``rate`` is in units of z squared (its mean is concentration / rate).
+precision, and :class:`GeneralizedGamma` a Gamma with another gradient. A value holds z in
+``value[..., 0]`` and the precision in ``value[..., 1]``. A Gamma's ``rate`` is in units of z
+squared (its mean is concentration / rate).
 All take ``validate_args`` as torch's distributions do; its checks double the cost of a small step.
-:class:`GaussianMixture` is of z alone, for a model without a precision.
 """
 
 import math
