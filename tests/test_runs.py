@@ -92,9 +92,12 @@ def test_a_run_folder_holds_the_evidence(folder):
     for kl in metrics["kl"].values():
         assert len(kl["per_latent"]) == 4
         assert kl["total"] == pytest.approx(sum(kl["per_latent"]), rel=1e-6)
-    low, mean, high = (metrics["precision"][key] for key in ("5%", "mean", "95%"))
-    assert all(a <= b <= c for a, b, c in zip(low, mean, high, strict=True))
     config = tomllib.loads((folder / "config.toml").read_text())
+    low, mean, high = (metrics["precision"][key] for key in ("5%", "mean", "95%"))
+    assert all(a <= c for a, c in zip(low, high, strict=True))
+    # The mean of a mixture of far precisions may lie beyond most of its draws.
+    if config["guide_name"] not in ("mixture", "score"):
+        assert all(a <= b <= c for a, b, c in zip(low, mean, high, strict=True))
     assert config["model"]["latent_size"] == 4 and "torch" in config["versions"]
 
 
@@ -125,7 +128,9 @@ def test_inspect_shows_the_latents_in_order(folder):
     assert "figures" in output and "informative" in output
 
 
+# Of six steps of training: heavy tails, in which ArviZ's arithmetic may overflow on its way.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+@pytest.mark.filterwarnings("ignore:overflow encountered in expm1:RuntimeWarning")
 def test_arviz_runs_on_the_posterior(folder):
     posterior = runs.load_posterior(folder)
     precision = posterior["posterior"]["precision"]
