@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ngvae_pyro.guide import load_guide
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import MLPSpec
@@ -37,6 +38,11 @@ def seeded():
 @pytest.fixture(scope="session")
 def data():
     return sprites(200)
+
+
+@pytest.fixture
+def x(data):
+    return ImageData.to_unit(data.images[:8])
 
 
 @pytest.fixture

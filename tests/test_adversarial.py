@@ -26,11 +26,6 @@ SMALL = MLPSpec(width=16, depth=2)
 
 
 @pytest.fixture
-def x(data):
-    return ImageData.to_unit(data.images[:8])
-
-
-@pytest.fixture
 def pair(small_pair):
     return small_pair("gaussian", "gaussian")
 

@@ -13,7 +13,6 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from ngvae_pyro import variants
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import GUIDES, load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import (
     DIPELBO,
@@ -46,11 +45,6 @@ OBJECTIVES = {
     "dip_ii": lambda: DIPELBO("ii", 10.0, 10.0),
     "gamix": lambda: GamixELBO(0.2),
 }
-
-
-@pytest.fixture
-def x(data):
-    return ImageData.to_unit(data.images[:8])
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ NETWORKS = {
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 
 
-@pytest.fixture
-def x(data):
-    return ImageData.to_unit(data.images[:8])
-
-
 def latent_sites(trace):
     return [n for n in trace.stochastic_nodes if n != "data"]
 
