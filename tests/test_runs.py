@@ -44,7 +44,9 @@ def flat(value, path=""):
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda names: "-".join(names))
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    ngvae("train", *request.param, "--out", path, *SHORT)
+    # A wide likelihood: six steps fit nothing, and of draws that differ by hundreds of nats
+    # ArviZ 1.x makes NaN.
+    ngvae("train", *request.param, "--out", path, *SHORT, "--set", "model.likelihood.scale=1.0")
     return path
 
 
@@ -143,12 +145,10 @@ def test_arviz_runs_on_the_posterior(folder):
     assert attrs["seed"] == 0 and attrs["version torch"] == version("torch")
     few = {"var_names": ["z"], "coords": {"observation": [0, 1]}}
     assert len(az.summary(posterior, **few)) == 8
-    # Six steps that end with a silencing leave likelihoods all but equal, of which 1.x makes NaN.
-    if FIRST_GENERATION or not attrs["model"].startswith("normal_gamma"):
-        # Heavy tails, in which ArviZ's arithmetic may overflow on its way.
-        with np.errstate(all="ignore"):
-            loo = az.loo(posterior)
-        assert np.isfinite(loo.elpd_loo if FIRST_GENERATION else loo.elpd)
+    # ArviZ 1.x divides by the spread of a tail that may have none.
+    with np.errstate(all="ignore"):
+        loo = az.loo(posterior)
+    assert np.isfinite(loo.elpd_loo if FIRST_GENERATION else loo.elpd)
     import matplotlib
 
     matplotlib.use("Agg")
