@@ -1,5 +1,6 @@
 """The amortized posterior q(z, precision | x), in the paper's notation."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class Guide(PyroModule):
 
     # What of the spec the schedule multiplies, under its own name there.
     annealed: tuple[str, ...] = ()
+    # What of the posterior's form is switched in training, for `fit` to know of.
+    phase: Hashable = None
 
     def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
         super().__init__()
@@ -214,6 +217,10 @@ class MixtureGuide(RelaxedGuide):
 
     exact = True
     settled = EXACTLY_SETTLED
+
+    @property
+    def phase(self) -> Hashable:  # type: ignore[override]
+        return self.exact
 
     def posterior(self, x: Tensor) -> Any:
         return self.exact_posterior(x) if self.exact else super().posterior(x)

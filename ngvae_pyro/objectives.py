@@ -12,14 +12,13 @@ of -ELBO, and ask of a guide only that its site ``z`` is Normal (a :class:`Gauss
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro.distributions import Normal
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
@@ -36,6 +35,7 @@ from ngvae_pyro.distributions import (
     conditional_kl,
     kl_bound,
 )
+from ngvae_pyro.elbos import MeanFieldELBO, TraceELBO
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.kernels import GaussianMixture
 from ngvae_pyro.model import VAE, NormalGammaVAE
@@ -61,12 +61,12 @@ from ngvae_pyro.specs import (
 
 # Annotated loosely because the losses are not on Pyro's base class.
 ELBOS: dict[str, Any] = {
-    "Trace_ELBO": Trace_ELBO,
-    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "Trace_ELBO": TraceELBO,
+    "TraceMeanField_ELBO": MeanFieldELBO,
 }
 
 
-class MixtureELBO(Trace_ELBO):
+class MixtureELBO(TraceELBO):
     """-ELBO of a :class:`~ngvae_pyro.distributions.NormalGammaMixture` posterior, its KL closed.
 
         E[-log p(x | z)] + sum_k [KL of z_k given the precision + bound of KL of the precision_k]
@@ -98,7 +98,7 @@ class MixtureELBO(Trace_ELBO):
         }
         for name, kl in parts.items():
             loss = loss + (guide_trace.nodes[name]["scale"] * kl).sum()
-        return loss.item(), loss
+        return loss.detach(), loss
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The same with the KL in closed form, where Trace_ELBO would sample it."""
@@ -128,7 +128,7 @@ class Repeated(Messenger):
         msg["scale"] = msg["scale"] / self.draws
 
 
-class FlatELBO(Trace_ELBO):
+class FlatELBO(TraceELBO):
     """The ELBO of a flat hierarchical posterior: M draws of z share one precision.
 
         L = E_q(precision | x) [ 1/M sum_m log p(x | z_m) + log p(z_m | precision) / q(z_m |
@@ -159,18 +159,26 @@ class FlatELBO(Trace_ELBO):
 class Objective:
     """What ``fit`` asks of an objective beyond Pyro's ELBO.
 
-    ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it;
-    ``fit`` sets it before each step, and it is 1 otherwise.
+    ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it.
+    It is 1 unless ``fit`` sets it, to a tensor that it writes to.
     """
 
-    fraction = 1.0
+    fraction: float | Tensor = 1.0
+
+    def advance(self, fraction: float) -> Hashable:
+        """Switch on and off what begins or ends at some fraction; ``fit`` asks before each step.
+
+        Returns:
+            What is on, where that makes a difference to the operations of a step.
+        """
+        return None
 
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         """Parameters of the objective itself, moved to a device, with their Adam settings."""
         return []
 
 
-class PenalisedELBO(Objective, TraceMeanField_ELBO):
+class PenalisedELBO(Objective, MeanFieldELBO):
     """-ELBO, its KL in closed form where there is one, plus a penalty."""
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
@@ -189,7 +197,7 @@ class PenalisedELBO(Objective, TraceMeanField_ELBO):
         penalty = self.penalty(
             site["value"], site["fn"].base_dist, model_trace.nodes["z"]["fn"].base_dist
         )
-        return loss + penalty.item(), surrogate + penalty
+        return loss + penalty.detach(), surrogate + penalty
 
 
 class BetaELBO(PenalisedELBO):
@@ -221,7 +229,8 @@ class CapacityELBO(PenalisedELBO):
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         kl = kl_divergence(q, p).sum()
-        target = len(z) * self.capacity * min(1.0, self.fraction / self.end)
+        risen = torch.as_tensor(self.fraction / self.end).clamp(max=1.0)
+        target = len(z) * self.capacity * risen
         return self.gamma * (kl - target).abs() - kl
 
 
@@ -311,7 +320,7 @@ class FactorELBO(PenalisedELBO):
         total_correlation = (logits[:, 0] - logits[:, 1]).sum()
 
         joint, other = z.detach().chunk(2)
-        shuffled = torch.stack([column[torch.randperm(len(other))] for column in other.T], 1)
+        shuffled = torch.stack([column[torch.randperm(len(other), device=z.device)] for column in other.T], 1)
         logits = self.discriminator(torch.cat([joint, shuffled]))
         labels = torch.ones(len(logits), dtype=torch.long, device=z.device)
         labels[: len(joint)] = 0
@@ -408,7 +417,7 @@ class GamixELBO(PenalisedELBO):
         return of_the_batch - alone + self.regulariser * collapse(q).sum()
 
 
-class AdversarialELBO(Objective, Trace_ELBO):
+class AdversarialELBO(Objective, TraceELBO):
     """Any of the objectives, or a plain ELBO, against a discriminator of images.
 
     To the loss is added what a discriminator D with one logit for each patch says of the
@@ -451,6 +460,7 @@ class AdversarialELBO(Objective, Trace_ELBO):
             num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
         )
         self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
+        self.acts = True
         self._elbo = elbo
         self.discriminator = PatchDiscriminator(image_shape, channels, layers)
 
@@ -460,6 +470,11 @@ class AdversarialELBO(Objective, Trace_ELBO):
         if isinstance(self._elbo, Objective):
             self._elbo.fraction = self.fraction
         return self._elbo
+
+    def advance(self, fraction: float) -> Hashable:
+        self.acts = fraction >= self.begin
+        inner = self.elbo
+        return self.acts, inner.advance(fraction) if isinstance(inner, Objective) else None
 
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         own = list(self.discriminator.to(device).parameters())
@@ -477,7 +492,7 @@ class AdversarialELBO(Objective, Trace_ELBO):
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
         loss, surrogate = self.elbo._differentiable_loss_particle(model_trace, guide_trace)
-        if self.fraction < self.begin:
+        if not self.acts:
             return loss, surrogate
         site = model_trace.nodes["x"]
         return loss, surrogate + self.contest(site["value"], site["fn"].mean)
@@ -535,7 +550,7 @@ def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
                 )
             # Relaxed counts have no density, but their KL is closed.
             closed = isinstance(guide, PoissonGuideSpec)
-            elbo = TraceMeanField_ELBO if closed else ELBOS[fit.elbo]
+            elbo = MeanFieldELBO if closed else ELBOS[fit.elbo]
             return elbo(**particles, vectorize_particles=fit.particles > 1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)

@@ -95,6 +95,11 @@ class Ramp(Spec):
     end: Fraction = 1.0
     shape: Literal["linear", "geometric"] = "linear"
 
+    @property
+    def constant(self) -> bool:
+        """Whether it is 1 throughout."""
+        return self.initial == self.final == 1.0
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.end < self.begin:
@@ -646,6 +651,7 @@ class FitSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250
+    fast: bool = True
     resident_bytes: PositiveInt = 4 * 2**30
 
 

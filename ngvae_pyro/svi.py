@@ -6,10 +6,9 @@ never knows of its schedule.
 """
 
 import copy
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +30,7 @@ from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
+from ngvae_pyro.steps import NonFiniteLoss, Steps
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
@@ -62,22 +62,6 @@ class SiteWeights(Messenger):
         weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
         if weight is not None:
             msg["scale"] = msg["scale"] * weight
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; parameters are those before that step."""
-
-    def __init__(self, step: int, loss: float, norm: float) -> None:
-        super().__init__(
-            f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
-            "the state before that step is kept (try a smaller fit.learning_rate)"
-        )
-        self.step, self.loss, self.norm = step, loss, norm
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By default an exception is unpickled from its message, which is not what it is made of;
-        # a worker process could not report it.
-        return type(self), (self.step, self.loss, self.norm)
 
 
 @dataclass
@@ -179,7 +163,6 @@ class Trainer:
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         # Those of the objective, such as a discriminator's.
         self.own_parameters = self.parameters[len(pair) :]
-        self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
         if schedule.signal_nats > 0:
             signal = self.model.likelihood.signal(self.monitor_images)
@@ -187,6 +170,40 @@ class Trainer:
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
         self.step = 0
         self.fit = Fit(self.model, self.guide, spec)
+        self.steps = self._steps(groups)
+
+    def _steps(self, groups: list[dict[str, Any]]) -> Steps:
+        """What carries out the steps: optimizer, and the schedule as a table for the device."""
+        columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
+        ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
+        columns += ramps.values()
+        columns += [partial(self.annealed, name) for name in self.guide.annealed]
+        columns.append(float)
+        rows = [
+            [column(step / self.spec.steps) for column in columns]
+            for step in range(self.spec.steps)
+        ]
+        table = torch.tensor(rows, device=self.device)
+        row = torch.empty(1, len(columns), device=self.device)
+        numbers = iter(row[0])
+        for group in groups:
+            group["lr"] = next(numbers)
+        self.weights = {name: next(numbers) for name in ramps}
+        self.buffers = {name: next(numbers) for name in self.guide.annealed}
+        if isinstance(self.elbo, Objective):
+            self.elbo.fraction = next(numbers)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
+        return Steps(
+            self.batch_loss,
+            self.parameters,
+            self.optimizer,
+            self.batches,
+            table,
+            row,
+            clip_norm=self.spec.clip_norm,
+            key=self.phase,
+            fast=self.spec.fast,
+        )
 
     @property
     def mixture(self) -> NormalGammaGuide:
@@ -196,35 +213,31 @@ class Trainer:
 
     # One step --------------------------------------------------------------------------------
 
-    def weights(self, fraction: float) -> dict[str, float]:
-        """Weight of each annealed site at a fraction of training."""
-        return {name: ramp(fraction) for name, ramp in self.site_ramps.items()}
+    def learning_rate(self, initial: float, fraction: float) -> float:
+        """Learning rate at a fraction of training: constant, then falling linearly to 0."""
+        return initial * min(1.0, (1.0 - fraction) / (1.0 - self.spec.decay_begin + 1e-12))
+
+    def annealed(self, name: str, fraction: float) -> float:
+        """A number of the guide that the schedule multiplies, at a fraction of training."""
+        return getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+
+    def phase(self) -> Hashable:
+        """What decides over the operations of the next step, besides the tensors."""
+        objective = None
+        if isinstance(self.elbo, Objective):
+            objective = self.elbo.advance(self.step / self.spec.steps)
+        return self.guide.phase, objective
+
+    def batch_loss(self, x: Tensor) -> Tensor:
+        """-ELBO per image of a batch, weighed as the schedule says."""
+        for name, value in self.buffers.items():
+            getattr(self.guide, name).copy_(value)
+        with SiteWeights(self.weights):
+            return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
 
     def train_step(self) -> None:
         """One optimizer step at the current position of the schedule."""
-        spec, fraction = self.spec, self.step / self.spec.steps
-        decay = min(1.0, (1.0 - fraction) / (1.0 - spec.decay_begin + 1e-12))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * decay
-        for name in self.guide.annealed:
-            factor = getattr(self.schedule, name)(fraction)
-            getattr(self.guide, name).fill_(getattr(self.guide.spec, name) * factor)
-        if isinstance(self.elbo, Objective):
-            self.elbo.fraction = fraction
-        x = self.batches[self.step]
-        # Shapes and supports are checked on the first step; they do not change afterwards.
-        with pyro.validation_enabled(self.step == 0), SiteWeights(self.weights(fraction)):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise NonFiniteLoss(self.step, loss.item(), norm.item())
-        # Not on every step, as clip_grad_norm_ would: one more pass over all gradients.
-        if norm.item() > spec.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, spec.clip_norm, norm)
-        self.optimizer.step()
+        self.steps(self.step)
         self.step += 1
 
     # Looking at the state --------------------------------------------------------------------
@@ -241,6 +254,8 @@ class Trainer:
 
     def look(self) -> dict[str, Any]:
         """A row of the history."""
+        self.steps.check()
+        self.steps.verify()
         with self.fixed_noise(), pyro.validation_enabled(False):
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
             probs = self.guide.codes(self.monitor_images).probs.detach().mean(0)
@@ -261,7 +276,10 @@ class Trainer:
             "model": copy.deepcopy(self.model.state_dict()),
             "guide": copy.deepcopy(self.guide.state_dict()),
             "objective": [p.detach().clone() for p in self.own_parameters],
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": [
+                {name: value.clone() for name, value in self.optimizer.state[p].items()}
+                for p in self.parameters
+            ],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
             "step": self.step,
@@ -277,8 +295,10 @@ class Trainer:
         with torch.no_grad():
             for own, value in zip(self.own_parameters, state["objective"], strict=True):
                 own.copy_(value)
-        # The optimizer keeps the tensors it is given, and a state may be set more than once.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            # In place, as all of this is, because recordings hold these tensors.
+            for own, saved in zip(self.parameters, state["optimizer"], strict=True):
+                for name, value in self.optimizer.state[own].items():
+                    value.copy_(saved[name])
         torch.set_rng_state(state["rng"])
         if self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -302,6 +322,7 @@ class Trainer:
             torch._foreach_copy_(self.parameters, averaged)
             loss = self.loss()
             torch._foreach_copy_(self.parameters, last)
+        self.steps.check()
         return loss
 
     def fork(self, move: Move, latent: int, loc: Tensor) -> MoveRecord:

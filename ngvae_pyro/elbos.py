@@ -1,0 +1,81 @@
+"""Pyro's ELBOs, with tensors where Pyro's own read numbers back.
+
+``Trace_ELBO`` and ``TraceMeanField_ELBO`` turn the log density of each site into a Python number on
+the way, and look for NaN. A GPU stops for each of them, and what is read back cannot be recorded
+(:mod:`ngvae_pyro.program`). These two have the same estimators, term by term, and go wherever
+Pyro's do.
+"""
+
+from typing import Any
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.util import check_fully_reparametrized, is_validation_enabled
+from torch.distributions import kl_divergence
+
+
+class TraceELBO(Trace_ELBO):
+    """``Trace_ELBO``: E_q[log p(x, z) - log q(z | x)], sampled, with the gradient of scores."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """-ELBO, whose derivative is that of the surrogate loss."""
+        loss, surrogate = 0.0, 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            particle = self._differentiable_loss_particle(model_trace, guide_trace)
+            loss = loss + particle[0] / self.num_particles
+            surrogate = surrogate + particle[1] / self.num_particles
+        return loss + (surrogate - surrogate.detach())  # type: ignore[attr-defined]
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        elbo: Any = 0.0
+        for site in model_trace.nodes.values():
+            if site["type"] == "sample":
+                elbo = elbo + site["log_prob_sum"]
+        surrogate, log_r = elbo, None
+        for site in guide_trace.nodes.values():
+            if site["type"] != "sample":
+                continue
+            _, score_function, entropy = site["score_parts"]
+            elbo = elbo - site["log_prob_sum"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate - entropy.sum()
+            if not is_identically_zero(score_function):
+                if log_r is None:
+                    log_r = _compute_log_r(model_trace, guide_trace)
+                downstream = log_r.sum_to(site["cond_indep_stack"])
+                surrogate = surrogate + (downstream * score_function).sum()
+        return -elbo.detach(), -surrogate
+
+
+class MeanFieldELBO(TraceELBO, TraceMeanField_ELBO):
+    """``TraceMeanField_ELBO``: the KL of each latent site in closed form, where there is one."""
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss: Any = 0.0
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                loss = loss - site["log_prob_sum"]
+                continue
+            q = guide_trace.nodes[name]
+            if is_validation_enabled():
+                check_fully_reparametrized(q)
+            try:
+                kl = kl_divergence(q["fn"], site["fn"])
+            except NotImplementedError:
+                entropy = q["score_parts"].entropy_term
+                loss = loss - site["log_prob_sum"] + entropy.sum()
+            else:
+                loss = loss + scale_and_mask(kl, scale=q["scale"], mask=q["mask"]).sum()
+        for name, q in guide_trace.nodes.items():
+            if q["type"] == "sample" and name not in model_trace.nodes:
+                loss = loss + q["score_parts"].entropy_term.sum()
+        return loss.detach(), loss
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The same, as a number and without gradient."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))

@@ -1,0 +1,235 @@
+"""How an optimizer step is carried out: gradients, clipping, Adam, and where they are recorded.
+
+All that changes from step to step is a tensor on the device: the position, a row of a table with
+the learning rates and the weights of the schedule, and the batch that the position points to. So a
+step is the same tensor operations every time, and after some literal ones it is recorded: on a CPU
+as a :class:`~ngvae_pyro.program.Program`, on CUDA as a graph of that program, which is launched by
+one call. Nothing is read back from a GPU unless it is asked for.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ngvae_pyro.batches import Batches
+from ngvae_pyro.program import NotRecordable, Program
+
+# Literal steps before a recording, enough for optimizer and kernels to have what they allocate on
+# first use.
+WARM_UP = 10
+# Recording takes a second or two, and pays after some hundred steps.
+PAYS_FROM = 300
+# Steps of a recorded program on the stream of a CUDA graph before its capture, as torch asks for.
+CAPTURE_AFTER = 3
+# Of the loss, between a recording and the literal step with the same noise.
+TOLERANCE = 1e-3
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; parameters are those before that step."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(
+            f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
+            "the state before that step is kept (try a smaller fit.learning_rate)"
+        )
+        self.step, self.loss, self.norm = step, loss, norm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is unpickled from its message, which is not what it is made of;
+        # a worker process could not report it.
+        return type(self), (self.step, self.loss, self.norm)
+
+
+class Steps:
+    """The optimizer steps of one training.
+
+    Args:
+        loss: -ELBO per image of a batch (B, C, H, W). Whatever it needs of the schedule it reads
+            from ``row``.
+        parameters: What is trained.
+        optimizer: A fused Adam over them, whose learning rates are in ``row``.
+        batches: Of images.
+        table: Learning rates and weights of all steps, shape (steps, N).
+        row: Those of the present step, shape (1, N); written to in place.
+        clip_norm: Largest norm of the gradient.
+        key: What a recording holds for, besides the tensors: it is made anew when that changes.
+        fast: Whether there are recordings at all.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor], Tensor],
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        batches: Batches,
+        table: Tensor,
+        row: Tensor,
+        *,
+        clip_norm: float,
+        key: Callable[[], Hashable],
+        fast: bool,
+    ) -> None:
+        self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
+        self.batches, self.table, self.row = batches, table, row
+        self.clip_norm, self.key, self.fast = clip_norm, key, fast
+        self.device = row.device
+        self.position = torch.zeros(1, dtype=torch.long, device=self.device)
+        # Loss and norm of the gradient of each step.
+        self.trace = torch.zeros(len(table), 2, device=self.device)
+        # 1 once a loss was not finite; then nothing is changed any more.
+        self.failed = torch.zeros((), device=self.device)
+        self.next = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.program: Program | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recorded_for: Hashable = None
+        self.since = 0
+
+    def __call__(self, step: int) -> None:
+        """Carry out a step.
+
+        Raises:
+            NonFiniteLoss: On a CPU at once; on CUDA it is for :meth:`check` to say.
+        """
+        if step != self.next:
+            self.position.fill_(step)
+        self.batches.prepare(step)
+        if self.fast:
+            self._record(step)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.program is not None and self.device.type == "cuda":
+            self._on_side_stream(self._step)
+        else:
+            # Shapes and supports are checked on the first step; they do not change afterwards.
+            with pyro.validation_enabled(step == 0 and self.program is None):
+                self._step()
+        self.since += 1
+        self.next = step + 1
+        if self.device.type == "cpu":
+            self.check(step)
+
+    def check(self, *steps: int) -> None:
+        """Raise for a loss or gradient of these steps, by default of all, that was not finite.
+
+        Raises:
+            NonFiniteLoss: Of the first of them.
+        """
+        if not steps:
+            if self.failed.item() == 0.0:
+                return
+            steps = (int((~self.trace.isfinite().all(1)).nonzero()[0]),)
+        for step in steps:
+            loss, norm = self.trace[step].tolist()
+            if not math.isfinite(loss + norm):
+                raise NonFiniteLoss(step, loss, norm)
+
+    # What a step is --------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        torch.index_select(self.table, 0, self.position, out=self.row)
+        x = self.batches.take(self.position)
+        gradients = self.gradients if self.program is None else self.program
+        self._update(*gradients(x))
+        self.position += 1
+
+    def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        """The loss of a batch and its gradients by the parameters."""
+        loss = self.loss(x)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), *map(_laid_out, gradients, self.parameters)
+
+    def _update(self, loss: Tensor, *gradients: Tensor | None) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        both = torch.stack((loss, norm))
+        self.trace.index_copy_(0, self.position, both.unsqueeze(0))
+        self.failed.copy_(torch.maximum(self.failed, (~both.isfinite()).any()))
+        # The kernel of a fused Adam divides gradients and skips steps, as it does for mixed
+        # precision, so that clipping takes no pass over the gradients of its own.
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale = (norm / self.clip_norm).clamp(min=1.0)
+        optimizer.found_inf = self.failed
+        optimizer.step()
+
+    # Recording -------------------------------------------------------------------------------
+
+    def _record(self, step: int) -> None:
+        """Record where that is due."""
+        key = self.key()
+        if key != self.recorded_for:
+            self._forget()
+            self.recorded_for = key
+        if self.program is None:
+            if self.since >= WARM_UP and len(self.table) - step >= PAYS_FROM:
+                self._make_program()
+        elif self.graph is None and self.device.type == "cuda" and self.since >= CAPTURE_AFTER:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self._stream):
+                self._step()
+
+    def _make_program(self) -> None:
+        torch.index_select(self.table, 0, self.position, out=self.row)
+        try:
+            # It draws as a step does, and is not one.
+            with torch.random.fork_rng(self._devices), pyro.validation_enabled(False):
+                self.program = Program(self.gradients, self.batches.take(self.position))
+        except NotRecordable as error:
+            self.fall_back(str(error))
+        self.since = 0
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)
+
+    def _on_side_stream(self, step: Callable[[], None]) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            step()
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def fall_back(self, reason: str) -> None:
+        """Go on without recordings, and say so."""
+        warnings.warn(f"training goes step by step, unrecorded: {reason}", stacklevel=2)
+        self._forget()
+        self.fast = False
+
+    def verify(self) -> None:
+        """Compare a recording with a literal step of the same noise, and fall back if they differ.
+
+        They differ where a model has changed in something that is no tensor, such as a count of
+        its calls.
+        """
+        if self.program is None or self.key() != self.recorded_for:
+            return
+        x = self.batches.take(self.position)
+        losses = []
+        for gradients in (self.program, self.gradients):
+            with torch.random.fork_rng(self._devices), pyro.validation_enabled(False):
+                loss = gradients(x)[0]
+            assert loss is not None
+            losses.append(loss.item())
+        recorded, literal = losses
+        if not abs(recorded - literal) <= TOLERANCE * max(1.0, abs(literal)):
+            self.fall_back(
+                f"the loss of a batch is {recorded:g} as recorded, and {literal:g} now; "
+                "model, guide or objective have changed in something that is no tensor"
+            )
+
+
+def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient with the strides of its parameter, which fused kernels take for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
