@@ -148,7 +148,9 @@ class GaussianVAE(VAE):
 
     @property
     def marginal(self) -> TorchDistribution:
-        return dist.Normal(self.zero.expand(self.latent_size), 1.0)
+        loc = self.zero.expand(self.latent_size)
+        # Not the number 1, of which torch makes a tensor on the CPU, and copies it each time.
+        return dist.Normal(loc, torch.ones_like(loc))
 
     def sample_latents(self) -> Tensor:
         return pyro.sample("z", self.marginal.to_event(1))

@@ -320,7 +320,9 @@ class FactorELBO(PenalisedELBO):
         total_correlation = (logits[:, 0] - logits[:, 1]).sum()
 
         joint, other = z.detach().chunk(2)
-        shuffled = torch.stack([column[torch.randperm(len(other), device=z.device)] for column in other.T], 1)
+        shuffled = torch.stack(
+            [column[torch.randperm(len(other), device=z.device)] for column in other.T], 1
+        )
         logits = self.discriminator(torch.cat([joint, shuffled]))
         labels = torch.ones(len(logits), dtype=torch.long, device=z.device)
         labels[: len(joint)] = 0

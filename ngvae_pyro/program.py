@@ -42,6 +42,8 @@ _SHAPE_ONLY = {
     aten.zeros_like.default,
     aten.full_like.default,
 }
+# What makes a tensor of a Python number, such as the 1.0 of Normal(loc, 1.0).
+_FROM_PYTHON = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 # Views that their schemas do not declare.
 _VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default}
 
@@ -150,14 +152,16 @@ def _fold(module: fx.GraphModule, written: set[fx.Node]) -> None:
     """Compute once what depends on no input, parameter or buffer."""
     constants: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
-        arguments = () if node.target in _SHAPE_ONLY else node.all_input_nodes
-        if not _is_pure(node, written) or not all(arg in constants for arg in arguments):
-            continue
-        if any(isinstance(v, Tensor) and v.numel() > FOLDED_NUMEL for v in _flat(_value(node))):
-            continue
-        known = {arg: constants.get(arg, _value(arg)) for arg in node.all_input_nodes}
+        inputs = node.all_input_nodes
         if node.target in _SHAPE_ONLY:
-            known = {arg: _real(_value(arg)) for arg in node.all_input_nodes}
+            known = {arg: _empty(_value(arg)) for arg in inputs}
+        elif node.target in _FROM_PYTHON:
+            known = {arg: getattr(module, str(arg.target)) for arg in inputs}
+        else:
+            known = {arg: constants[arg] for arg in inputs if arg in constants}
+        large = any(isinstance(v, Tensor) and v.numel() > FOLDED_NUMEL for v in _flat(_value(node)))
+        if large or len(known) < len(inputs) or not _is_pure(node, written):
+            continue
         args = fx.node.map_arg(node.args, known.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, known.__getitem__)
         with torch.no_grad():
@@ -172,10 +176,9 @@ def _fold(module: fx.GraphModule, written: set[fx.Node]) -> None:
             node.replace_all_uses_with(folded)
 
 
-def _real(value: Any) -> Tensor:
-    return torch.empty_strided(
-        value.shape, value.stride(), dtype=value.dtype, device=value.device
-    )
+def _empty(value: Any) -> Tensor:
+    """Memory like that of a node's value."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def _flat(value: Any) -> Sequence[Any]:
@@ -236,7 +239,7 @@ def _keep(module: fx.GraphModule, written: set[fx.Node]) -> None:
         if out is None or not value.is_contiguous():
             continue
         name = f"_kept_{n}"
-        module.register_buffer(name, _real(value), persistent=False)
+        module.register_buffer(name, _empty(value), persistent=False)
         with module.graph.inserting_before(node):
             memory = module.graph.get_attr(name)
             new = module.graph.call_function(out, node.args, {**node.kwargs, "out": memory})

@@ -637,7 +637,9 @@ class FitSpec(Spec):
 
     ``elbo`` is the estimator of the plain ELBO; the mixture, flat and Poisson guides and the
     baselines' objectives have their own. ``adversarial``, where it is given, is added to whichever
-    objective there is.
+    objective there is. ``fast`` records the operations of a step and replays them, on CUDA as a
+    graph. ``network_dtype`` is what the trunks of the networks compute in during training, whose
+    weights, latent layers and densities are float32 throughout.
     """
 
     steps: PositiveInt = 4400
@@ -652,6 +654,7 @@ class FitSpec(Spec):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250
     fast: bool = True
+    network_dtype: Literal["float32", "bfloat16"] = "float32"
     resident_bytes: PositiveInt = 4 * 2**30
 
 

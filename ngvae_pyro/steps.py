@@ -102,8 +102,10 @@ class Steps:
         if step != self.next:
             self.position.fill_(step)
         self.batches.prepare(step)
+        # Asked for in any case, because the answer also switches the objective.
+        key = self.key()
         if self.fast:
-            self._record(step)
+            self._record(step, key)
         if self.graph is not None:
             self.graph.replay()
         elif self.program is not None and self.device.type == "cuda":
@@ -163,9 +165,8 @@ class Steps:
 
     # Recording -------------------------------------------------------------------------------
 
-    def _record(self, step: int) -> None:
+    def _record(self, step: int, key: Hashable) -> None:
         """Record where that is due."""
-        key = self.key()
         if key != self.recorded_for:
             self._forget()
             self.recorded_for = key
