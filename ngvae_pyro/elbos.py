@@ -28,6 +28,11 @@ class TraceELBO(Trace_ELBO):
             surrogate = surrogate + particle[1] / self.num_particles
         return loss + (surrogate - surrogate.detach())  # type: ignore[attr-defined]
 
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The same, as a number and without gradient."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
         elbo: Any = 0.0
         for site in model_trace.nodes.values():
@@ -74,8 +79,3 @@ class MeanFieldELBO(TraceELBO, TraceMeanField_ELBO):
             if q["type"] == "sample" and name not in model_trace.nodes:
                 loss = loss + q["score_parts"].entropy_term.sum()
         return loss.detach(), loss
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The same, as a number and without gradient."""
-        with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))

@@ -100,11 +100,6 @@ class MixtureELBO(TraceELBO):
             loss = loss + (guide_trace.nodes[name]["scale"] * kl).sum()
         return loss.detach(), loss
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The same with the KL in closed form, where Trace_ELBO would sample it."""
-        with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))
-
 
 class Repeated(Messenger):
     """Draws every site M times but the precision, each draw with the weight 1 / M.

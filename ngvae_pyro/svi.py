@@ -7,7 +7,6 @@ never knows of its schedule.
 
 import copy
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -311,7 +310,8 @@ class Trainer:
             # In place, as all of this is, because recordings hold these tensors.
             for own, saved in zip(self.parameters, state["optimizer"], strict=True):
                 for name, value in self.optimizer.state[own].items():
-                    value.copy_(saved[name])
+                    # Nothing was saved before the first step, where all of it is 0.
+                    value.copy_(saved.get(name, 0.0))
         torch.set_rng_state(state["rng"])
         if self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -476,9 +476,7 @@ def fit(
     random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
-    with pyro.get_param_store().scope(), random, warnings.catch_warnings():
-        # NonFiniteLoss says it, with the step.
-        warnings.filterwarnings("ignore", "Encountered NaN")
+    with pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
         actions = trainer.actions()
         with TrainingBar(spec.steps, enabled=progress) as bar:

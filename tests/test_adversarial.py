@@ -115,13 +115,14 @@ def test_loss_is_that_of_the_inner_objective(pair, x):
 def test_it_waits_for_its_beginning_and_passes_the_time_on(pair, x):
     inner = CapacityELBO(100.0, 3.0)
     objective = against(inner, begin=0.5)
-    objective.fraction = 0.25
+    objective.fraction = torch.tensor(0.25)
+    assert objective.advance(0.25) == (False, None)
     (loss, early), (_, expected) = (gradients(pair, e, x) for e in (objective, inner))
     assert inner.fraction == 0.25 and math.isfinite(loss)
     assert all(p.grad is None for p in objective.discriminator.parameters())
     for a, b in zip(early, expected, strict=True):
         torch.testing.assert_close(a, b)
-    objective.fraction = 0.5
+    assert objective.advance(0.5) == (True, None)
     gradients(pair, objective, x)
     assert all(p.grad is not None for p in objective.discriminator.parameters())
 

@@ -92,10 +92,15 @@ def test_z_weight_starts_at_the_signal_in_the_data(small_pair, data):
     schedule = ScheduleSpec(z=Ramp(initial=5.0, end=0.5), signal_nats=60.0)
     trainer = Trainer(*small_pair(), data, SHORT, schedule)
     signal = trainer.model.likelihood.signal(ImageData.to_unit(data.images))
-    assert trainer.weights(0.0)["z"] == pytest.approx(signal / 60.0, rel=1e-5)
-    assert trainer.weights(1.0)["z"] == 1.0
+    assert trainer.site_ramps["z"](0.0) == pytest.approx(signal / 60.0, rel=1e-5)
+    weight = trainer.weights["z"]
+    trainer.train_step()
+    assert weight.item() == pytest.approx(signal / 60.0, rel=1e-5)
+    trainer.step = SHORT.steps - 1
+    trainer.train_step()
+    assert weight.item() == 1.0
     faint = ScheduleSpec(z=Ramp(initial=5.0, end=0.5), signal_nats=1e9)
-    assert Trainer(*small_pair(), data, SHORT, faint).weights(0.0)["z"] == 1.0
+    assert Trainer(*small_pair(), data, SHORT, faint).site_ramps["z"](0.0) == 1.0
 
 
 def test_wrong_shape_and_device_are_user_errors(small_pair, data):
