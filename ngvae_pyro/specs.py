@@ -607,6 +607,9 @@ GuideSpec = Annotated[
     ),
 ]
 
+# What the files in each folder of variants declare.
+DECLARED: dict[str, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
+
 
 # Fit and run ---------------------------------------------------------------------------------
 
