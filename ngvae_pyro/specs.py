@@ -16,6 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -635,7 +636,8 @@ class FitSpec(Spec):
 
     ``elbo`` is the estimator of the plain ELBO; the mixture, flat and Poisson guides and the
     baselines' objectives have their own. ``adversarial``, where it is given, is added to whichever
-    objective there is.
+    objective there is. Data of more than ``resident_bytes`` stay in main memory, and ``workers``
+    threads gather their batches ahead; by default 2 for a GPU and none for the CPU.
     """
 
     steps: PositiveInt = 4400
@@ -650,6 +652,7 @@ class FitSpec(Spec):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250
     resident_bytes: PositiveInt = 4 * 2**30
+    workers: NonNegativeInt | None = None
 
 
 class DataSpec(Spec):

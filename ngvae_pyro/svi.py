@@ -169,7 +169,9 @@ class Trainer:
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule = spec, schedule
-        self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
+        self.batches = Batches(
+            data, spec.batch_size, spec.seed, self.device, spec.resident_bytes, spec.workers
+        )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
