@@ -19,8 +19,8 @@ from ngvae_pyro.errors import UserError, nearest
 if TYPE_CHECKING:
     from ngvae_pyro.svi import Fit
 
-# Heavy imports (torch, arviz) stand inside the commands, so that --help and variants answer at
-# once.
+# Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
+# and variants answer at once.
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -378,7 +378,7 @@ def _comparison_table(result: dict[str, Any], group: str) -> Table:
 @app.command("variants")
 def list_variants() -> None:
     """List the declared models and guides."""
-    for kind in variants.SPECS:
+    for kind in variants.KINDS:
         table = Table(title=escape(f"{kind} ({variants.folder(kind)})"), title_justify="left")
         table.add_column("name", no_wrap=True)
         table.add_column("what it is")

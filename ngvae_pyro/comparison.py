@@ -33,7 +33,7 @@ SLIDES = (
 )
 # Keys that change where a run is done, where its data lie or what it is called, not what is run.
 _IMMATERIAL = {
-    "fit": {"device", "resident_bytes"},
+    "fit": {"device", "resident_bytes", "workers"},
     "data": {"root", "download"},
     "guide": {"label"},
 }

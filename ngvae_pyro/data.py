@@ -360,7 +360,8 @@ def load(
         seed: draws the sprites; elsewhere it chooses the `n` images.
         n: number of images; default 22,000 sprites, or all that the source holds.
         root, download: for the torchvision sets, see `torchvision_data`; default root: data.
-        vary, hold, ranges, resolution, edge, device: for sprites only, see `sprites`.
+        vary, hold, ranges, resolution, edge: for sprites only, see `sprites`.
+        device: where sprites are rendered; nothing else is computed. All images are on the CPU.
 
     Raises `UserError` for unknown names and for options which the source does not have.
 
@@ -369,7 +370,7 @@ def load(
     """
     name = str(name_or_path)
     given: dict[str, Any] = {"vary": vary, "hold": hold, "ranges": ranges}
-    given |= {"resolution": resolution, "edge": edge, "device": device}
+    given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
     if head == "sprites":
@@ -385,6 +386,8 @@ def load(
             options["ranges"] = ranges
         if n is not None:
             options["n"] = n
+        if device is not None:
+            options["device"] = device
         return sprites(seed=seed, **options)
 
     if options:

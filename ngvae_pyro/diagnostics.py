@@ -133,7 +133,8 @@ def to_arviz(
 
     The guide is sampled directly, so draws are independent and the chains only give ArviZ
     something to compare. ``az.loo`` warns of high Pareto k for many images: each has latents of
-    its own, which leaving it out would free.
+    its own, which leaving it out would free. Where the draws of an image differ by more than 708
+    nats, as those of a hardly trained pair may, it is NaN with ArviZ 1.x.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.

@@ -140,7 +140,7 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     """
     folder = Path(folder)
     fit, spec = runs.load_run(folder, device)
-    _, held_out = runs.load_data(spec)
+    _, held_out = runs.load_data(spec, fit.device)
     numbers = runs.load_metrics(folder)
     result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
     # Renamed when whole, so that an interruption leaves the old one or the new one.

@@ -71,7 +71,8 @@ def sprites(
             stay inside the image: at size up to 0.4, x and y have to lie in [0.4, 0.6].
         edge: width of the soft edge in pixels of a 32-pixel image, like a camera's point
             spread; the sharpest is one pixel, so 1 at 32 and 0.5 at 64.
-        device: where to render; the result is on the CPU.
+        device: where to render. The factors are drawn, and the result is, on the CPU; of another
+            device only bytes come back, which may differ by one from those rendered on the CPU.
 
     Returns the seven factors in the order above, constants included, then each optional one
     that `vary` or `hold` names.
@@ -99,7 +100,7 @@ def sprites(
     chunk = 2000 * 32**2 // resolution**2
     for start in range(0, n, chunk):
         part = {name: f[start : start + chunk].to(device) for name, f in factors.items()}
-        images[start : start + chunk] = _render(part, resolution, edge).cpu()
+        images[start : start + chunk] = _render(part, resolution, edge)
 
     named = {*vary, *hold}
     names = [name for name in factors if name in SPRITE_FACTORS or name in named]

@@ -24,10 +24,15 @@ from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.svi import Fit, NonFiniteLoss, fit, resolve_device, seeded
 
 
-def load_data(spec: RunSpec) -> tuple[ImageData, ImageData]:
-    """(train, held-out) images of a run; both follow from the run's seeds."""
+def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
+    """(train, held-out) images of a run, on the CPU; both follow from the run's seeds.
+
+    Args:
+        spec: What is run. Its own device is not looked at: a run may be read on another machine.
+        device: Where images are rendered, if they are.
+    """
     seed = data_seed(spec)
-    return load_images(spec.data, seed).split(spec.data.held_out, seed)
+    return load_images(spec.data, seed, device).split(spec.data.held_out, seed)
 
 
 def data_seed(spec: RunSpec) -> int:
@@ -35,8 +40,8 @@ def data_seed(spec: RunSpec) -> int:
     return spec.fit.seed if spec.data.seed is None else spec.data.seed
 
 
-def load_images(spec: DataSpec, seed: int) -> ImageData:
-    """All images that a spec names; its own seed is not looked at."""
+def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -> ImageData:
+    """All images that a spec names, on the CPU; its own seed is not looked at."""
     return data.load(
         spec.name,
         seed=seed,
@@ -44,6 +49,7 @@ def load_images(spec: DataSpec, seed: int) -> ImageData:
         resolution=spec.resolution,
         root=spec.root,
         download=spec.download,
+        device=device,
     )
 
 
@@ -172,10 +178,10 @@ def train(
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
     """
     # Everything that can be wrong is looked at before the first step.
-    resolve_device(spec.fit.device)
+    device = resolve_device(spec.fit.device)
     with new_folder(Path(out), overwrite) as folder:
         with stage("preparing data"):
-            images, held_out = load_data(spec)
+            images, held_out = load_data(spec, device)
         model, guide = load_pair(spec, images)
         failure = None
         try:

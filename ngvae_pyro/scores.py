@@ -195,11 +195,13 @@ def score_run(
         raise UserError(f"{out}: expected the folder {Path(out).parent} to be there")
     fit, spec = runs.load_run(folder, device)
     seed = runs.data_seed(spec)
-    train, held_out = runs.load_data(spec)
+    train, held_out = runs.load_data(spec, fit.device)
     sets = {"held out": held_out.subset(slice(0, size))}
     name, fitted = None, ""
     if other is not None:
-        images, fitted = _other_images(other, spec.data, size, seed, spec.image_shape, fit_images)
+        images, fitted = _other_images(
+            other, spec.data, size, seed, spec.image_shape, fit_images, fit.device
+        )
         name, sets["other"] = images.name, images
     for images in (train, *sets.values()):
         if len(images) < 2:
@@ -233,6 +235,7 @@ def _other_images(
     seed: int,
     image_shape: tuple[int, int, int],
     fit_images: bool,
+    device: torch.device,
 ) -> tuple[ImageData, str]:
     """At most ``size`` of the other images, in the shape of the run's, and how they got there."""
     values = dict(other)
@@ -243,7 +246,7 @@ def _other_images(
     spec = parse(DataSpec, values, "--data")
     # Another seed than the run's, whose sprites are those that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
-    images = runs.load_images(spec, new)
+    images = runs.load_images(spec, new, device)
     if len(images) > size:
         images = images.split(size, new)[1]
     if images.image_shape == image_shape:

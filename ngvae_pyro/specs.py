@@ -16,6 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -612,6 +613,9 @@ GuideSpec = Annotated[
     ),
 ]
 
+# What the files in each folder of variants declare.
+DECLARED: dict[str, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
+
 
 # Fit and run ---------------------------------------------------------------------------------
 
@@ -640,6 +644,8 @@ class FitSpec(Spec):
     objective there is. ``fast`` records the operations of a step and replays them, on CUDA as a
     graph. ``network_dtype`` is what the trunks of the networks compute in during training, whose
     weights, latent layers and densities are float32 throughout.
+    Data of more than ``resident_bytes`` stay in main memory, and ``workers``
+    threads gather their batches ahead; by default 2 for a GPU and none for the CPU.
     """
 
     steps: PositiveInt = 4400
@@ -656,6 +662,7 @@ class FitSpec(Spec):
     fast: bool = True
     network_dtype: Literal["float32", "bfloat16"] = "float32"
     resident_bytes: PositiveInt = 4 * 2**30
+    workers: NonNegativeInt | None = None
 
 
 class DataSpec(Spec):

@@ -159,7 +159,9 @@ class Trainer:
             torch.channels_last if last else torch.contiguous_format,
             getattr(torch, spec.network_dtype),
         )
-        self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
+        self.batches = Batches(
+            data, spec.batch_size, spec.seed, self.device, spec.resident_bytes, spec.workers
+        )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]

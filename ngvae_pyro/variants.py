@@ -3,15 +3,17 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ngvae_pyro.errors import UserError, nearest
-from ngvae_pyro.specs import GuideSpec, ModelSpec, RunSpec, Spec, merge, parse
 
+if TYPE_CHECKING:
+    from ngvae_pyro.specs import RunSpec, Spec
+
+# The specs stand inside the functions that check values: with pydantic they take more time than
+# the list of the variants.
 Kind = Literal["models", "guides"]
-SPECS: dict[Kind, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def folder(kind: Kind) -> Path:
@@ -63,8 +65,10 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
-def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) -> Any:
+def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]) -> Any:
     """The spec of a variant, given by name, path or as a spec, with changes on top."""
+    from ngvae_pyro.specs import DECLARED, Spec, merge, parse
+
     if isinstance(variant, Spec):
         if not changes:
             return variant
@@ -72,14 +76,16 @@ def spec_of(kind: Kind, variant: str | Path | Spec, changes: Mapping[str, Any]) 
     else:
         source, values = read(kind, variant)
     # First alone, so that a message never blames a change for a mistake in the file.
-    spec = parse(SPECS[kind], values, source)
+    spec = parse(DECLARED[kind], values, source)
     if not changes:
         return spec
-    return parse(SPECS[kind], merge(values, changes), f"changes to {source}")
+    return parse(DECLARED[kind], merge(values, changes), f"changes to {source}")
 
 
-def run_spec(model: str, guide: str, changes: Mapping[str, Any], source: str) -> RunSpec:
+def run_spec(model: str, guide: str, changes: Mapping[str, Any], source: str) -> "RunSpec":
     """The spec of a run: two variants with the command line's changes on top."""
+    from ngvae_pyro.specs import RunSpec, parse
+
     parts, changes = {}, dict(changes)
     named: tuple[tuple[Kind, str], ...] = (("models", model), ("guides", guide))
     for kind, name in named:

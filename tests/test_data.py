@@ -679,6 +679,15 @@ def test_torchvision_failed_download_and_unknown_name(tmp_path, monkeypatch):
 # load
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("vary", [SEVEN, ("shape", *SEVEN, "hue", "rotation")])
+def test_sprites_of_a_gpu_are_those_of_the_cpu(vary):
+    cpu, gpu = sprites(3000, vary=vary), sprites(3000, vary=vary, device="cuda")
+    assert gpu.images.device.type == "cpu" and torch.equal(cpu.factors, gpu.factors)
+    # Where rounding to a byte is a close call.
+    assert (cpu.images.int() - gpu.images.int()).abs().max() <= 1
+
+
 def test_load_sprites():
     assert torch.equal(load("sprites", n=5, seed=2).images, sprites(5, 2).images)
     named = load("sprites:x, size", n=5, resolution=64, hold={"red": 1.0}, edge=1.0)

@@ -44,9 +44,9 @@ def flat(value, path=""):
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda names: "-".join(names))
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    # A wide likelihood: six steps fit nothing, and of draws that differ by hundreds of nats
-    # ArviZ 1.x makes NaN.
-    ngvae("train", *request.param, "--out", path, *SHORT, "--set", "model.likelihood.scale=1.0")
+    # A wide likelihood, because six steps fit nothing: log likelihoods go with 1 / scale**2, and
+    # `az.loo` needs draws within the range of a double (see there).
+    ngvae("train", *request.param, "--out", path, *SHORT, "--set", "model.likelihood.scale=4.0")
     return path
 
 
@@ -145,9 +145,11 @@ def test_arviz_runs_on_the_posterior(folder):
     assert attrs["seed"] == 0 and attrs["version torch"] == version("torch")
     few = {"var_names": ["z"], "coords": {"observation": [0, 1]}}
     assert len(az.summary(posterior, **few)) == 8
-    # ArviZ 1.x divides by the spread of a tail that may have none.
-    with np.errstate(all="ignore"):
-        loo = az.loo(posterior)
+    # ArviZ 1.x divides by the lower quartile of the tail of weights 1 / p(x | z), relative to the
+    # greatest; where that is below the smallest normal double, at -708 nats, elpd is NaN.
+    draws = posterior["log_likelihood"]["x"]
+    assert (np.ptp(draws.values, axis=(0, 1)) < 708).all()
+    loo = az.loo(posterior)
     assert np.isfinite(loo.elpd_loo if FIRST_GENERATION else loo.elpd)
     import matplotlib
 
@@ -276,9 +278,19 @@ def test_variants_and_version():
     assert ngvae("--version").strip() == f"ngvae {ngvae_pyro.__version__}"
 
 
-def test_help_does_not_import_torch():
-    code = "import sys, ngvae_pyro.cli; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize("word", ["--help", "variants"])
+def test_a_quick_command_imports_nothing_heavy(word):
+    # Not pydantic itself: some versions of typer import it to run a command.
+    heavy = {"torch", "pyro", "arviz", "numpy", "matplotlib", "ngvae_pyro.specs"}
+    code = (
+        "import sys, atexit, ngvae_pyro.cli as cli\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", code, word]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    imported = set(done.stderr.split())
+    assert "typer" in imported and not heavy & imported
 
 
 def test_examples_run(tmp_path):

@@ -18,6 +18,8 @@ from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.svi import Fit
 
+CPU = torch.device("cpu")
+
 BEYOND = "sprites:background=0.6..0.9"
 
 
@@ -161,7 +163,7 @@ def test_images_that_a_run_was_not_trained_on(folder):
     for words in ([], ["--set", "data.seed=0", "--set", "data.size=120"]):
         _, spec = runs.load_run(folder)
         values = {"name": "sprites"} | ({"seed": 0, "size": 120} if words else {})
-        images, _ = scores._other_images(values, spec.data, 50, 0, (3, 32, 32), False)
+        images, _ = scores._other_images(values, spec.data, 50, 0, (3, 32, 32), False, CPU)
         train, held_out = runs.load_data(spec)
         own = {image.numpy().tobytes() for image in torch.cat([train.images, held_out.images])}
         seen.append(sum(image.numpy().tobytes() in own for image in images.images))

@@ -219,7 +219,7 @@ def test_declared_variants_build_and_are_described():
     others = ["epanechnikov", "flat", "gaussian", "generalized", "mixture", "poisson", "relaxed"]
     others += ["gamix", "gaussian_mixture", "score"]
     assert variants.names("guides") == sorted([*baselines, *others])
-    for kind in variants.SPECS:
+    for kind in variants.KINDS:
         for name in variants.names(kind):
             text = (variants.folder(kind) / f"{name}.toml").read_text()
             assert text.startswith("# ") and len(text.splitlines()) <= 20

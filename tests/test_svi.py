@@ -1,12 +1,13 @@
 """Training: reproducible, resumable forks, streamed data, moves, and selection itself."""
 
 import math
+import threading
 
 import pyro
 import pytest
 import torch
 
-from ngvae_pyro import diagnostics
+from ngvae_pyro import batches, diagnostics
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
@@ -47,22 +48,65 @@ def test_fit_leaves_the_random_state_and_the_param_store_alone(small_pair, data)
     assert len(pyro.get_param_store()) == 0
 
 
-def test_streamed_data_gives_the_resident_result(small_pair, data):
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_streamed_data_gives_the_resident_result(small_pair, data, workers):
     resident = run(small_pair, data)
-    streamed = run(small_pair, data, SHORT.model_copy(update={"resident_bytes": 1}))
+    settings = {"resident_bytes": 1, "workers": workers}
+    streamed = run(small_pair, data, SHORT.model_copy(update=settings))
     assert torch.equal(weights(resident), weights(streamed))
 
 
 def test_batches_are_a_function_of_the_step(data):
-    batches = Batches(data, 16, seed=5, device=CPU, resident_bytes=2**30)
-    forward = [batches.index(step) for step in range(30)]
-    assert torch.equal(batches.index(7), forward[7])
-    epoch = torch.cat(forward[: batches.per_epoch])
+    resident = Batches(data, 16, seed=5, device=CPU, resident_bytes=2**30)
+    forward = [resident.index(step) for step in range(30)]
+    assert torch.equal(resident.index(7), forward[7])
+    epoch = torch.cat(forward[: resident.per_epoch])
     assert len(epoch.unique()) == len(epoch) == 192  # no image twice in an epoch
-    assert not torch.equal(forward[0], forward[batches.per_epoch])
-    streamed = Batches(data, 16, seed=5, device=CPU, resident_bytes=1)
-    for step in (3, 4, 0):
-        assert torch.equal(batches[step], streamed[step])
+    assert not torch.equal(forward[0], forward[resident.per_epoch])
+    state = torch.get_rng_state()
+    for workers in (None, 0, 2):
+        streamed = Batches(data, 16, seed=5, device=CPU, resident_bytes=1, workers=workers)
+        # Back, as a fork goes, over the end of an epoch, and the same step again.
+        for step in (3, 4, 0, 11, 12, 13, 13):
+            images = ImageData.to_unit(data.images[resident.index(step)])
+            assert torch.equal(resident[step], images) and torch.equal(streamed[step], images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_gather_ahead_and_end_with_the_batches(data, monkeypatch):
+    streamed = Batches(data, 16, seed=5, device=CPU, resident_bytes=1, workers=2)
+    before = set(threading.enumerate())
+    streamed[0]
+    workers = set(threading.enumerate()) - before
+    assert 1 <= len(workers) <= 2  # the second starts if the first has enough to do
+
+    def broken(images, index, pinned):
+        raise OSError("no more images")
+
+    monkeypatch.setattr(batches, "_gather", broken)
+    # Asked of the workers already; the first that was not says what is wrong at its own step.
+    for step in (1, 2, 3, 4):
+        expected = ImageData.to_unit(data.images[streamed.index(step)])
+        assert torch.equal(streamed[step], expected)
+    with pytest.raises(OSError, match="no more images"):
+        streamed[5]
+    del streamed
+    for worker in workers:
+        worker.join(timeout=10)
+        assert not worker.is_alive()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_a_gpu_are_those_on_the_cpu(data, workers):
+    cpu = Batches(data, 16, seed=5, device=CPU, resident_bytes=2**30)
+    for resident_bytes in (1, 2**30):
+        gpu = Batches(data, 16, 5, torch.device("cuda"), resident_bytes, workers)
+        for step in (0, 1, 2, 20, 1):
+            images = gpu[step]
+            assert images.device.type == "cuda"
+            # A GPU divides by 255 with another last bit.
+            assert torch.allclose(images.cpu(), cpu[step], atol=1e-6)
 
 
 def test_history_has_what_the_bar_shows(small_pair, data):
