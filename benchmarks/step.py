@@ -6,15 +6,14 @@
 All contenders of a cell train the same networks, from the same weights, on the same images, and
 take turns; see ``measuring.py``. They are
 
-- ``networks alone``: encoder, decoder, a squared error, backward, Adam. No way to train these
-  networks in PyTorch is faster without a compiler;
+- ``networks alone``: encoder, decoder, a squared error, backward, and Adam as it is by default;
 - ``networks alone, CUDA graph``: the same without what Python and the launches cost (on CUDA);
 - ``hand-written``: the NG-VAE in PyTorch without Pyro, as one writes it with torch.distributions;
 - ``hand-written, not validated``: without the checks of torch.distributions;
 - ``hand-written, tuned``: also with fused Adam, and convolutions in the channels-last format;
 - ``Pyro SVI``: ``SVI.step`` with ``Trace_ELBO`` and ``ClippedAdam`` on this package's pair;
 - ``ngvae_pyro.fit``: the step of this package's ``fit``;
-- ``NumPyro``: the same model and guide, all steps of a block in one compiled program;
+- ``NumPyro``: the same model and guide in a compiled program;
 - ``Pythae``: its trainer and its VAE, with a Gaussian posterior, on the same networks. Its time has
   that of its data loader, which collates single images.
 
@@ -126,12 +125,12 @@ class Networks(Loop):
         self.encoder, self.decoder = cell.networks()
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, **options)
-        # One batch for all steps: a floor draws no images.
-        self.x = self.batch()
 
     def step(self):
-        loc, _ = self.encoder(self.x)
-        self.last = nn.functional.mse_loss(self.decoder(loc), self.x)
+        # One batch for all steps would be learnt by heart, and denormal gradients are slow.
+        x = self.batch()
+        loc, _ = self.encoder(x)
+        self.last = nn.functional.mse_loss(self.decoder(loc), x)
         self.optimizer.zero_grad()
         self.last.backward()
         self.optimizer.step()
@@ -395,18 +394,23 @@ class NumPyro:
             index = jax.random.randint(key, (cell.batch,), 0, len(images))
             return images[index] / 255.0
 
-        @jax.jit
-        def train(state, key, count):
-            def step(_, carry):
-                state, key, _ = carry
-                key, own = jax.random.split(key)
-                state, loss = svi.update(state, batch(own))
-                return state, key, loss / cell.batch
+        def step(carry):
+            state, key, _ = carry
+            key, own = jax.random.split(key)
+            state, loss = svi.update(state, batch(own))
+            return state, key, loss / cell.batch
 
-            return jax.lax.fori_loop(0, count, step, (state, key, 0.0))
+        def block(carry, count):
+            return jax.lax.fori_loop(0, count, lambda _, carry: step(carry), carry)
 
-        self.train, key = train, jax.random.key(0)
-        self.carry = svi.init(key, batch(key)), key, 0.0
+        # A whole block in one program, except where XLA's CPU compiler takes four times as long for
+        # the convolutions of a loop.
+        self.in_blocks = cell.device == "cuda" or isinstance(NETWORKS[cell.network][0], MLPSpec)
+        self.train = jax.jit(block if self.in_blocks else step, donate_argnums=0)
+        key = jax.random.key(0)
+        # Copies, because what is donated is gone, and the weights are in the closures too.
+        state = jax.tree.map(jnp.copy, svi.init(key, batch(key)))
+        self.carry = state, key, jnp.zeros(())
 
     @staticmethod
     def check(networks, encoder, decoder, images):
@@ -421,8 +425,11 @@ class NumPyro:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
     def steps(self, count):
-        state, key, _ = self.carry
-        self.carry = self.train(state, key, count)
+        if self.in_blocks:
+            self.carry = self.train(self.carry, count)
+        else:
+            for _ in range(count):
+                self.carry = self.train(self.carry)
         self.carry[-1].block_until_ready()
 
     def loss(self):
