@@ -21,6 +21,9 @@ import torch
 # The sharing of tensors between processes: images are rendered once.
 from torch import multiprocessing
 
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.rendering import sprites
+
 # A block of steps is timed, not a step: on CUDA the end of a step is not the end of its work.
 BLOCK_SECONDS = 0.1
 # Steps before the first timed one. The package may record its step in the first few dozen.
@@ -180,6 +183,13 @@ def ratio(contender, other):
     """Median over the rounds of one time by another; a slow round is slow for both."""
     pairs = zip(contender.seconds, other.seconds, strict=True)
     return statistics.median(one / two for one, two in pairs)
+
+
+def pictures(count, shape):
+    """Sprites (count, C, H, W) of any shape as uint8; after the first 2,000 they are repeated."""
+    rendered, _ = sprites(min(count, 2000), resolution=64).fitted(shape)
+    few = (ImageData.to_unit(rendered.images) * 255).to(torch.uint8)
+    return few.repeat(math.ceil(count / len(few)), 1, 1, 1)[:count]
 
 
 def machine(device, packages=()):

@@ -16,7 +16,6 @@ all numbers are in ``scaling.json``, and the figure is ``scaling.png``.
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import measuring
@@ -29,7 +28,6 @@ from ngvae_pyro import plots
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
-from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec
 from ngvae_pyro.svi import Trainer
 
@@ -76,18 +74,12 @@ class Fit:
         return self.trainer.loss()
 
 
-def images_of(count, side):
-    """Sprites, of which 2,000 are rendered and then repeated."""
-    few = sprites(min(count, 2000), resolution=side).images
-    return few.repeat(math.ceil(count / len(few)), 1, 1, 1)[:count]
-
-
 def sweep(key, sizes, changes, device, seconds):
     """[{size, ms, mib, ...}] of one sweep."""
     contenders = {}
     for size in sizes:
         point = BASE | changes | {key: size}
-        images = images_of(point["images"], point["side"])
+        images = measuring.pictures(point["images"], (3, point["side"], point["side"]))
         parts = (images, point["latents"], point["batch"], point["network"], device)
         contenders[size] = Contender(Fit, *parts)
     return [{"size": n, **row} for n, row in measuring.race(contenders, seconds).items()]

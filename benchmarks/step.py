@@ -46,14 +46,13 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.nn import ResidualLayer
-from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec, ScheduleSpec
 from ngvae_pyro.svi import Trainer
 
 LATENTS, LEARNING_RATE, CLIP = 15, 1e-3, 2000.0
 # Network and channels of 64x64 images.
 NETWORKS = {"mlp": (MLPSpec(width=256, depth=2), 1), "conv64": (ConvSpec(), 3)}
-IMAGES = 2048
+IMAGES = 2000
 
 # The model and the posterior of this package's defaults, in numbers.
 SLAB_PROBS, SLAB, SPIKE = 0.018315638888734179, (1.0, 1e-4), (100.0, 100.0)
@@ -85,10 +84,8 @@ class Cell:
 
 
 def images_of(network):
-    """Sprites of 64x64 pixels with the network's channels, as they are stored."""
-    _, channels = NETWORKS[network]
-    data, _ = sprites(IMAGES, resolution=64).fitted((channels, 64, 64))
-    return (ImageData.to_unit(data.images) * 255).to(torch.uint8)
+    """64x64 sprites with the network's channels, as they are stored."""
+    return measuring.pictures(IMAGES, (NETWORKS[network][1], 64, 64))
 
 
 # The networks alone ------------------------------------------------------------------------------
