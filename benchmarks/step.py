@@ -17,9 +17,11 @@ take turns; see ``measuring.py``. They are
 - ``Pythae``: its trainer and its VAE, with a Gaussian posterior, on the same networks. Its time has
   that of its data loader, which collates single images.
 
-The last two are optional: ``pip install numpyro pythae`` (for a GPU ``jax[cuda13]`` too). That the
-loss written by hand is this package's is checked before anything is timed, and that NumPyro's
-networks are the same functions is too.
+The last two are optional: ``pip install numpyro pythae`` (tried with NumPyro 0.22.0 on JAX 0.10.2
+and Pythae 0.1.2 from the package index, all beside torch 2.15); for a GPU, JAX needs its CUDA
+wheels. That the loss written by hand and its gradient are this package's is checked before anything
+is timed, and that NumPyro's networks are the same functions is too. Precision is what each library
+has by default: on a GPU JAX may take TF32 for matrix products, which PyTorch does not.
 
 The times are medians over the rounds, and the ratios medians of the ratios within a round. Memory
 is a peak: on CUDA of what was allocated, on the CPU of what the process grew by after its imports,
@@ -412,13 +414,17 @@ class NumPyro:
     @staticmethod
     def check(networks, encoder, decoder, images):
         """That the networks are the same functions as torch's."""
+        import jax
+
         x = images[:2].float() / 255
         with torch.no_grad():
             code = torch.cat(networks[0](x), -1)
             z = code[:, :LATENTS]
             pairs = (encoder, x, code), (decoder, z, networks[1](z))
         for (apply, tree), given, expected in pairs:
-            found = torch.tensor(apply(tree, given.numpy()).tolist())
+            # On a GPU it rounds to TF32 of itself.
+            with jax.default_matmul_precision("float32"):
+                found = torch.tensor(apply(tree, given.numpy()).tolist())
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
     def steps(self, count):
@@ -537,7 +543,7 @@ def measure(cell, seconds):
 
 def table(rows):
     lines = [
-        f"| contender | ms per step | of {FLOOR} | of {BY_HAND} | processor ms | peak MiB |",
+        f"| contender | ms per step | / {FLOOR} | / {BY_HAND} | processor ms | peak MiB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in rows.items():
