@@ -115,7 +115,7 @@ def _serve(pipe, build, arguments, needs):
         pipe.send(str(reason))
         return
     pipe.send(None)
-    while count := pipe.recv():
+    while count := _asked(pipe):
         began, processor = time.perf_counter(), time.process_time()
         contender.steps(count)
         if torch.cuda.is_initialized():
@@ -127,6 +127,14 @@ def _serve(pipe, build, arguments, needs):
     if not math.isfinite(loss):
         raise RuntimeError(f"a loss of {loss}: the steps that were timed are no training")
     pipe.send({"mib": memory / MIB, "loss": loss})
+
+
+def _asked(pipe):
+    try:
+        return pipe.recv()
+    except EOFError:
+        # Another contender failed, and its message should be the only one.
+        sys.exit()
 
 
 def _import(name):
