@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.images import ImageData
 
 
@@ -20,6 +21,10 @@ class Batches:
         batch_size: Images per step, at most ``len(data)``.
         seed: Of the shuffles.
         device: Where batches are wanted.
+        team: The processes that share the batches; each has its rows of them.
+
+    Raises:
+        UserError: If the processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -29,22 +34,24 @@ class Batches:
         seed: int,
         device: torch.device,
         resident_bytes: int,
+        team: Team = ALONE,
     ) -> None:
-        self.data, self.seed, self.device = data, seed, device
+        self.data, self.seed, self.device, self.team = data, seed, device, team
         self.batch_size = min(batch_size, len(data))
+        team.check_batch(self.batch_size)
         self.per_epoch = len(data) // self.batch_size
         self.resident = data.images.to(device) if data.nbytes <= resident_bytes else None
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
         self._stream: tuple[int, Iterator[Tensor]] | None = None
 
     def index(self, step: int) -> Tensor:
-        """Indices of the images of a step, shape (batch_size,)."""
+        """Indices of the images of a step, this process's rows of ``batch_size``."""
         epoch, position = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch = (epoch, torch.randperm(len(self.data), generator=generator))
         start = position * self.batch_size
-        return self._epoch[1][start : start + self.batch_size]
+        return self.team.rows(self._epoch[1][start : start + self.batch_size])
 
     def __getitem__(self, step: int) -> Tensor:
         """Images of a step, float in [0, 1], on the device."""

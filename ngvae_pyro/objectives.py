@@ -29,6 +29,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from ngvae_pyro.distributed import ALONE
 from ngvae_pyro.distributions import (
     NormalGammaMarginal,
     NormalGammaPrior,
@@ -185,10 +186,12 @@ class PenalisedELBO(Objective, TraceMeanField_ELBO):
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-        site = guide_trace.nodes["z"]
-        penalty = self.penalty(
-            site["value"], site["fn"].base_dist, model_trace.nodes["z"]["fn"].base_dist
-        )
+        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
+        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
+        # then computes all of it, and has its share of that.
+        team = site["infer"].get("team", ALONE)
+        parts = (site["value"], site["fn"].base_dist, prior)
+        penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size
         return loss + penalty.item(), surrogate + penalty
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ngvae_pyro import _arviz, data, diagnostics, plots, report
+from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
@@ -154,6 +155,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+    team: Team = ALONE,
 ) -> tuple[Fit, dict[str, Any]]:
     """Train what a spec says and write the run folder, whole or not at all.
 
@@ -163,6 +165,7 @@ def train(
         overwrite: Whether an existing run folder is replaced.
         progress: Show the training.
         stage: Shows what is done before and after the training.
+        team: The processes that train together; the first of them writes the folder and shows.
 
     Returns:
         The fit and its metrics.
@@ -172,20 +175,34 @@ def train(
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
     """
     # Everything that can be wrong is looked at before the first step.
-    resolve_device(spec.fit.device)
-    with new_folder(Path(out), overwrite) as folder:
+    with ExitStack() as stack:
+        with team.together():
+            team.check_device(spec.fit.device)
+            resolve_device(spec.fit.device)
+            folder = stack.enter_context(new_folder(Path(out), overwrite)) if team.leads else None
         with stage("preparing data"):
-            images, held_out = load_data(spec)
+            if spec.data.download and team.size > 1:
+                # By one process of each machine; the others find it there.
+                with team.together():
+                    if team.local_rank == 0:
+                        load_data(spec)
+            with team.together():
+                images, held_out = load_data(spec)
         model, guide = load_pair(spec, images)
-        failure = None
+        failure, metrics = None, {}
         try:
-            result = fit(model, guide, images, spec.fit, progress=progress)
+            shown = progress and team.leads
+            result = fit(model, guide, images, spec.fit, progress=shown, team=team)
         except NonFiniteLoss as error:
             failure = error
-            save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
+            if folder is not None:
+                save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
         else:
-            with stage("writing the report"):
-                metrics = save_run(folder, result, spec, held_out)
+            if folder is not None:
+                with stage("writing the report"):
+                    metrics = save_run(folder, result, spec, held_out)
+    # The others stay until the folder is there, because torchrun ends all when one has failed.
+    metrics = team.agreed(metrics)
     if failure is not None:
         raise failure
     return result, metrics

@@ -23,8 +23,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.batches import Batches
+from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import Guide, MixtureGuide, NormalGammaGuide
+from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
@@ -161,6 +162,7 @@ class Trainer:
         data: ImageData,
         spec: FitSpec,
         schedule: ScheduleSpec,
+        team: Team = ALONE,
     ) -> None:
         for key, owner in schedule.foreign(guide.spec.family).items():
             raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
@@ -168,8 +170,10 @@ class Trainer:
             guide.exact = schedule.exact == 0.0
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
-        self.spec, self.schedule = spec, schedule
-        self.batches = Batches(data, spec.batch_size, spec.seed, self.device, spec.resident_bytes)
+        self.spec, self.schedule, self.team = spec, schedule, team
+        self.batches = Batches(
+            data, spec.batch_size, spec.seed, self.device, spec.resident_bytes, team
+        )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
@@ -180,6 +184,12 @@ class Trainer:
         # Those of the objective, such as a discriminator's.
         self.own_parameters = self.parameters[len(pair) :]
         self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
+        # Of a batch that is shared with other processes.
+        self.shared_loss = (
+            SharedLoss(team, self.elbo, self.model, self.guide, self.own_parameters)
+            if team.size > 1
+            else None
+        )
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
         if schedule.signal_nats > 0:
             signal = self.model.likelihood.signal(self.monitor_images)
@@ -214,7 +224,10 @@ class Trainer:
         x = self.batches[self.step]
         # Shapes and supports are checked on the first step; they do not change afterwards.
         with pyro.validation_enabled(self.step == 0), SiteWeights(self.weights(fraction)):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
+            if self.shared_loss is not None:
+                loss = self.shared_loss(x)
+            else:
+                loss = self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -234,10 +247,15 @@ class Trainer:
         return seeded(self.spec.seed, self.device)
 
     def loss(self) -> float:
-        """-ELBO per monitor image, nats."""
+        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it."""
         with self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
             x = self.monitor_images
-            return self.elbo.loss(self.model, self.guide, x) / len(x)
+            return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
+
+    def codes(self, x: Tensor) -> Codes:
+        """What the guide says of images, agreed on likewise."""
+        codes = self.guide.codes(x)
+        return Codes(**{name: self.team.agreed(value) for name, value in vars(codes).items()})
 
     def look(self) -> dict[str, Any]:
         """A row of the history."""
@@ -323,7 +341,7 @@ class Trainer:
     @torch.no_grad()
     def candidates(self, move: Move) -> tuple[list[int], Tensor]:
         """Latents to try, most promising first, and the posterior means (N, K) behind it."""
-        codes = self.guide.codes(self.monitor_images)
+        codes = self.codes(self.monitor_images)
         informative = codes.probs.mean(0) > 0.5
         if move.kind == "birth":
             variance = codes.loc.var(0)
@@ -355,7 +373,7 @@ class Trainer:
         What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork; without
         this it fades so slowly that it outlasts the training.
         """
-        codes = self.guide.codes(self.monitor_images)
+        codes = self.codes(self.monitor_images)
         faint = (codes.probs.mean(0) < 0.5) & (codes.loc.var(0) < LEAK)
         for k in faint.nonzero().flatten().tolist():
             jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
@@ -368,7 +386,7 @@ class Trainer:
         knows a rotation or a small shear of them; it is undone if it costs more than FREE nats.
         """
         images = self.batches.data.images[:DECORRELATION_IMAGES].split(MONITOR_IMAGES)
-        codes = [self.guide.codes(ImageData.to_unit(x.to(self.device))) for x in images]
+        codes = [self.codes(ImageData.to_unit(x.to(self.device))) for x in images]
         informative = torch.cat([code.probs for code in codes]).mean(0) > 0.5
         latents = informative.nonzero().flatten()
         if len(latents) < 2:
@@ -410,6 +428,7 @@ def fit(
     *,
     schedule: ScheduleSpec | None = None,
     progress: bool = True,
+    team: Team = ALONE,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
@@ -422,12 +441,15 @@ def fit(
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
         schedule: Annealing and moves; the guide's own by default.
         progress: Show a bar with the loss, the KL of each site and the informative latents.
+        team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
+            of them calls ``fit`` with the same arguments and gets the same result.
 
     Returns:
         The same model and guide, trained in place, with the record of the training.
 
     Raises:
-        UserError: If the images do not fit the model, or the device is not there.
+        UserError: If the images do not fit the model, the device is not there, or the processes of
+            the team cannot share a batch evenly.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
     """
     spec = spec or FitSpec()
@@ -445,7 +467,9 @@ def fit(
     with pyro.get_param_store().scope(), random, warnings.catch_warnings():
         # NonFiniteLoss says it, with the step.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
+        # Of an objective's own parameters, which are in use on most steps (SharedLoss).
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
         actions = trainer.actions()
         with TrainingBar(spec.steps, enabled=progress) as bar:
             due = 0
