@@ -254,7 +254,8 @@ class _LossModule(nn.Module):
     def __init__(self, elbo: Any, model: nn.Module, guide: nn.Module, own: list[Any]) -> None:
         super().__init__()
         self.elbo, self.model, self.guide = elbo, model, guide
-        self.own = nn.ParameterList(own)
+        # With one that no step uses: DDP warns where it looks for such parameters and finds none.
+        self.own = nn.ParameterList([*own, nn.Parameter(torch.zeros(()))] if own else [])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)

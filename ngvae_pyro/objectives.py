@@ -453,6 +453,7 @@ class AdversarialELBO(Objective, Trace_ELBO):
         super().__init__(
             num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
         )
+        self.max_plate_nesting = elbo.max_plate_nesting
         self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
         self._elbo = elbo
         self.discriminator = PatchDiscriminator(image_shape, channels, layers)
@@ -539,7 +540,9 @@ def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
             # Relaxed counts have no density, but their KL is closed.
             closed = isinstance(guide, PoissonGuideSpec)
             elbo = TraceMeanField_ELBO if closed else ELBOS[fit.elbo]
-            return elbo(**particles, vectorize_particles=fit.particles > 1)
+            # With the nesting given, Pyro need not run the pair once to guess it, hidden from the
+            # handlers around a step.
+            return elbo(**particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)
         case CapacitySpec() as spec:

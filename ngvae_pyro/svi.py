@@ -467,8 +467,6 @@ def fit(
     with pyro.get_param_store().scope(), random, warnings.catch_warnings():
         # NonFiniteLoss says it, with the step.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        # Of an objective's own parameters, which are in use on most steps (SharedLoss).
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
         actions = trainer.actions()
         with TrainingBar(spec.steps, enabled=progress) as bar:
