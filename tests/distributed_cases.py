@@ -4,6 +4,7 @@ Run by torchrun with the folder of the results; the first process writes them. A
 so that the rounding of other sums, which a training makes larger step by step, stays small.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +15,19 @@ import torch
 from pyro.distributions import Gamma, Normal, TorchDistribution
 from torch import Tensor
 
-from ngvae_pyro import distributed
+from ngvae_pyro import distributed, runs
 from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.distributions import GammaMixture, GeneralizedGamma, NormalGammaMixture
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.svi import fit
+from ngvae_pyro.svi import NonFiniteLoss, fit
+from ngvae_pyro.variants import run_spec
 
 SMALL = MLPSpec(width=16, depth=2)
 FIT = FitSpec(steps=12, batch_size=16, monitor_every=6, device="cpu")
@@ -122,21 +125,48 @@ def draws(name: str, shape: tuple[int, ...], team: Team = ALONE) -> dict[str, Te
     return {key: team.whole(tensor.detach(), axis) for key, tensor in results.items()}
 
 
+def failures(folder: Path, team: Team) -> list[str]:
+    """What this process is told where a run cannot be written, cannot be shared, and diverges."""
+    fits = {
+        "written": {},
+        "shared": {"batch_size": 9},
+        "diverged": {"learning_rate": 1e30, "steps": 40},
+    }
+    if team.leads:
+        (folder / "written").mkdir()
+    lines = []
+    for name, changes in fits.items():
+        values = {"fit": {"device": "cpu", **changes}, "data": {"size": 120}}
+        spec = run_spec("gaussian", "gaussian", values, "test")
+        try:
+            runs.train(spec, folder / name, progress=False, team=team)
+        except (UserError, NonFiniteLoss) as error:
+            lines.append(str(error))
+    return lines
+
+
 SHAPES = {"": (6, 3), " with particles": (2, 6, 3)}
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with distributed.joined() as team, double_precision():
-        for name in TRAININGS:
-            results = training(name, team)
+    with distributed.joined() as team:
+        lines = failures(folder, team)
+        (folder / f"failures{team.rank}.json").write_text(json.dumps(lines))
+        with double_precision():
+            compared(folder, team)
+
+
+def compared(folder: Path, team: Team) -> None:
+    for name in TRAININGS:
+        results = training(name, team)
+        if team.leads:
+            torch.save(results, folder / f"{name}.pt")
+    for name in DISTRIBUTIONS:
+        for suffix, shape in SHAPES.items():
+            results = draws(name, shape, team)
             if team.leads:
-                torch.save(results, folder / f"{name}.pt")
-        for name in DISTRIBUTIONS:
-            for suffix, shape in SHAPES.items():
-                results = draws(name, shape, team)
-                if team.leads:
-                    torch.save(results, folder / f"{name}{suffix}.pt")
+                torch.save(results, folder / f"{name}{suffix}.pt")
 
 
 if __name__ == "__main__":
