@@ -48,6 +48,7 @@ def of_two(tmp_path_factory):
 def test_two_processes_train_as_one(of_two, name):
     with cases.double_precision():
         one = cases.training(name)
+    assert len(one["moves"]) > 0 or name != "relaxed"
     torch.testing.assert_close(torch.load(of_two / f"{name}.pt"), one)
 
 
