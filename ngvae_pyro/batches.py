@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.images import ImageData
 
 # Batches that each worker may be ahead: one that it gathers and one that waits.
@@ -33,6 +34,10 @@ class Batches:
         workers: Threads that gather the batches of the next steps while this one is computed, if
             the data are streamed. By default 2 for a GPU, and none for the CPU, which they would
             take from the step.
+        team: The processes that share the batches; each has its rows of them.
+
+    Raises:
+        UserError: If the processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -43,21 +48,22 @@ class Batches:
         device: torch.device,
         resident_bytes: int,
         workers: int | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self.data, self.seed, self.device = data, seed, device
+        self.data, self.seed, self.device, self.team = data, seed, device, team
         self.batch_size = min(batch_size, len(data))
+        team.check_batch(self.batch_size)
         self.per_epoch = len(data) // self.batch_size
         self.resident = data.images.to(device) if data.nbytes <= resident_bytes else None
-        # Indices of the images of each step of an epoch, (per_epoch, batch_size).
+        # Indices of the images of each step of an epoch.
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        rows = self.batch_size // team.size
         # What `take` reads: the order of the present epoch, or the images of the present step.
         # Always the same memory, so that a recording of it holds for every step.
         if self.resident is not None:
-            self._ready = torch.empty(
-                self.per_epoch, self.batch_size, dtype=torch.long, device=device
-            )
+            self._ready = torch.empty(self.per_epoch, rows, dtype=torch.long, device=device)
         else:
-            shape = (self.batch_size, *data.image_shape)
+            shape = (rows, *data.image_shape)
             self._ready = torch.empty(shape, dtype=data.images.dtype, device=device)
         self._ready_for = -1
         if workers is None:
@@ -74,27 +80,25 @@ class Batches:
         return self.device.type == "cuda"
 
     def order(self, epoch: int) -> Tensor:
-        """Indices of the images of each step of an epoch, shape (per_epoch, batch_size)."""
+        """Indices of the images of each step of an epoch, (per_epoch, rows of this process)."""
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.data), generator=generator)
             order = order[: self.per_epoch * self.batch_size].view(self.per_epoch, -1)
-            self._order = (epoch, order)
+            self._order = (epoch, self.team.rows(order, axis=1))
         return self._order[1]
 
     def index(self, step: int) -> Tensor:
-        """Indices of the images of a step, shape (batch_size,)."""
+        """Indices of the images of a step, this process's rows of ``batch_size``."""
         epoch, position = divmod(step, self.per_epoch)
         return self.order(epoch)[position]
 
     def prepare(self, step: int) -> None:
         """Have on the device what :meth:`take` needs for a step."""
-        if self.resident is None:
-            ready_for, ready = step, self._stored
-        else:
-            ready_for, ready = step // self.per_epoch, self.order
+        ready_for = step if self.resident is None else step // self.per_epoch
         if ready_for != self._ready_for:
-            self._ready.copy_(ready(ready_for), non_blocking=True)
+            ready = self._stored(step) if self.resident is None else self.order(ready_for)
+            self._ready.copy_(ready, non_blocking=True)
             self._ready_for = ready_for
 
     def take(self, position: Tensor) -> Tensor:

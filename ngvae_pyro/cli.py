@@ -1,8 +1,10 @@
 """The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
+import os
 import shlex
 import sys
 import tomllib
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +19,7 @@ from ngvae_pyro import __version__, variants
 from ngvae_pyro.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from ngvae_pyro.distributed import Team
     from ngvae_pyro.svi import Fit
 
 # Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
@@ -52,13 +55,30 @@ DataRootOption = Annotated[str | None, typer.Option(help="Folder of torchvision 
 DownloadOption = Annotated[bool, typer.Option("--download", help="Download missing data.")]
 
 
+def _team() -> "AbstractContextManager[Team | None]":
+    """The processes that torchrun has started, None without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    from ngvae_pyro import distributed
+
+    return distributed.joined()
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"ngvae: {error}", file=sys.stderr)
-        sys.exit(2)
+    with _team() as team:
+        try:
+            app(obj=team)
+        except UserError as error:
+            if team is None or team.leads:
+                print(f"ngvae: {error}", file=sys.stderr)
+            code: Any = 2
+        except SystemExit as end:
+            # All processes of a team come to the end of these; an interrupted one leaves alone.
+            if end.code not in (0, 1, 2):
+                raise
+            code = end.code
+    sys.exit(code)
 
 
 def _version(asked: bool) -> None:
@@ -69,11 +89,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.obj is not None and context.invoked_subcommand != "train":
+        raise UserError(f"torchrun is for train, not for {context.invoked_subcommand}")
 
 
 def assign(values: dict[str, Any], assignment: str) -> None:
@@ -131,6 +153,7 @@ def _values(
 
 @app.command()
 def train(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model variant, or path to a .toml file.")],
     guide: Annotated[str, typer.Argument(help="Guide variant, or path to a .toml file.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
@@ -152,13 +175,19 @@ def train(
         values["fit"].setdefault("seed", seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
-    from ngvae_pyro import runs, svi
+    from ngvae_pyro import distributed, runs
+    from ngvae_pyro.steps import NonFiniteLoss
 
+    team: Team = context.obj or distributed.ALONE
+    stage: Any = err.status if team.leads else nullcontext
     try:
-        fit, metrics = runs.train(spec, out_folder, overwrite=overwrite, stage=err.status)
-    except svi.NonFiniteLoss as error:
-        print(f"ngvae: {error}; its weights are in {out_folder}", file=sys.stderr)
+        fit, metrics = runs.train(spec, out_folder, overwrite=overwrite, stage=stage, team=team)
+    except NonFiniteLoss as error:
+        if team.leads:
+            print(f"ngvae: {error}; its weights are in {out_folder}", file=sys.stderr)
         raise typer.Exit(1) from None
+    if not team.leads:
+        return
     if spec.model.likelihood.family == "auto" and fit.model.likelihood.family == "bernoulli":
         say("the images hold only 0 and 1: likelihood bernoulli")
     _summary(out_folder, fit, metrics)

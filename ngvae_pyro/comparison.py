@@ -21,7 +21,8 @@ from ngvae_pyro import _arviz, comparison_plots, evaluation, report, runs, table
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import RunSpec, SavedRun
-from ngvae_pyro.svi import NonFiniteLoss, resolve_device
+from ngvae_pyro.steps import NonFiniteLoss
+from ngvae_pyro.svi import resolve_device
 from ngvae_pyro.variants import run_spec
 
 # The columns of the slides' table, in its order.

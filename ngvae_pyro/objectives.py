@@ -28,6 +28,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from ngvae_pyro.distributed import ALONE
 from ngvae_pyro.distributions import (
     NormalGammaMarginal,
     NormalGammaPrior,
@@ -188,10 +189,12 @@ class PenalisedELBO(Objective, MeanFieldELBO):
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-        site = guide_trace.nodes["z"]
-        penalty = self.penalty(
-            site["value"], site["fn"].base_dist, model_trace.nodes["z"]["fn"].base_dist
-        )
+        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
+        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
+        # then computes all of it, and has its share of that.
+        team = site["infer"].get("team", ALONE)
+        parts = (site["value"], site["fn"].base_dist, prior)
+        penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size
         return loss + penalty.detach(), surrogate + penalty
 
 
@@ -456,6 +459,7 @@ class AdversarialELBO(Objective, TraceELBO):
         super().__init__(
             num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
         )
+        self.max_plate_nesting = elbo.max_plate_nesting
         self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
         self.acts = True
         self._elbo = elbo
@@ -548,7 +552,9 @@ def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
             # Relaxed counts have no density, but their KL is closed.
             closed = isinstance(guide, PoissonGuideSpec)
             elbo = MeanFieldELBO if closed else ELBOS[fit.elbo]
-            return elbo(**particles, vectorize_particles=fit.particles > 1)
+            # With the nesting given, Pyro need not run the pair once to guess it, hidden from the
+            # handlers around a step.
+            return elbo(**particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1)
         case BetaSpec() as spec:
             return BetaELBO(spec.beta, **particles)
         case CapacitySpec() as spec:

@@ -94,7 +94,7 @@ class Program:
 
 def _where(error: BaseException) -> str:
     """File and line of what an error comes from, leaving out the libraries that it went through."""
-    libraries = [str(Path(library.__file__).parent) for library in (torch, pyro)]
+    libraries = [library.__path__[0] for library in (torch, pyro)]
     place = "the function"
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
@@ -202,7 +202,7 @@ def _merge(graph: fx.Graph, written: set[fx.Node]) -> None:
             node.replace_all_uses_with(twin)
 
 
-def _same(node: fx.Node) -> fx.Node | None:
+def _same(node: fx.Node) -> Any:
     """The argument that a node is no different from."""
     argument = node.args[0] if node.args else None
     if not isinstance(argument, fx.Node):

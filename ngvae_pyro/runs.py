@@ -4,7 +4,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ngvae_pyro import _arviz, data, diagnostics, plots, report
+from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun, parse
-from ngvae_pyro.svi import Fit, NonFiniteLoss, fit, resolve_device, seeded
+from ngvae_pyro.steps import NonFiniteLoss
+from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
@@ -160,6 +162,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+    team: Team = ALONE,
 ) -> tuple[Fit, dict[str, Any]]:
     """Train what a spec says and write the run folder, whole or not at all.
 
@@ -169,6 +172,7 @@ def train(
         overwrite: Whether an existing run folder is replaced.
         progress: Show the training.
         stage: Shows what is done before and after the training.
+        team: The processes that train together; the first of them writes the folder and shows.
 
     Returns:
         The fit and its metrics.
@@ -178,20 +182,34 @@ def train(
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
     """
     # Everything that can be wrong is looked at before the first step.
-    device = resolve_device(spec.fit.device)
-    with new_folder(Path(out), overwrite) as folder:
+    with ExitStack() as stack:
+        with team.together():
+            team.check_device(spec.fit.device)
+            device = resolve_device(spec.fit.device)
+            folder = stack.enter_context(new_folder(Path(out), overwrite)) if team.leads else None
         with stage("preparing data"):
-            images, held_out = load_data(spec, device)
+            if spec.data.download and team.size > 1:
+                # By one process of each machine; the others find it there.
+                with team.together():
+                    if team.local_rank == 0:
+                        load_data(spec, device)
+            with team.together():
+                images, held_out = load_data(spec, device)
         model, guide = load_pair(spec, images)
-        failure = None
+        failure, metrics = None, {}
         try:
-            result = fit(model, guide, images, spec.fit, progress=progress)
+            shown = progress and team.leads
+            result = fit(model, guide, images, spec.fit, progress=shown, team=team)
         except NonFiniteLoss as error:
             failure = error
-            save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
+            if folder is not None:
+                save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
         else:
-            with stage("writing the report"):
-                metrics = save_run(folder, result, spec, held_out)
+            if folder is not None:
+                with stage("writing the report"):
+                    metrics = save_run(folder, result, spec, held_out)
+    # The others stay until the folder is there, because torchrun ends all when one has failed.
+    metrics = team.agreed(metrics)
     if failure is not None:
         raise failure
     return result, metrics

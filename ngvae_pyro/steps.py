@@ -50,8 +50,8 @@ class Steps:
     """The optimizer steps of one training.
 
     Args:
-        loss: -ELBO per image of a batch (B, C, H, W). Whatever it needs of the schedule it reads
-            from ``row``.
+        gradients: From a batch (B, C, H, W), -ELBO per image and its gradients by the parameters.
+            Whatever it needs of the schedule it reads from ``row``.
         parameters: What is trained.
         optimizer: A fused Adam over them, whose learning rates are in ``row``.
         batches: Of images.
@@ -64,7 +64,7 @@ class Steps:
 
     def __init__(
         self,
-        loss: Callable[[Tensor], Tensor],
+        gradients: Callable[[Tensor], tuple[Tensor | None, ...]],
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         batches: Batches,
@@ -75,15 +75,15 @@ class Steps:
         key: Callable[[], Hashable],
         fast: bool,
     ) -> None:
-        self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
+        self.gradients, self.parameters, self.optimizer = gradients, parameters, optimizer
         self.batches, self.table, self.row = batches, table, row
         self.clip_norm, self.key, self.fast = clip_norm, key, fast
         self.device = row.device
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
         # Loss and norm of the gradient of each step.
-        self.trace = torch.zeros(len(table), 2, device=self.device)
+        self.trace = torch.zeros(len(table), 2, dtype=torch.float32, device=self.device)
         # 1 once a loss was not finite; then nothing is changed any more.
-        self.failed = torch.zeros((), device=self.device)
+        self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next = 0
         self._forget()
 
@@ -139,27 +139,21 @@ class Steps:
     def _step(self) -> None:
         torch.index_select(self.table, 0, self.position, out=self.row)
         x = self.batches.take(self.position)
-        gradients = self.gradients if self.program is None else self.program
+        gradients: Any = self.gradients if self.program is None else self.program
         self._update(*gradients(x))
         self.position += 1
-
-    def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The loss of a batch and its gradients by the parameters."""
-        loss = self.loss(x)
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        return loss.detach(), *map(_laid_out, gradients, self.parameters)
 
     def _update(self, loss: Tensor, *gradients: Tensor | None) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-        both = torch.stack((loss, norm))
+        both = torch.stack((loss, norm)).to(self.trace.dtype)
         self.trace.index_copy_(0, self.position, both.unsqueeze(0))
         self.failed.copy_(torch.maximum(self.failed, (~both.isfinite()).any()))
         # The kernel of a fused Adam divides gradients and skips steps, as it does for mixed
         # precision, so that clipping takes no pass over the gradients of its own.
         optimizer: Any = self.optimizer
-        optimizer.grad_scale = (norm / self.clip_norm).clamp(min=1.0)
+        optimizer.grad_scale = (both[1] / self.clip_norm).clamp(min=1.0)
         optimizer.found_inf = self.failed
         optimizer.step()
 
@@ -227,10 +221,3 @@ class Steps:
                 f"the loss of a batch is {recorded:g} as recorded, and {literal:g} now; "
                 "model, guide or objective have changed in something that is no tensor"
             )
-
-
-def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient with the strides of its parameter, which fused kernels take for granted."""
-    if gradient is None or gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)

@@ -21,15 +21,16 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.batches import Batches
+from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import Guide, MixtureGuide, NormalGammaGuide
+from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
-from ngvae_pyro.steps import NonFiniteLoss, Steps
+from ngvae_pyro.steps import Steps
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
@@ -112,6 +113,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient with the strides of its parameter, which fused kernels take for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 @torch.no_grad()
 def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """One-sample terms of the ELBO for each image of a batch.
@@ -144,6 +152,7 @@ class Trainer:
         data: ImageData,
         spec: FitSpec,
         schedule: ScheduleSpec,
+        team: Team = ALONE,
     ) -> None:
         for key, owner in schedule.foreign(guide.spec.family).items():
             raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
@@ -151,7 +160,7 @@ class Trainer:
             guide.exact = schedule.exact == 0.0
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
-        self.spec, self.schedule = spec, schedule
+        self.spec, self.schedule, self.team = spec, schedule, team
         # Convolutions of a 64x64 batch of 128 took two thirds of the time with channels last, on
         # two cores of an EPYC virtual machine; on CUDA it is not measured.
         last = spec.fast and self.device.type == "cpu"
@@ -160,7 +169,13 @@ class Trainer:
             getattr(torch, spec.network_dtype),
         )
         self.batches = Batches(
-            data, spec.batch_size, spec.seed, self.device, spec.resident_bytes, spec.workers
+            data,
+            spec.batch_size,
+            spec.seed,
+            self.device,
+            spec.resident_bytes,
+            spec.workers,
+            team,
         )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
@@ -171,6 +186,12 @@ class Trainer:
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         # Those of the objective, such as a discriminator's.
         self.own_parameters = self.parameters[len(pair) :]
+        # Of a batch that is shared with other processes.
+        self.shared_loss = (
+            SharedLoss(team, self.elbo, self.model, self.guide, self.own_parameters)
+            if team.size > 1
+            else None
+        )
         self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
         if schedule.signal_nats > 0:
             signal = self.model.likelihood.signal(self.monitor_images)
@@ -188,6 +209,7 @@ class Trainer:
 
     def _steps(self, groups: list[dict[str, Any]]) -> Steps:
         """What carries out the steps: optimizer, and the schedule as a table for the device."""
+        columns: list[Callable[[float], float]]
         columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
         ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
         columns += ramps.values()
@@ -208,7 +230,7 @@ class Trainer:
             self.elbo.fraction = next(numbers)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
         return Steps(
-            self.batch_loss,
+            self.gradients,
             self.parameters,
             self.optimizer,
             self.batches,
@@ -216,7 +238,7 @@ class Trainer:
             row,
             clip_norm=self.spec.clip_norm,
             key=self.phase,
-            fast=self.spec.fast,
+            fast=self.spec.fast and self.team.size == 1,
         )
 
     @property
@@ -247,7 +269,20 @@ class Trainer:
         for name, value in self.buffers.items():
             getattr(self.guide, name).copy_(value)
         with SiteWeights(self.weights):
+            if self.shared_loss is not None:
+                return self.shared_loss(x)
             return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
+
+    def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        """The loss of a batch and its gradients by the parameters."""
+        loss = self.batch_loss(x)
+        if self.shared_loss is not None:
+            # They are averaged over the processes where they arrive at the parameters.
+            self.optimizer.zero_grad()
+            loss.backward()
+            return loss.detach(), *(p.grad for p in self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), *map(laid_out, gradients, self.parameters)
 
     def train_step(self) -> None:
         """One optimizer step at the current position of the schedule."""
@@ -261,10 +296,15 @@ class Trainer:
         return seeded(self.spec.seed, self.device)
 
     def loss(self) -> float:
-        """-ELBO per monitor image, nats."""
+        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it."""
         with self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
             x = self.monitor_images
-            return self.elbo.loss(self.model, self.guide, x) / len(x)
+            return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
+
+    def codes(self, x: Tensor) -> Codes:
+        """What the guide says of images, agreed on likewise."""
+        codes = self.guide.codes(x)
+        return Codes(**{name: self.team.agreed(value) for name, value in vars(codes).items()})
 
     def look(self) -> dict[str, Any]:
         """A row of the history."""
@@ -359,7 +399,7 @@ class Trainer:
     @torch.no_grad()
     def candidates(self, move: Move) -> tuple[list[int], Tensor]:
         """Latents to try, most promising first, and the posterior means (N, K) behind it."""
-        codes = self.guide.codes(self.monitor_images)
+        codes = self.codes(self.monitor_images)
         informative = codes.probs.mean(0) > 0.5
         if move.kind == "birth":
             variance = codes.loc.var(0)
@@ -391,7 +431,7 @@ class Trainer:
         What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork; without
         this it fades so slowly that it outlasts the training.
         """
-        codes = self.guide.codes(self.monitor_images)
+        codes = self.codes(self.monitor_images)
         faint = (codes.probs.mean(0) < 0.5) & (codes.loc.var(0) < LEAK)
         for k in faint.nonzero().flatten().tolist():
             jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
@@ -404,7 +444,7 @@ class Trainer:
         knows a rotation or a small shear of them; it is undone if it costs more than FREE nats.
         """
         images = self.batches.data.images[:DECORRELATION_IMAGES].split(MONITOR_IMAGES)
-        codes = [self.guide.codes(ImageData.to_unit(x.to(self.device))) for x in images]
+        codes = [self.codes(ImageData.to_unit(x.to(self.device))) for x in images]
         informative = torch.cat([code.probs for code in codes]).mean(0) > 0.5
         latents = informative.nonzero().flatten()
         if len(latents) < 2:
@@ -446,6 +486,7 @@ def fit(
     *,
     schedule: ScheduleSpec | None = None,
     progress: bool = True,
+    team: Team = ALONE,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
@@ -458,12 +499,15 @@ def fit(
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
         schedule: Annealing and moves; the guide's own by default.
         progress: Show a bar with the loss, the KL of each site and the informative latents.
+        team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
+            of them calls ``fit`` with the same arguments and gets the same result.
 
     Returns:
         The same model and guide, trained in place, with the record of the training.
 
     Raises:
-        UserError: If the images do not fit the model, or the device is not there.
+        UserError: If the images do not fit the model, the device is not there, or the processes of
+            the team cannot share a batch evenly.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
     """
     spec = spec or FitSpec()
@@ -479,7 +523,7 @@ def fit(
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
     with pyro.get_param_store().scope(), random:
-        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule)
+        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
         actions = trainer.actions()
         with TrainingBar(spec.steps, enabled=progress) as bar:
             due = 0

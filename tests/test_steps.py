@@ -71,13 +71,17 @@ def test_recorded_steps_are_the_literal_ones(data, model, guide):
 def test_the_exact_mixture_is_recorded_too(data):
     pairs = [load(data, guide="mixture") for _ in range(2)]
     schedule = pairs[0][1].spec.schedule.model_copy(update={"exact": 0.0})
-    assert_same(*(trained(p, data, schedule, fast=f) for p, f in zip(pairs, (False, True))))
+    assert_same(
+        *(trained(p, data, schedule, fast=f) for p, f in zip(pairs, (False, True), strict=True))
+    )
 
 
 def test_particles_and_the_closed_kl_are_recorded_too(data):
     for settings in ({"particles": 3}, {"elbo": "TraceMeanField_ELBO"}):
         pairs = [load(data) for _ in range(2)]
-        fits = (trained(p, data, fast=f, **settings) for p, f in zip(pairs, (False, True)))
+        fits = (
+            trained(p, data, fast=f, **settings) for p, f in zip(pairs, (False, True), strict=True)
+        )
         assert_same(*fits)
 
 
@@ -174,13 +178,13 @@ def test_a_loss_that_is_not_finite_changes_nothing(data, fast):
     if fast:
         # The recording holds the images; a constant of the model is held by both.
         trainer.model.likelihood.log_scale.fill_(float("nan"))
-    with pytest.raises(svi.NonFiniteLoss, match="non-finite loss at step 8: loss nan"):
+    with pytest.raises(steps.NonFiniteLoss, match="non-finite loss at step 8: loss nan"):
         trainer.train_step()
     for p, q in zip(trainer.parameters, before, strict=True):
         assert torch.equal(p, q)
     for own, was in zip(trainer.state()["optimizer"], state, strict=True):
         assert all(torch.equal(own[name], was[name]) for name in was)
-    with pytest.raises(svi.NonFiniteLoss, match="at step 8"):
+    with pytest.raises(steps.NonFiniteLoss, match="at step 8"):
         trainer.steps.check()
 
 
@@ -235,7 +239,7 @@ def test_a_step_on_cuda_neither_waits_nor_copies(data, model, guide, monkeypatch
         monkeypatch.setattr(
             step,
             "gradients",
-            lambda x: (step.loss(x).detach(), *map(torch.zeros_like, trainer.parameters)),
+            lambda x: (trainer.batch_loss(x).detach(), *map(torch.zeros_like, trainer.parameters)),
         )
         for exact in {False, guide == "mixture"}:
             pair[1].exact = exact

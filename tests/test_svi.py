@@ -16,7 +16,8 @@ from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.selection import decorrelate, jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.svi import NonFiniteLoss, Trainer, fit, resolve_device
+from ngvae_pyro.steps import NonFiniteLoss
+from ngvae_pyro.svi import Trainer, fit, resolve_device
 
 SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
 CPU = torch.device("cpu")
