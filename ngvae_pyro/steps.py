@@ -7,7 +7,6 @@ as a :class:`~ngvae_pyro.program.Program`, on CUDA as a graph of that program, w
 one call. Nothing is read back from a GPU unless it is asked for.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -26,6 +25,8 @@ WARM_UP = 10
 PAYS_FROM = 300
 # Steps of a recorded program on the stream of a CUDA graph before its capture, as torch asks for.
 CAPTURE_AFTER = 3
+# Rows of the schedule that are on the device at a time.
+ROWS = 4096
 # Of the loss, between a recording and the literal step with the same noise.
 TOLERANCE = 1e-3
 
@@ -55,8 +56,9 @@ class Steps:
         parameters: What is trained.
         optimizer: A fused Adam over them, whose learning rates are in ``row``.
         batches: Of images.
-        table: Learning rates and weights of all steps, shape (steps, N).
-        row: Those of the present step, shape (1, N); written to in place.
+        count: How many steps there are.
+        numbers: Learning rates and weights of a step, N numbers.
+        row: Where those of the present step are put, shape (1, N).
         clip_norm: Largest norm of the gradient.
         key: What a recording holds for, besides the tensors: it is made anew when that changes.
         fast: Whether there are recordings at all.
@@ -68,7 +70,8 @@ class Steps:
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         batches: Batches,
-        table: Tensor,
+        count: int,
+        numbers: Callable[[int], Sequence[float]],
         row: Tensor,
         *,
         clip_norm: float,
@@ -76,13 +79,15 @@ class Steps:
         fast: bool,
     ) -> None:
         self.gradients, self.parameters, self.optimizer = gradients, parameters, optimizer
-        self.batches, self.table, self.row = batches, table, row
+        self.batches, self.count, self.numbers, self.row = batches, count, numbers, row
         self.clip_norm, self.key, self.fast = clip_norm, key, fast
         self.device = row.device
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
-        # Loss and norm of the gradient of each step.
-        self.trace = torch.zeros(len(table), 2, dtype=torch.float32, device=self.device)
-        # 1 once a loss was not finite; then nothing is changed any more.
+        self.table = row.new_empty(min(ROWS, count), row.shape[1])
+        self.tabled = -1
+        # Loss and norm of the gradient of the latest step.
+        self.latest = torch.zeros(2, dtype=torch.float32, device=self.device)
+        # 1 once they were not finite; then nothing is changed any more.
         self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next = 0
         self._forget()
@@ -102,6 +107,7 @@ class Steps:
         if step != self.next:
             self.position.fill_(step)
         self.batches.prepare(step)
+        self._tabulate(step)
         # Asked for in any case, because the answer also switches the objective.
         key = self.key()
         if self.fast:
@@ -117,39 +123,45 @@ class Steps:
         self.since += 1
         self.next = step + 1
         if self.device.type == "cpu":
-            self.check(step)
+            self.check()
 
-    def check(self, *steps: int) -> None:
-        """Raise for a loss or gradient of these steps, by default of all, that was not finite.
+    def check(self) -> None:
+        """Raise if a loss or gradient so far was not finite.
 
         Raises:
-            NonFiniteLoss: Of the first of them.
+            NonFiniteLoss: With the first of them.
         """
-        if not steps:
-            if self.failed.item() == 0.0:
-                return
-            steps = (int((~self.trace.isfinite().all(1)).nonzero()[0]),)
-        for step in steps:
-            loss, norm = self.trace[step].tolist()
-            if not math.isfinite(loss + norm):
-                raise NonFiniteLoss(step, loss, norm)
+        if self.failed.item():
+            raise NonFiniteLoss(int(self.position.item()), *self.latest.tolist())
+
+    def _tabulate(self, step: int) -> None:
+        """Have the schedule of a step on the device, and that of those around it."""
+        part, rows = step // len(self.table), len(self.table)
+        if part != self.tabled:
+            steps = range(part * rows, min((part + 1) * rows, self.count))
+            numbers = [self.numbers(step) for step in steps]
+            self.table[: len(steps)].copy_(self.row.new_tensor(numbers))
+            self.tabled = part
 
     # What a step is --------------------------------------------------------------------------
 
     def _step(self) -> None:
-        torch.index_select(self.table, 0, self.position, out=self.row)
+        self._read_row()
         x = self.batches.take(self.position)
         gradients: Any = self.gradients if self.program is None else self.program
         self._update(*gradients(x))
-        self.position += 1
+        self.position += self.failed == 0.0
+
+    def _read_row(self) -> None:
+        torch.index_select(self.table, 0, self.position % len(self.table), out=self.row)
 
     def _update(self, loss: Tensor, *gradients: Tensor | None) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-        both = torch.stack((loss, norm)).to(self.trace.dtype)
-        self.trace.index_copy_(0, self.position, both.unsqueeze(0))
-        self.failed.copy_(torch.maximum(self.failed, (~both.isfinite()).any()))
+        both = torch.stack((loss, norm)).to(self.latest.dtype)
+        self.latest.copy_(torch.where(self.failed == 0.0, both, self.latest))
+        self.failed.copy_(~self.latest.isfinite().all())
         # The kernel of a fused Adam divides gradients and skips steps, as it does for mixed
         # precision, so that clipping takes no pass over the gradients of its own.
         optimizer: Any = self.optimizer
@@ -165,7 +177,7 @@ class Steps:
             self._forget()
             self.recorded_for = key
         if self.program is None:
-            if self.since >= WARM_UP and len(self.table) - step >= PAYS_FROM:
+            if self.since >= WARM_UP and self.count - step >= PAYS_FROM:
                 self._make_program()
         elif self.graph is None and self.device.type == "cuda" and self.since >= CAPTURE_AFTER:
             self.graph = torch.cuda.CUDAGraph()
@@ -173,7 +185,7 @@ class Steps:
                 self._step()
 
     def _make_program(self) -> None:
-        torch.index_select(self.table, 0, self.position, out=self.row)
+        self._read_row()
         try:
             # It draws as a step does, and is not one.
             with torch.random.fork_rng(self._devices), pyro.validation_enabled(False):

@@ -215,11 +215,6 @@ class Trainer:
         columns += ramps.values()
         columns += [partial(self.annealed, name) for name in self.guide.annealed]
         columns.append(float)
-        rows = [
-            [column(step / self.spec.steps) for column in columns]
-            for step in range(self.spec.steps)
-        ]
-        table = torch.tensor(rows, device=self.device)
         row = torch.empty(1, len(columns), device=self.device)
         numbers = iter(row[0])
         for group in groups:
@@ -234,7 +229,8 @@ class Trainer:
             self.parameters,
             self.optimizer,
             self.batches,
-            table,
+            self.spec.steps,
+            lambda step: [column(step / self.spec.steps) for column in columns],
             row,
             clip_norm=self.spec.clip_norm,
             key=self.phase,

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -48,14 +49,16 @@ def trained(pair, data, schedule=None, count=8, **settings):
     schedule = schedule or guide.spec.schedule
     with svi.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         trainer = svi.Trainer(model, guide, data, spec, schedule)
+        trainer.trace = []
         for _ in range(count):
             trainer.train_step()
+            trainer.trace.append(trainer.steps.latest.tolist())
     return trainer
 
 
 def assert_same(literal, recorded):
     assert literal.steps.program is None and recorded.steps.program is not None
-    assert torch.equal(literal.steps.trace, recorded.steps.trace)
+    assert literal.trace == recorded.trace
     for a, b in zip(literal.parameters, recorded.parameters, strict=True):
         assert torch.equal(a, b)
 
@@ -102,7 +105,7 @@ def test_channels_last_is_the_same_within_float_error(data):
     )
     weight = recorded.model.decoder.trunk[-1].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(literal.steps.trace, recorded.steps.trace, rtol=1e-4)
+    assert np.allclose(literal.trace, recorded.trace, rtol=1e-4)
 
 
 def test_a_whole_fit_is_the_same(data):
@@ -154,7 +157,7 @@ def test_a_model_that_reads_values_is_trained_literally(data):
     model.__class__ = Reading
     with pytest.warns(UserWarning, match=r"^training goes step by step.*test_steps.py:\d+ reads"):
         literal = trained((model, guide), data)
-    assert not literal.steps.fast and torch.equal(literal.steps.trace, plain.steps.trace)
+    assert not literal.steps.fast and literal.trace == plain.trace
 
 
 def test_a_model_that_changes_by_itself_is_found_out(data):
@@ -193,7 +196,7 @@ def test_gradients_are_clipped_to_the_norm(data):
         trained(load(data), data, count=1, clip_norm=norm, learning_rate=1e-3)
         for norm in (1e9, 0.5)
     )
-    norm = free.steps.trace[0, 1].item()
+    norm = free.trace[0][1]
     assert norm > 0.5
     moments = (t.optimizer.state[t.parameters[0]]["exp_avg"] for t in (free, clipped))
     assert torch.allclose(next(moments) * 0.5 / norm, next(moments), rtol=1e-4)
@@ -257,4 +260,4 @@ def test_a_captured_step_is_the_literal_one(data, guide):
         for fast in (False, True)
     )
     assert captured.steps.graph is not None
-    assert torch.allclose(literal.steps.trace, captured.steps.trace, rtol=1e-3)
+    assert np.allclose(literal.trace, captured.trace, rtol=1e-3)
