@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.nn import Decoder
+from ngvae_pyro.pixels import GaussianPixels
 from ngvae_pyro.specs import (
     GaussianPriorSpec,
     LikelihoodSpec,
@@ -53,8 +54,8 @@ class Likelihood(nn.Module):
 
     def forward(self, output: Tensor) -> TorchDistribution:
         if self.family == "gaussian":
-            fn = dist.Normal(output, self.log_scale.exp())
-        elif self.family == "bernoulli":
+            return GaussianPixels(output, self.log_scale.exp())
+        if self.family == "bernoulli":
             # Grey values in [0, 1] are no Bernoulli outcomes; their log_prob is the
             # cross-entropy that the field trains with.
             fn = dist.Bernoulli(logits=output, validate_args=False)

@@ -113,6 +113,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def convolutional(*modules: torch.nn.Module) -> bool:
+    """Whether there are convolutions among them."""
+    return any(p.dim() == 4 for module in modules for p in module.parameters())
+
+
 def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     """The gradient with the strides of its parameter, which fused kernels take for granted."""
     if gradient is None or gradient.stride() == parameter.stride():
@@ -163,11 +168,9 @@ class Trainer:
         self.spec, self.schedule, self.team = spec, schedule, team
         # Convolutions of a 64x64 batch of 128 took two thirds of the time with channels last, on
         # two cores of an EPYC virtual machine; on CUDA it is not measured.
-        last = spec.fast and self.device.type == "cpu"
-        self.set_networks(
-            torch.channels_last if last else torch.contiguous_format,
-            getattr(torch, spec.network_dtype),
-        )
+        last = spec.fast and self.device.type == "cpu" and convolutional(model, guide)
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self.set_networks(self.memory_format, getattr(torch, spec.network_dtype))
         self.batches = Batches(
             data,
             spec.batch_size,
@@ -264,6 +267,7 @@ class Trainer:
         """-ELBO per image of a batch, weighed as the schedule says."""
         for name, value in self.buffers.items():
             getattr(self.guide, name).copy_(value)
+        x = x.contiguous(memory_format=self.memory_format)
         with SiteWeights(self.weights):
             if self.shared_loss is not None:
                 return self.shared_loss(x)
