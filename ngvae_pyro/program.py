@@ -233,32 +233,45 @@ def _keep(module: fx.GraphModule, written: set[fx.Node]) -> None:
         value = _value(node)
         if node in written or not isinstance(value, Tensor) or value.device.type != "cpu":
             continue
-        if value.numel() * value.element_size() < KEPT_BYTES:
+        if value.numel() * value.element_size() < KEPT_BYTES or not _is_dense(value):
             continue
-        out = _into(node.target)
-        if out is None or not value.is_contiguous():
+        target, args = node.target, node.args
+        if target is aten.relu.default:
+            # The same operation, which has a variant that writes into given memory.
+            target, args = aten.clamp_min.default, (*args, 0)
+        into, name = _into(target)
+        if into is None:
             continue
-        name = f"_kept_{n}"
-        module.register_buffer(name, _empty(value), persistent=False)
+        memory_name = f"_kept_{n}"
+        module.register_buffer(memory_name, _empty(value), persistent=False)
         with module.graph.inserting_before(node):
-            memory = module.graph.get_attr(name)
-            new = module.graph.call_function(out, node.args, {**node.kwargs, "out": memory})
+            memory = module.graph.get_attr(memory_name)
+            new = module.graph.call_function(into, args, {**node.kwargs, name: memory})
         new.meta = node.meta
         node.replace_all_uses_with(new)
         module.graph.erase_node(node)
 
 
-def _into(target: Any) -> OpOverload | None:
-    """The variant of an operation that writes into given memory, where it really does."""
-    if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
-        return None
-    packet = target.overloadpacket
-    wanted = [(a.name, str(a.type)) for a in target._schema.arguments] + [("out", "Tensor")]
-    for name in packet.overloads():
-        overload = getattr(packet, name)
-        # Those generated from the plain operation copy its result.
-        if torch.Tag.generated in overload.tags:
-            continue
-        if [(a.name, str(a.type)) for a in overload._schema.arguments] == wanted:
-            return overload
-    return None
+def _is_dense(value: Tensor) -> bool:
+    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return last or value.is_contiguous()
+
+
+def _into(target: Any) -> tuple[OpOverload | None, str]:
+    """The variant of an operation that writes into given memory, and how that is called there."""
+    if not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags:
+        wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+        packet = target.overloadpacket
+        for overload in (getattr(packet, name) for name in packet.overloads()):
+            *arguments, last = overload._schema.arguments
+            writes = last.alias_info is not None and last.alias_info.is_write and last.kwarg_only
+            # Those that are generated from the plain operation copy its result.
+            generated = torch.Tag.generated in overload.tags
+            if (
+                writes
+                and not generated
+                and [(a.name, str(a.type)) for a in arguments] == wanted
+                and len(overload._schema.returns) == 1
+            ):
+                return overload, last.name
+    return None, ""
