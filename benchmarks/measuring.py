@@ -27,7 +27,7 @@ from ngvae_pyro.rendering import sprites
 # A block of steps is timed, not a step: on CUDA the end of a step is not the end of its work.
 BLOCK_SECONDS = 0.1
 # Steps before the first timed one. The package may record its step in the first few dozen.
-WARM_UP = 60
+WARM_UP = 20
 # Of every contender, however slow.
 LEAST_ROUNDS = 5
 MIB = 2**20
