@@ -61,7 +61,8 @@ class Program:
         inputs: What it is recorded at.
 
     Raises:
-        NotRecordable: If it reads the value of a tensor back into Python.
+        NotRecordable: If it reads the value of a tensor back into Python, or makes a tensor whose
+            size depends on values.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor) -> None:
@@ -75,6 +76,9 @@ class Program:
                 raise
             raise NotRecordable(f"{_where(error)} reads the value of a tensor") from error
         graph = self.module.graph
+        for node in _operations(graph):
+            if _has_any_size(node):
+                raise NotRecordable(f"{node.target} makes a tensor whose size depends on values")
         written = _written(self.module)
         _fold(self.module, written)
         _merge(graph, written)
@@ -86,6 +90,18 @@ class Program:
         """What the function returns; valid until the next call, which writes to the same memory."""
         with torch.no_grad():
             return self.module(*inputs)
+
+    @property
+    def transfers(self) -> list[str]:
+        """Operations that copy between devices, which a CUDA graph cannot do."""
+        found = []
+        for node in _operations(self.module.graph):
+            values = [_value(other) for other in (node, *node.all_input_nodes)]
+            tensors = [v for value in values for v in _flat(value) if isinstance(v, Tensor)]
+            # A number on the CPU is an argument of the kernel.
+            if len({v.device for v in tensors if v.dim() or v is values[0]}) > 1:
+                found.append(str(node.target))
+        return found
 
     def __len__(self) -> int:
         """How many operations there are."""
@@ -105,6 +121,17 @@ def _where(error: BaseException) -> str:
 
 def _operations(graph: fx.Graph) -> Iterable[fx.Node]:
     return (node for node in graph.nodes if isinstance(node.target, OpOverload))
+
+
+def _has_any_size(node: fx.Node) -> bool:
+    """Whether the size of a result depends on the values that it is made of."""
+    target: Any = node.target
+    if target is aten.index.Tensor:
+        # By a mask, not by positions.
+        indices: Any = node.args[1]
+        types = [_value(index).dtype for index in indices if index is not None]
+        return torch.bool in types or torch.uint8 in types
+    return torch.Tag.dynamic_output_shape in target.tags
 
 
 def _value(node: fx.Node) -> Any:

@@ -82,6 +82,7 @@ class Steps:
         self.batches, self.count, self.numbers, self.row = batches, count, numbers, row
         self.clip_norm, self.key, self.fast = clip_norm, key, fast
         self.device = row.device
+        self.capturable = self.device.type == "cuda"
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
         self.table = row.new_empty(min(ROWS, count), row.shape[1])
         self.tabled = -1
@@ -179,10 +180,8 @@ class Steps:
         if self.program is None:
             if self.since >= WARM_UP and self.count - step >= PAYS_FROM:
                 self._make_program()
-        elif self.graph is None and self.device.type == "cuda" and self.since >= CAPTURE_AFTER:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self._stream):
-                self._step()
+        elif self.graph is None and self.capturable and self.since >= CAPTURE_AFTER:
+            self._capture()
 
     def _make_program(self) -> None:
         self._read_row()
@@ -192,9 +191,27 @@ class Steps:
                 self.program = Program(self.gradients, self.batches.take(self.position))
         except NotRecordable as error:
             self.fall_back(str(error))
+            return
         self.since = 0
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)
+            if transfers := self.program.transfers:
+                self._do_without_graph(f"{transfers[0]} copies between devices")
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step()
+        # What CUDA refuses to capture; the step is then as it was, recorded.
+        except RuntimeError as error:
+            self._do_without_graph(str(error).splitlines()[0])
+        else:
+            self.graph = graph
+
+    def _do_without_graph(self, reason: str) -> None:
+        warnings.warn(f"the training step is no CUDA graph: {reason}", stacklevel=2)
+        self.capturable = False
 
     def _on_side_stream(self, step: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -137,6 +137,24 @@ def test_a_value_read_within_a_pyro_model_is_named():
         )
 
 
+@pytest.mark.parametrize("function", [torch.nonzero, lambda x: x[x > 0], lambda x: x[:, None][x > 0, 0]])
+def test_a_size_that_depends_on_values_is_refused(function):
+    with pytest.raises(NotRecordable, match="aten.*makes a tensor whose size depends on values"):
+        Program(lambda x: (function(x),), torch.ones(3))
+
+
+def test_an_index_of_positions_is_recorded():
+    where = torch.tensor([2, 0])
+    assert Program(lambda x: (x[where],), torch.zeros(3))(torch.arange(3.0))[0].tolist() == [2, 0]
+
+
+def test_copies_between_devices_are_listed():
+    """To the device ``meta``, which every machine has."""
+    number = torch.tensor(2.0)
+    program = Program(lambda x: (x.to("meta") * number,), torch.ones(3))
+    assert program.transfers == ["aten._to_copy.default"]
+
+
 def test_other_errors_are_those_of_the_function():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Program(lambda x: (x @ x,), torch.ones(2, 3))
