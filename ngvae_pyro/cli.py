@@ -4,10 +4,11 @@ import os
 import shlex
 import sys
 import tomllib
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich import box
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngvae_pyro import __version__, variants
-from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.errors import Notice, UserError, nearest
 
 if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
@@ -64,8 +65,22 @@ def _team() -> "AbstractContextManager[Team | None]":
     return distributed.joined()
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    notice = issubclass(category, Notice)
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(f"ngvae: {message}" if notice else text.rstrip(), file=file or sys.stderr)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    warnings.showwarning = _show_warning
     with _team() as team:
         try:
             app(obj=team)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The exception and the warning that are meant for the user's eyes."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """One clear line for the user; the command line prints it to stderr and exits with 2."""
+
+
+class Notice(UserWarning):
+    """One clear line for the user, of what goes on otherwise than asked for."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro.batches import Batches
+from ngvae_pyro.errors import Notice
 from ngvae_pyro.program import NotRecordable, Program
 
 # Literal steps before a recording, enough for optimizer and kernels to have what they allocate on
@@ -210,7 +211,7 @@ class Steps:
             self.graph = graph
 
     def _do_without_graph(self, reason: str) -> None:
-        warnings.warn(f"the training step is no CUDA graph: {reason}", stacklevel=2)
+        warnings.warn(f"the training step is no CUDA graph: {reason}", Notice, stacklevel=2)
         self.capturable = False
 
     def _on_side_stream(self, step: Callable[[], None]) -> None:
@@ -225,7 +226,7 @@ class Steps:
 
     def fall_back(self, reason: str) -> None:
         """Go on without recordings, and say so."""
-        warnings.warn(f"training goes step by step, unrecorded: {reason}", stacklevel=2)
+        warnings.warn(f"training goes step by step, unrecorded: {reason}", Notice, stacklevel=2)
         self._forget()
         self.fast = False
 

@@ -137,7 +137,9 @@ def test_a_value_read_within_a_pyro_model_is_named():
         )
 
 
-@pytest.mark.parametrize("function", [torch.nonzero, lambda x: x[x > 0], lambda x: x[:, None][x > 0, 0]])
+@pytest.mark.parametrize(
+    "function", [torch.nonzero, lambda x: x[x > 0], lambda x: x[:, None][x > 0, 0]]
+)
 def test_a_size_that_depends_on_values_is_refused(function):
     with pytest.raises(NotRecordable, match="aten.*makes a tensor whose size depends on values"):
         Program(lambda x: (function(x),), torch.ones(3))

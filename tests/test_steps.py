@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ngvae_pyro as ng
-from ngvae_pyro import steps, svi
+from ngvae_pyro import cli, steps, svi
+from ngvae_pyro.errors import Notice
 from ngvae_pyro.specs import AdversarialSpec, FitSpec
 
 SMALL = {"width": 16, "depth": 2}
@@ -155,7 +156,7 @@ def test_a_model_that_reads_values_is_trained_literally(data):
     plain = trained((copy.deepcopy(model), guide), data, fast=False)
     model, guide = load(data)
     model.__class__ = Reading
-    with pytest.warns(UserWarning, match=r"^training goes step by step.*test_steps.py:\d+ reads"):
+    with pytest.warns(Notice, match=r"^training goes step by step.*test_steps.py:\d+ reads"):
         literal = trained((model, guide), data)
     assert not literal.steps.fast and literal.trace == plain.trace
 
@@ -261,3 +262,10 @@ def test_a_captured_step_is_the_literal_one(data, guide):
     )
     assert captured.steps.graph is not None
     assert np.allclose(literal.trace, captured.trace, rtol=1e-3)
+
+
+def test_the_command_line_shows_a_notice_as_one_line(capsys):
+    cli._show_warning(Notice("training goes on"), Notice, "steps.py", 1)
+    cli._show_warning(FutureWarning("soon"), FutureWarning, "torch.py", 2)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "ngvae: training goes on" and others[0] == "torch.py:2: FutureWarning: soon"
