@@ -103,7 +103,8 @@ class Loop:
 
     def batch(self):
         index = torch.randint(len(self.images), (self.cell.batch,), device=self.images.device)
-        return self.images[index].float() / 255
+        # Not self.images[index], which on the CPU goes pixel by pixel.
+        return self.images.index_select(0, index).float() / 255
 
     def step(self):
         raise NotImplementedError
