@@ -269,3 +269,36 @@ def test_the_command_line_shows_a_notice_as_one_line(capsys):
     cli._show_warning(FutureWarning("soon"), FutureWarning, "torch.py", 2)
     first, *others = capsys.readouterr().err.splitlines()
     assert first == "ngvae: training goes on" and others[0] == "torch.py:2: FutureWarning: soon"
+
+
+def test_trunks_may_compute_in_bfloat16(data):
+    halves = [
+        trained(load(data), data, count=6, fast=fast, network_dtype="bfloat16")
+        for fast in (False, True)
+    ]
+    assert_same(*halves)
+    whole = trained(load(data), data, count=6)
+    assert whole.trace != halves[0].trace
+    assert np.allclose(whole.trace[0], halves[0].trace[0], rtol=0.02)
+    for network, ends in (
+        (halves[0].guide.encoder, "head"),
+        (halves[0].model.decoder, "stem"),
+    ):
+        seen = []
+        handles = [
+            module.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+            for module in (getattr(network, ends), network.trunk)
+        ]
+        sizes = {"head": (2, *data.image_shape), "stem": (2, 4)}
+        network(torch.rand(sizes[ends]))
+        assert sorted(map(str, seen)) == ["torch.bfloat16", "torch.float32"]
+        for handle in handles:
+            handle.remove()
+
+
+def test_after_a_fit_networks_are_as_they_were(data):
+    model, guide = load(data, network=CONV)
+    spec = FitSpec(steps=3, batch_size=16, device="cpu", network_dtype="bfloat16")
+    ng.fit(model, guide, data, spec, progress=False)
+    assert model.decoder.compute_dtype is guide.encoder.compute_dtype is torch.float32
+    assert all(p.is_contiguous() for p in model.parameters())
