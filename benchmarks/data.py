@@ -34,6 +34,7 @@ WORKERS = (0, 1, 2)
 # Decoder and encoder, the defaults of each kind.
 NETWORKS = {"MLP": (MLPSpec(depth=8), MLPSpec()), "conv": (ConvSpec(), ConvSpec())}
 EVERYTHING = 2**62
+WARM_UP = 14
 
 
 def rate(call, size, device, seconds):
@@ -44,12 +45,12 @@ def rate(call, size, device, seconds):
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    # What only the first calls do: start workers, shuffle, allocate.
-    for step in range(2):
+    # What only the first calls do: start workers, shuffle, allocate, and record the step.
+    for step in range(WARM_UP):
         call(step)
     began = finished()
     for count in itertools.count(1):
-        call(count + 1)
+        call(count + WARM_UP - 1)
         if time.perf_counter() - began > seconds:
             break
     batches = count / (finished() - began)

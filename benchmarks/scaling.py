@@ -8,10 +8,10 @@ the images, with MLPs and with convolutions, or how many images there are. The p
 take turns, each in a process of its own; see ``measuring.py``.
 
 Memory is a peak: on CUDA of what was allocated, on the CPU of what the process grew by after its
-imports, images included. An exponent is the slope of log time on log size by least squares from the
-middle size of a sweep on; below it the part of a step that does not grow would hide it. It is that
-of the listed sizes, and not a law. The table is Markdown on standard output and in ``table.md``,
-all numbers are in ``scaling.json``, and the figure is ``scaling.png``.
+imports, images included. An exponent is the slope of log time, or of log memory, on log size by
+least squares from the middle size of a sweep on; below it the part of a step that does not grow
+would hide it. It is that of the listed sizes, and not a law. The table is Markdown on standard
+output and in ``table.md``, all numbers are in ``scaling.json``, the figure is ``scaling.png``.
 """
 
 import argparse
@@ -89,18 +89,19 @@ def upper_half(rows):
     return rows[(len(rows) - 1) // 2 :]
 
 
-def exponent(rows):
-    """Slope of log time on log size over the upper half, by least squares."""
-    size, ms = (np.log([row[key] for row in upper_half(rows)]) for key in ("size", "ms"))
-    return float(np.polyfit(size, ms, 1)[0])
+def exponent(rows, key="ms"):
+    """Slope of log time, or of what else ``key`` says, on log size over the upper half."""
+    size, values = (np.log([row[k] for row in upper_half(rows)]) for k in ("size", key))
+    return float(np.polyfit(size, values, 1)[0])
 
 
 def table(found):
-    lines = ["| varied | size | ms per step | peak memory, MiB | exponent of time |"]
+    lines = ["| varied | size | ms per step | peak memory, MiB | exponents |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, rows in found.items():
         for row in rows:
-            last = f"{exponent(rows):.2f}" if row is rows[-1] else ""
+            both = f"{exponent(rows):.2f} and {exponent(rows, 'mib'):.2f}"
+            last = both if row is rows[-1] else ""
             numbers = f"{row['size']:,} | {row['ms']:.3g} | {row['mib']:.0f} | {last}"
             lines.append(f"| {SWEEPS[name][0]} | {numbers} |")
     return "\n".join(lines)
@@ -152,7 +153,9 @@ def main():
         _, key, sizes, changes = SWEEPS[name]
         found[name] = sweep(key, sizes, changes, words.device, words.seconds)
         print(f"{name}: time grows as its power {exponent(found[name]):.2f}", flush=True)
-    exponents = {name: exponent(rows) for name, rows in found.items()}
+    exponents = {
+        name: {key: exponent(rows, key) for key in ("ms", "mib")} for name, rows in found.items()
+    }
     result = {"machine": machine, "sweeps": found, "exponents": exponents}
     (words.out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
     text = f"{measuring.in_words(machine)}:\n\n{table(found)}\n"

@@ -280,20 +280,20 @@ def test_trunks_may_compute_in_bfloat16(data):
     whole = trained(load(data), data, count=6)
     assert whole.trace != halves[0].trace
     assert np.allclose(whole.trace[0], halves[0].trace[0], rtol=0.02)
-    for network, ends in (
-        (halves[0].guide.encoder, "head"),
-        (halves[0].model.decoder, "stem"),
-    ):
-        seen = []
-        handles = [
-            module.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
-            for module in (getattr(network, ends), network.trunk)
-        ]
-        sizes = {"head": (2, *data.image_shape), "stem": (2, 4)}
-        network(torch.rand(sizes[ends]))
-        assert sorted(map(str, seen)) == ["torch.bfloat16", "torch.float32"]
-        for handle in handles:
-            handle.remove()
+    seen = {}
+    encoder, decoder = halves[0].guide.encoder, halves[0].model.decoder
+    layers = {
+        "head": encoder.head,
+        "up": encoder.trunk,
+        "stem": decoder.stem,
+        "down": decoder.trunk,
+    }
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.dtype}))
+    encoder(torch.rand(2, *data.image_shape))
+    assert decoder(torch.rand(2, 4)).dtype is torch.float32
+    half, full = torch.bfloat16, torch.float32
+    assert seen == {"head": full, "up": half, "stem": full, "down": half}
 
 
 def test_after_a_fit_networks_are_as_they_were(data):
