@@ -83,7 +83,7 @@ class Program:
         _fold(self.module, written)
         _merge(graph, written)
         _keep(self.module, written)
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(_acts)
         self.module.recompile()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,6 +121,14 @@ def _where(error: BaseException) -> str:
 
 def _operations(graph: fx.Graph) -> Iterable[fx.Node]:
     return (node for node in graph.nodes if isinstance(node.target, OpOverload))
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether the node does more than give a result: writes, or moves on a random generator."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return node.op in ("placeholder", "output")
+    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _has_any_size(node: fx.Node) -> bool:

@@ -54,6 +54,15 @@ def test_noise_is_drawn_anew():
     assert not torch.equal(first, second)
 
 
+def test_noise_that_nothing_uses_is_drawn_all_the_same():
+    def function(x):
+        torch.rand(3)
+        return (torch.rand(2) + x,)
+
+    plain, recorded = both(function, Program(function, torch.zeros(2)), torch.zeros(2))
+    assert torch.equal(plain[0], recorded[0])
+
+
 def test_large_results_keep_their_memory():
     size = KEPT_BYTES // 4
     program = Program(lambda x: (x * 2, (x * 2)[:3] + 1), torch.zeros(size))
