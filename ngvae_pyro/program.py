@@ -76,6 +76,10 @@ class Program:
                 raise
             raise NotRecordable(f"{_where(error)} reads the value of a tensor") from error
         graph = self.module.graph
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                # Older versions of torch do not say of what shape they are.
+                node.meta.setdefault("val", getattr(self.module, node.target))
         for node in _operations(graph):
             if _has_any_size(node):
                 raise NotRecordable(f"{node.target} makes a tensor whose size depends on values")
