@@ -107,7 +107,7 @@ class Loop:
         return self.images.index_select(0, index).float() / 255
 
     def step(self):
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what its step is")
 
     def steps(self, count):
         for _ in range(count):

@@ -21,12 +21,13 @@ class TraceELBO(Trace_ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """-ELBO, whose derivative is that of the surrogate loss."""
-        loss, surrogate = 0.0, 0.0
+        loss: Any = 0.0
+        surrogate: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             particle = self._differentiable_loss_particle(model_trace, guide_trace)
             loss = loss + particle[0] / self.num_particles
             surrogate = surrogate + particle[1] / self.num_particles
-        return loss + (surrogate - surrogate.detach())  # type: ignore[attr-defined]
+        return loss + (surrogate - surrogate.detach())
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The same, as a number and without gradient."""

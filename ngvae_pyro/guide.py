@@ -31,7 +31,6 @@ from ngvae_pyro.specs import (
     PoissonGuideSpec,
     RelaxedGuideSpec,
     ScoreGuideSpec,
-    SlidingGuideSpec,
     Spec,
 )
 from ngvae_pyro.variants import spec_of
@@ -70,8 +69,6 @@ class Guide(PyroModule):
 
     # What of the spec the schedule multiplies, under its own name there.
     annealed: tuple[str, ...] = ()
-    # What of the posterior's form is switched in training, for `fit` to know of.
-    phase: Hashable = None
 
     def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
         super().__init__()
@@ -80,6 +77,11 @@ class Guide(PyroModule):
             # A buffer, because it changes in training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
+
+    @property
+    def phase(self) -> Hashable:
+        """What of the posterior's form is switched in training: recordings hold for one phase."""
+        return None
 
     def posterior(self, x: Tensor) -> Any:
         """q(z | x) or q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
@@ -165,11 +167,6 @@ class RelaxedGuide(NormalGammaGuide):
 
     annealed = ("sharpness",)
 
-    def __init__(self, spec: SlidingGuideSpec, model: VAE) -> None:
-        super().__init__(spec, model)
-        # A buffer, because the sharpness is annealed in training and saved with the weights.
-        self.register_buffer("sharpness", torch.tensor(spec.sharpness))
-
     def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
         loc, logits = self.encoder(x)
         return RelaxedNormalGammaMixture(
@@ -219,7 +216,7 @@ class MixtureGuide(RelaxedGuide):
     settled = EXACTLY_SETTLED
 
     @property
-    def phase(self) -> Hashable:  # type: ignore[override]
+    def phase(self) -> Hashable:
         return self.exact
 
     def posterior(self, x: Tensor) -> Any:
