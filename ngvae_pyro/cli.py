@@ -1,10 +1,10 @@
 """The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
 import os
-import shlex
 import sys
 import tomllib
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -169,9 +169,13 @@ def _values(
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model variant, or path to a .toml file.")],
-    guide: Annotated[str, typer.Argument(help="Guide variant, or path to a .toml file.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Model variant, or path to a .toml file.")
+    ] = None,
+    guide: Annotated[
+        str | None, typer.Argument(help="Guide variant, or path to a .toml file.")
+    ] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder to write.")] = None,
     data: DataOption = "sprites",
     latents: LatentsOption = None,
     steps: StepsOption = None,
@@ -183,29 +187,72 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run folder.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the training of this run folder, and leave out the rest."),
+    ] = None,
 ) -> None:
     """Train a model and a guide, and write a run folder with the evidence."""
+    if resume is not None:
+        given = [name for name in context.params if _is_given(context, name)]
+        if others := sorted({*given} - {"resume", "device"}):
+            raise UserError(
+                f"--resume: takes from {resume} what to train, except --device; leave out "
+                + ", ".join(name.removesuffix("_folder") for name in others)
+            )
+        from ngvae_pyro import runs
+
+        if runs.finished(resume):
+            say(f"{resume}: was finished already")
+        _train(resume, context.obj, lambda runs, **how: runs.resume(resume, device=device, **how))
+        return
+    if model is None or guide is None or out_folder is None:
+        raise UserError("train: expected a model, a guide and --out, or --resume alone")
     values = _values(data, latents, steps, device, data_root, download, settings)
     if seed is not None:
         values["fit"].setdefault("seed", seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
-    from ngvae_pyro import distributed, runs
+    def begin(runs: Any, **how: Any) -> Any:
+        return runs.train(spec, out_folder, overwrite=overwrite, **how)
+
+    fit = _train(out_folder, context.obj, begin)
+    found = fit.model.likelihood.family if fit else None
+    if spec.model.likelihood.family == "auto" and found == "bernoulli":
+        say("the images hold only 0 and 1: likelihood bernoulli")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit | None":
+    """Train or go on, and say how it ended; the fit for the process that speaks."""
+    from ngvae_pyro import distributed, interrupts, runs
     from ngvae_pyro.steps import NonFiniteLoss
 
-    team: Team = context.obj or distributed.ALONE
+    team = team or distributed.ALONE
     stage: Any = err.status if team.leads else nullcontext
-    try:
-        fit, metrics = runs.train(spec, out_folder, overwrite=overwrite, stage=stage, team=team)
-    except NonFiniteLoss as error:
+
+    def ended(line: str, code: int) -> typer.Exit:
         if team.leads:
-            print(f"ngvae: {error}; its weights are in {out_folder}", file=sys.stderr)
-        raise typer.Exit(1) from None
+            print(f"ngvae: {line}", file=sys.stderr)
+        return typer.Exit(code)
+
+    try:
+        with interrupts.raised():
+            fit, metrics = run(runs, stage=stage, team=team)
+    except NonFiniteLoss as error:
+        raise ended(f"{error}; its weights are in {folder}", 1) from None
+    except KeyboardInterrupt as error:
+        goes_on = f"; ngvae train --resume {folder} goes on" if runs.unfinished(folder) else ""
+        code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130
+        raise ended(f"interrupted{goes_on}", code) from None
     if not team.leads:
-        return
-    if spec.model.likelihood.family == "auto" and fit.model.likelihood.family == "bernoulli":
-        say("the images hold only 0 and 1: likelihood bernoulli")
-    _summary(out_folder, fit, metrics)
+        return None
+    _summary(folder, fit, metrics)
+    return fit
 
 
 def _short(value: float) -> str:
@@ -227,7 +274,7 @@ def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
     )
     say(
         f"{metrics['steps']} steps{f' (+{extra} in moves)' if extra else ''} in "
-        f"{metrics['seconds']:.0f} s on {fit.device}; written to {folder}"
+        f"{fit.seconds:.0f} s on {fit.device}; written to {folder}"
     )
 
 
@@ -374,7 +421,7 @@ def compare(
     What is in the folder already is not done again, so the same command goes on after an
     interruption, and one with more pairs or seeds adds to it.
     """
-    from ngvae_pyro import comparison
+    from ngvae_pyro import comparison, interrupts, provenance
     from ngvae_pyro.table import groups
 
     values = _values(data, latents, steps, device, data_root, download, settings)
@@ -382,12 +429,14 @@ def compare(
     runs = comparison.plan(
         out_folder, named or comparison.SLIDES, range(first_seed, first_seed + seeds), values
     )
-    command = " ".join(["ngvae", *(shlex.quote(word) for word in sys.argv[1:])])
+    command = provenance.command_line()
     try:
-        result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
-    except KeyboardInterrupt:
+        with interrupts.raised():
+            result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
+    except KeyboardInterrupt as error:
         print("ngvae: interrupted; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
+        code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130
+        raise typer.Exit(code) from None
     for group in groups(result):
         out.print(_comparison_table(result, group))
     say("bold: best. Mean ± standard deviation over seeds.", style="dim")

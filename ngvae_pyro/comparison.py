@@ -1,7 +1,7 @@
 """Pairs side by side: trains and evaluates what is missing, then writes tables and figures.
 
-A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. Each appears when it is
-whole, so what is there need not be done again, and an interrupted comparison goes on.
+A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. A finished one is not done
+again and one that was begun goes on from its last checkpoint, so an interrupted comparison goes on.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from ngvae_pyro import _arviz, comparison_plots, evaluation, report, runs, table
+from ngvae_pyro.checkpoints import first_difference
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.specs import RunSpec, SavedRun
+from ngvae_pyro.interrupts import Interrupted
+from ngvae_pyro.specs import IMMATERIAL, RunSpec
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import resolve_device
 from ngvae_pyro.variants import run_spec
@@ -32,12 +34,6 @@ SLIDES = (
     "gaussian+beta_150",
     "normal_gamma+relaxed",
 )
-# Keys that change where a run is done, where its data lie or what it is called, not what is run.
-_IMMATERIAL = {
-    "fit": {"device", "resident_bytes", "workers"},
-    "data": {"root", "download"},
-    "guide": {"label"},
-}
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,16 @@ class Run:
         return self.spec.fit.seed
 
     @property
-    def trained(self) -> bool:
+    def begun(self) -> bool:
         return self.folder.exists()
 
     @property
+    def trained(self) -> bool:
+        return self.begun and not runs.unfinished(self.folder)
+
+    @property
     def diverged(self) -> bool:
-        return self.trained and not (self.folder / "metrics.json").exists()
+        return self.trained and not runs.finished(self.folder)
 
     @property
     def evaluated(self) -> bool:
@@ -105,7 +105,7 @@ def plan(
         for run in planned
     ]
     for run in planned:
-        if run.trained:
+        if run.begun:
             _check_same(run)
     return planned
 
@@ -119,34 +119,25 @@ def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
 
 def _check_same(run: Run) -> None:
     saved = runs.load_spec(run.folder)
-    wanted, there = _comparable(run.spec, saved), _comparable(saved, saved)
-    for key in sorted({*wanted, *there}):
-        if wanted.get(key) != there.get(key):
-            raise UserError(
-                f"{run.folder}: holds a run with {key} = {there.get(key)}, not "
-                f"{wanted.get(key)}; choose another --out"
-            )
-
-
-def _comparable(spec: RunSpec, saved: SavedRun) -> dict[str, Any]:
-    """Dotted keys of what is run, and their values."""
     # What was left to the images is decided in what is saved.
     binary = saved.model.likelihood.family == "bernoulli"
-    model = spec.model.model_copy(update={"likelihood": spec.model.likelihood.resolved(binary)})
-    spec = spec.model_copy(update={"model": model})
-    flat: dict[str, Any] = {}
+    model = run.spec.model.model_copy(
+        update={"likelihood": run.spec.model.likelihood.resolved(binary)}
+    )
+    wanted = run.spec.model_copy(update={"model": model})
+    if difference := first_difference(_material(saved), _material(wanted)):
+        key, there, asked = difference
+        raise UserError(
+            f"{run.folder}: holds a run with {key} = {there}, not {asked}; choose another --out"
+        )
 
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                if key not in _IMMATERIAL.get(prefix, set()):
-                    walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
 
-    for part in ("model", "guide", "fit", "data"):
-        walk(part, getattr(spec, part).model_dump(mode="json"))
-    return flat
+def _material(spec: RunSpec) -> dict[str, Any]:
+    """What is run, as plain values."""
+    return {
+        part: getattr(spec, part).model_dump(mode="json", exclude=IMMATERIAL.get(part))
+        for part in ("model", "guide", "fit", "data")
+    }
 
 
 def _do(run: Run) -> dict[str, float]:
@@ -154,7 +145,10 @@ def _do(run: Run) -> dict[str, float]:
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     if not run.trained:
-        fit, _ = runs.train(run.spec, run.folder, progress=False)
+        if run.begun:
+            fit, _ = runs.resume(run.folder, device=run.spec.fit.device, progress=False)
+        else:
+            fit, _ = runs.train(run.spec, run.folder, progress=False)
         seconds = {"training": fit.seconds}
         seconds["run folders"] = time.perf_counter() - began - fit.seconds
         began = time.perf_counter()
@@ -250,6 +244,11 @@ def _results(
         futures = {pool.submit(_do, run): run for run in todo}
         for future in as_completed(futures):
             yield futures[future], future.result
+    except Interrupted:
+        # It came to this process alone; a terminal's Ctrl-C comes to all of them.
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -262,9 +261,8 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
     for run in planned:
         if run.evaluated:
             numbers = evaluation.load_evaluation(run.folder)
-            found[run.pair].append(
-                {"metrics": runs.load_metrics(run.folder), "evaluation": numbers}
-            )
+            metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
+            found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
             seeds[run.pair].append(run.seed)
             factors = len(numbers["factors"]) if "factors" in numbers else None
     spec = planned[0].spec

@@ -165,6 +165,15 @@ class Team:
         dist.broadcast_object_list(values, 0)
         return values[0]
 
+    def most(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        # Of the CPU, so that no process waits for its GPU.
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
     def wait(self) -> None:
         """Return when all processes are here."""
         if self.size > 1:

@@ -1,5 +1,6 @@
 """Images in memory, with the factors that made them where these are known."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,12 @@ class ImageData(Dataset[Tensor]):
     def nbytes(self) -> int:
         """The size of the stored images in bytes (not that of their float32 form)."""
         return self.images.nbytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored images, their type and shape."""
+        images = self.images.contiguous().numpy()
+        return hashlib.sha256(f"{images.dtype} {images.shape} ".encode() + images.data).hexdigest()
 
     @property
     def binary(self) -> bool:

@@ -3,8 +3,8 @@
 import json
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ngvae_pyro import _arviz, data, diagnostics, plots, report
+from ngvae_pyro import _arviz, data, diagnostics, files, plots, provenance, report
+from ngvae_pyro.checkpoints import Checkpoints
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.selection import MoveRecord
-from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun, parse
+from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
+
+Stage = Callable[[str], AbstractContextManager[Any]]
+
+CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
@@ -67,55 +72,54 @@ def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Gu
         return model, load_guide(spec.guide, model)
 
 
-@contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has ended well.
-
-    Raises:
-        UserError: If the folder exists and may not be overwritten, or cannot be written.
-    """
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder}: already exists; choose another --out or pass --overwrite")
-    if folder.exists() and not (folder / "config.toml").is_file():
-        raise UserError(f"{folder}: is not a run folder (no config.toml); not overwritten")
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-    try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Raise a UserError if a run folder cannot be put there."""
+    if not folder.exists():
+        return
+    if not (folder / "config.toml").is_file():
+        raise UserError(f"{folder}: is not a run folder (no config.toml); choose another --out")
+    if not overwrite:
+        hint = "choose another --out or pass --overwrite"
+        if unfinished(folder):
+            hint += f"; ngvae train --resume {folder} goes on with it"
+        raise UserError(f"{folder}: already exists; {hint}")
 
 
-def save_weights(folder: Path, fit: Fit, spec: RunSpec, image_shape: tuple[int, ...]) -> SavedRun:
-    """Write ``config.toml``, which is returned, and ``weights.safetensors``.
-
-    They are enough to build the pair again.
-    """
-    saved = SavedRun(
+def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...]) -> SavedRun:
+    """What ``config.toml`` holds: enough to build the pair of a run again."""
+    return SavedRun(
         **{
             **{name: getattr(spec, name) for name in RunSpec.model_fields},
-            # The model's own spec is the resolved one: what was trained.
-            "model": fit.model.spec,
+            # The model's own spec is the resolved one: what is trained.
+            "model": model.spec,
             "image_shape": image_shape,
-            "versions": diagnostics.versions(),
+            "versions": provenance.versions(),
         }
     )
+
+
+def save_config(folder: Path, saved: SavedRun) -> None:
+    """Write ``config.toml``."""
     values = saved.model_dump(mode="json", exclude_none=True)
-    (folder / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    files.write(folder / "config.toml", tomli_w.dumps(values).encode())
+
+
+def save_record(
+    folder: Path, spec: RunSpec, sessions: list[dict[str, Any]], seconds: float = 0.0
+) -> None:
+    """Write ``run.json``."""
+    record = {"seed": spec.fit.seed, "seconds": seconds, "sessions": sessions}
+    write_json(folder / "run.json", record)
+
+
+def save_weights(folder: Path, model: VAE, guide: Guide) -> None:
+    """Write ``weights.safetensors``."""
     tensors = {}
-    for part, module in (("model", fit.model), ("guide", fit.guide)):
+    for part, module in (("model", model), ("guide", guide)):
         for name, tensor in module.state_dict().items():
             tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
     # Not `save_file`, which makes the file readable by its owner alone whatever the umask says.
-    (folder / "weights.safetensors").write_bytes(save(tensors))
-    return saved
+    files.write(folder / "weights.safetensors", save(tensors))
 
 
 def save_run(
@@ -125,6 +129,9 @@ def save_run(
     held_out: ImageData,
 ) -> dict[str, Any]:
     """Write configuration, weights, metrics, history, posterior draws, figures and report.
+
+    ``run.json`` says where the result comes from: the seed, the seconds of the training, and for
+    each of the sessions that it took the command line, device, threads, system and versions.
 
     Args:
         folder: An existing folder.
@@ -136,17 +143,20 @@ def save_run(
         The metrics, as written to ``metrics.json``.
     """
     folder = Path(folder)
-    saved = save_weights(folder, fit, spec, held_out.image_shape)
+    saved = saved_run(spec, fit.model, held_out.image_shape)
+    save_config(folder, saved)
+    save_weights(folder, fit.model, fit.guide)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / METRICS, metrics)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
     write_json(folder / "history.json", history)
+    save_record(folder, spec, fit.sessions, fit.seconds)
     attrs = {
         "model": spec.model_name,
         "guide": spec.guide_name,
         "data": spec.data.name,
         "seed": spec.fit.seed,
-        **{f"version {name}": text for name, text in diagnostics.versions().items()},
+        **{f"version {name}": text for name, text in provenance.versions().items()},
     }
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
     posterior.to_netcdf(str(folder / "posterior.nc"), engine="h5netcdf")
@@ -155,21 +165,27 @@ def save_run(
     return metrics
 
 
+# Training ------------------------------------------------------------------------------------
+
+
 def train(
     spec: RunSpec,
     out: str | Path,
     *,
     overwrite: bool = False,
     progress: bool = True,
-    stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+    stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
 ) -> tuple[Fit, dict[str, Any]]:
-    """Train what a spec says and write the run folder, whole or not at all.
+    """Train what a spec says and write the run folder.
+
+    The folder appears after the first step, with a checkpoint in it. From then on :func:`resume`
+    goes on with it whatever happens; it is :func:`finished` when its ``metrics.json`` is there.
 
     Args:
         spec: What to run.
         out: The run folder.
-        overwrite: Whether an existing run folder is replaced.
+        overwrite: Whether an existing run folder is replaced, when the new one appears.
         progress: Show the training.
         stage: Shows what is done before and after the training.
         team: The processes that train together; the first of them writes the folder and shows.
@@ -178,41 +194,189 @@ def train(
         The fit and its metrics.
 
     Raises:
-        UserError: If something that the spec asks for is not there; nothing is written.
+        UserError: If something that the spec asks for is not there, and nothing is written; or if
+            the disk refuses to take something, and the last checkpoint is kept.
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
+        Interrupted: If SIGINT or SIGTERM came; the folder then holds a checkpoint of that moment.
     """
+    out = Path(out)
     # Everything that can be wrong is looked at before the first step.
     with ExitStack() as stack:
         with team.together():
             team.check_device(spec.fit.device)
             device = resolve_device(spec.fit.device)
-            folder = stack.enter_context(new_folder(Path(out), overwrite)) if team.leads else None
-        with stage("preparing data"):
-            if spec.data.download and team.size > 1:
-                # By one process of each machine; the others find it there.
-                with team.together():
-                    if team.local_rank == 0:
-                        load_data(spec, device)
-            with team.together():
-                images, held_out = load_data(spec, device)
+            new = None
+            if team.leads:
+                _check_place(out, overwrite)
+                new = stack.enter_context(files.NewFolder(out, overwrite))
+        images, held_out = _load_shared(spec, device, stage, team)
         model, guide = load_pair(spec, images)
-        failure, metrics = None, {}
-        try:
-            shown = progress and team.leads
-            result = fit(model, guide, images, spec.fit, progress=shown, team=team)
-        except NonFiniteLoss as error:
-            failure = error
-            if folder is not None:
-                save_weights(folder, Fit(model, guide, spec.fit), spec, images.image_shape)
-        else:
-            if folder is not None:
-                with stage("writing the report"):
-                    metrics = save_run(folder, result, spec, held_out)
-    # The others stay until the folder is there, because torchrun ends all when one has failed.
-    metrics = team.agreed(metrics)
+        checkpoints = Checkpoints(out / CHECKPOINTS, spec.fit.checkpoint_every)
+        if new is not None:
+            saved = saved_run(spec, model, images.image_shape)
+            with files.writing(out):
+                save_config(new.path, saved)
+                save_record(new.path, spec, [provenance.here(device, team.size)])
+            checkpoints = Checkpoints(
+                new.path / CHECKPOINTS,
+                spec.fit.checkpoint_every,
+                appear=lambda: new.appear() / CHECKPOINTS,
+            )
+        result, failure = _fit(spec, model, guide, images, checkpoints, progress, team)
+        if failure is not None and new is not None:
+            new.appear()
+    return _end(spec, out, result, failure, held_out, stage, team)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    stage: Stage = lambda text: nullcontext(),
+    team: Team = ALONE,
+) -> tuple[Fit, dict[str, Any]]:
+    """Go on with a training from the newest checkpoint of its run folder.
+
+    On the same machine, with as many threads, the result is to the last bit that of a training
+    without interruption.
+
+    Args:
+        folder: The run folder.
+        device: Another name for its device, of the same kind.
+        progress, stage, team: As for :func:`train`.
+
+    Returns:
+        The fit and its metrics. Of a finished run they are read, and nothing is done.
+
+    Raises:
+        UserError: If there is no checkpoint, or one that is damaged, of another configuration, of
+            other images or of other versions; nothing is changed then.
+        NonFiniteLoss, Interrupted: As :func:`train`.
+    """
+    folder = Path(folder)
+    with team.together():
+        if finished(folder):
+            fit, _ = load_run(folder, device or "auto")
+            return fit, load_metrics(folder)
+        spec: RunSpec = load_spec(folder)
+        checkpoints = Checkpoints(folder / CHECKPOINTS, spec.fit.checkpoint_every)
+        if not checkpoints.names():
+            raise UserError(f"{folder}: holds no checkpoint to go on from")
+        if device is not None:
+            named = parse(FitSpec, {"device": device}, "command line").device
+            spec = spec.model_copy(update={"fit": spec.fit.model_copy(update={"device": named})})
+        team.check_device(spec.fit.device)
+        target = resolve_device(spec.fit.device)
+    images, held_out = _load_shared(spec, target, stage, team)
+    model, guide = load_pair(spec, images)
+    result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
+    return _end(spec, folder, result, failure, held_out, stage, team)
+
+
+def _load_shared(
+    spec: RunSpec, device: torch.device, stage: Stage, team: Team
+) -> tuple[ImageData, ImageData]:
+    """(train, held-out) images, downloaded by one process of each machine if they are to be."""
+    with stage("preparing data"):
+        if spec.data.download and team.size > 1:
+            with team.together():
+                if team.local_rank == 0:
+                    load_data(spec, device)
+        with team.together():
+            return load_data(spec, device)
+
+
+def _fit(
+    spec: RunSpec,
+    model: VAE,
+    guide: Guide,
+    images: ImageData,
+    checkpoints: Checkpoints,
+    progress: bool,
+    team: Team,
+    resume: bool = False,
+) -> tuple[Fit, NonFiniteLoss | None]:
+    """The fit, and what ended it early if it diverged."""
+    try:
+        result = fit(
+            model,
+            guide,
+            images,
+            spec.fit,
+            progress=progress and team.leads,
+            team=team,
+            checkpoints=checkpoints,
+            resume=resume,
+        )
+    except NonFiniteLoss as error:
+        return Fit(model, guide, spec.fit), error
+    return result, None
+
+
+def _end(
+    spec: RunSpec,
+    folder: Path,
+    result: Fit,
+    failure: NonFiniteLoss | None,
+    held_out: ImageData,
+    stage: Stage,
+    team: Team,
+) -> tuple[Fit, dict[str, Any]]:
+    """Add the results to a run folder, or the weights of a training that diverged."""
+    metrics: dict[str, Any] = {}
+    # The others stay until the folder is whole, because torchrun ends all when one has failed.
+    with team.together():
+        if team.leads and failure is not None:
+            with files.writing(folder):
+                save_weights(folder, result.model, result.guide)
+                # From these it would only diverge again.
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        elif team.leads:
+            again = f"; ngvae train --resume {folder} writes them again"
+            with stage("writing the report"), files.writing(folder / "metrics.json", again):
+                metrics = _add_results(folder, result, spec, held_out)
     if failure is not None:
         raise failure
-    return result, metrics
+    return result, team.agreed(metrics)
+
+
+def _add_results(folder: Path, result: Fit, spec: RunSpec, held_out: ImageData) -> dict[str, Any]:
+    """All that :func:`save_run` writes; ``metrics.json`` comes last, which says that it is done."""
+    results = folder / ".results.partial"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir()
+    try:
+        metrics = save_run(results, result, spec, held_out)
+        for path in sorted(results.iterdir(), key=lambda path: path.name == METRICS):
+            place = folder / path.name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            path.replace(place)
+        files.flush(folder)
+    finally:
+        shutil.rmtree(results, ignore_errors=True)
+    return metrics
+
+
+# Reading -------------------------------------------------------------------------------------
+
+
+def finished(folder: str | Path) -> bool:
+    """Whether a folder is a run that was trained to its end and has its results."""
+    return (Path(folder) / METRICS).is_file()
+
+
+def unfinished(folder: str | Path) -> bool:
+    """Whether a folder is a run that :func:`resume` can go on with."""
+    return not finished(folder) and (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def _check_finished(folder: Path) -> None:
+    if unfinished(folder):
+        raise UserError(
+            f"{folder}: its training is not finished; ngvae train --resume {folder} goes on with it"
+        )
 
 
 def load_spec(folder: str | Path) -> SavedRun:
@@ -229,6 +393,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     """
     folder = Path(folder)
     spec = load_spec(folder)
+    _check_finished(folder)
     model, guide = load_pair(spec, spec.image_shape)
     weights = folder / "weights.safetensors"
     try:
@@ -243,9 +408,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     fit = Fit(model.to(target), guide.to(target), spec.fit)
     history = read_json(folder / "history.json", ("rows", "moves"))
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
-    metrics = load_metrics(folder)
-    fit.seconds, fit.steps = metrics["seconds"], metrics["steps"]
-    fit.extra_steps = metrics["extra_steps"]
+    metrics, record = load_metrics(folder), load_record(folder)
+    fit.steps, fit.extra_steps = metrics["steps"], metrics["extra_steps"]
+    fit.seconds, fit.sessions = record["seconds"], record["sessions"]
     return fit, spec
 
 
@@ -253,9 +418,14 @@ def load_metrics(folder: str | Path) -> dict[str, Any]:
     """``metrics.json`` of a run folder."""
     keys = [
         *("informative", "elbo", "kl", "precision", "probs", "variance_of_loc"),
-        *("reconstruction_mse", "seconds", "steps", "extra_steps"),
+        *("reconstruction_mse", "steps", "extra_steps"),
     ]
-    return read_json(Path(folder) / "metrics.json", keys)
+    return read_json(Path(folder) / METRICS, keys)
+
+
+def load_record(folder: str | Path) -> dict[str, Any]:
+    """``run.json`` of a run folder: its seed, its seconds and where it was trained."""
+    return read_json(Path(folder) / "run.json", ["seconds", "sessions"])
 
 
 def load_posterior(folder: str | Path) -> Any:
@@ -267,8 +437,16 @@ def load_posterior(folder: str | Path) -> Any:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON; NaN and infinity are errors, because JSON has neither."""
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Indented JSON, there whole or not at all.
+
+    Raises:
+        UserError: For NaN and infinity, which JSON does not have.
+    """
+    try:
+        text = json.dumps(values, indent=2, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{path}: not written, because a value is NaN or infinite") from None
+    files.write(path, f"{text}\n".encode())
 
 
 def read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:

@@ -35,6 +35,14 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="after")
+    def _says_what_it_is(self) -> Self:
+        # So that what was given, without the defaults, can be read again as the same member of a
+        # union: `FactorSpec(width=16)` is more than its width.
+        known = {"kind", "family"} & type(self).model_fields.keys()
+        self.__pydantic_fields_set__.update(known)
+        return self
+
 
 def _to_tuple(value: Any) -> Any:
     # TOML has arrays where Python has tuples.
@@ -644,6 +652,7 @@ class FitSpec(Spec):
     objective there is. ``fast`` records the operations of a step and replays them, on CUDA as a
     graph. ``network_dtype`` is what the trunks of the networks compute in during training, whose
     weights, latent layers and densities are float32 throughout.
+    There is a checkpoint every ``checkpoint_every`` steps.
     Data of more than ``resident_bytes`` stay in main memory, and ``workers``
     threads gather their batches ahead; by default 2 for a GPU and none for the CPU.
     """
@@ -659,10 +668,19 @@ class FitSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     monitor_every: PositiveInt = 250
+    checkpoint_every: PositiveInt = 500
     fast: bool = True
     network_dtype: Literal["float32", "bfloat16"] = "float32"
     resident_bytes: PositiveInt = 4 * 2**30
     workers: NonNegativeInt | None = None
+
+
+# Keys that change where a run is done, where its data lie or what it is called, not what is run.
+IMMATERIAL = {
+    "fit": {"device", "resident_bytes", "workers", "checkpoint_every"},
+    "data": {"root", "download"},
+    "guide": {"label"},
+}
 
 
 class DataSpec(Spec):

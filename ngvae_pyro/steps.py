@@ -8,7 +8,7 @@ one call. Nothing is read back from a GPU unless it is asked for.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -92,12 +92,35 @@ class Steps:
         # 1 once they were not finite; then nothing is changed any more.
         self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next = 0
-        self._forget()
-
-    def _forget(self) -> None:
         self.program: Program | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded_for: Hashable = None
+        self.since = 0
+        # Whether a recording was there in the training that goes on here.
+        self.had_recording = False
+
+    def state(self) -> dict[str, Any]:
+        """What decides over recordings, for :meth:`set_state`."""
+        holds = self.key() == self.recorded_for
+        recorded = holds and self.program is not None
+        # It counts towards a recording, and towards nothing where there is one or none is to be.
+        since = self.since if self.fast and holds and not recorded else 0
+        return {"fast": self.fast, "recorded": recorded, "since": since}
+
+    def set_state(self, state: Mapping[str, Any], step: int) -> None:
+        """Go on before a step as the steps did that were in this state there.
+
+        Recordings are made at the same steps then: with convolutions they may differ from literal
+        steps by rounding.
+        """
+        self.fast, self.had_recording = state["fast"], state["recorded"]
+        self.recorded_for, self.since = self.key(), state["since"]
+        if step > 0:
+            # What looks and objectives read until the next step is that of the one before.
+            self.row.copy_(self.row.new_tensor([self.numbers(step - 1)]))
+
+    def _forget(self) -> None:
+        self.program = self.graph = self.recorded_for = None
         self.since = 0
 
     def __call__(self, step: int) -> None:
@@ -179,12 +202,14 @@ class Steps:
             self._forget()
             self.recorded_for = key
         if self.program is None:
-            if self.since >= WARM_UP and self.count - step >= PAYS_FROM:
+            pays = self.since >= WARM_UP and self.count - step >= PAYS_FROM
+            if pays or self.had_recording:
                 self._make_program()
         elif self.graph is None and self.capturable and self.since >= CAPTURE_AFTER:
             self._capture()
 
     def _make_program(self) -> None:
+        self.had_recording = False
         self._read_row()
         try:
             # It draws as a step does, and is not one.

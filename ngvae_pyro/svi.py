@@ -6,11 +6,13 @@ never knows of its schedule.
 """
 
 import copy
+import math
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -20,17 +22,20 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ngvae_pyro import provenance
 from ngvae_pyro.batches import Batches
+from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
-from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
-from ngvae_pyro.steps import Steps
+from ngvae_pyro.specs import IMMATERIAL, FitSpec, Move, ScheduleSpec
+from ngvae_pyro.steps import NonFiniteLoss, Steps
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
@@ -39,6 +44,9 @@ MONITOR_IMAGES = 1024
 # Images over which latents are made uncorrelated, so many because a correlation of M latents over
 # N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
 DECORRELATION_IMAGES = 20_000
+
+# A team asks its processes for signals in one of so many steps: each asking takes a message.
+HEED_EVERY = 10
 
 # What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
 FREE = 0.1
@@ -71,7 +79,8 @@ class Fit:
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents and the mean weight
     ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
-    the forks that were not kept, ``seconds`` all of them.
+    the forks that were not kept, ``seconds`` all of them. ``sessions`` says of each process that
+    had a part in it, one after the other, what it was started by and where.
     """
 
     model: VAE
@@ -82,6 +91,7 @@ class Fit:
     seconds: float = 0.0
     steps: int = 0
     extra_steps: int = 0
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -201,8 +211,13 @@ class Trainer:
             initial = max(1.0, signal / schedule.signal_nats)
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
         self.step = 0
-        self.fit = Fit(self.model, self.guide, spec)
+        # How many of the actions of the schedule are done.
+        self.acted = 0
+        self.seconds_before, self.began = 0.0, time.perf_counter()
+        session = provenance.here(self.device, team.size)
+        self.fit = Fit(self.model, self.guide, spec, sessions=[session])
         self.steps = self._steps(groups)
+        self.stop = Stop()
 
     def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         """How the networks lay out images and in what type they compute."""
@@ -285,7 +300,12 @@ class Trainer:
         return loss.detach(), *map(laid_out, gradients, self.parameters)
 
     def train_step(self) -> None:
-        """One optimizer step at the current position of the schedule."""
+        """One optimizer step at the current position of the schedule.
+
+        Raises:
+            Interrupted: Instead, if a signal has asked for the end.
+        """
+        self.heed()
         self.steps(self.step)
         self.step += 1
 
@@ -314,9 +334,12 @@ class Trainer:
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
             probs = self.guide.codes(self.monitor_images).probs.detach().mean(0)
         kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
+        loss = -log_likelihood.mean().item() + sum(kl_sites.values())
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(self.step, loss, math.nan)
         return {
             "step": self.step,
-            "loss": -log_likelihood.mean().item() + sum(kl_sites.values()),
+            "loss": loss,
             "kl": kl_sites,
             "informative": int((probs > 0.5).sum()),
             "probs": probs.tolist(),
@@ -351,9 +374,14 @@ class Trainer:
                 own.copy_(value)
             # In place, as all of this is, because recordings hold these tensors.
             for own, saved in zip(self.parameters, state["optimizer"], strict=True):
-                for name, value in self.optimizer.state[own].items():
+                moments = self.optimizer.state[own]
+                for name, value in moments.items():
                     # Nothing was saved before the first step, where all of it is 0.
                     value.copy_(saved.get(name, 0.0))
+                for name in saved.keys() - moments.keys():
+                    # Laid out as the parameter, which a fused Adam takes for granted.
+                    like = own if saved[name].dim() else torch.empty((), device=self.device)
+                    moments[name] = torch.empty_like(like).copy_(saved[name])
         torch.set_rng_state(state["rng"])
         if self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -477,6 +505,169 @@ class Trainer:
             actions.append((self.schedule.exact, self.become_exact))
         return sorted(actions, key=lambda action: action[0])
 
+    # The whole training --------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last look, after the last step, is done."""
+        history = self.fit.history
+        return bool(history) and history[-1]["step"] == self.spec.steps
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the training, before an interruption too."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    @staticmethod
+    def _next(step: int, every: int) -> int:
+        """The first multiple after a step."""
+        return step - step % every + every
+
+    def run(self, bar: TrainingBar, checkpoints: Checkpoints | None) -> None:
+        """Go on to the last step, act as the schedule says, and look now and then.
+
+        Raises:
+            Interrupted: If a signal has asked for the end; a checkpoint is there then.
+        """
+        actions, last = self.actions(), self.spec.steps
+        look_at = 0
+        if self.fit.history:
+            look_at = self._next(self.fit.history[-1]["step"], self.spec.monitor_every)
+        # The first one after the first step, which shows what is wrong with what was asked for.
+        save_at = self._next(self.step, checkpoints.every) if checkpoints and self.step else 1
+        while not self.finished:
+            # A fork may jump over the step at which an action was due, or a look.
+            looks = look_at <= self.step < last
+            acts = not looks and self.acted < len(actions)
+            acts = acts and (self.step == last or self.step >= actions[self.acted][0] * last)
+            # An action is not interrupted half done: what it did is done again.
+            if checkpoints is not None and (self.step >= save_at or acts):
+                self.save(checkpoints)
+                save_at = self._next(self.step, checkpoints.every)
+            if acts:
+                actions[self.acted][1]()
+                self.acted += 1
+            elif looks or self.step == last:
+                self.fit.history.append(self.look())
+                bar.show(self.fit.history[-1])
+                look_at = self._next(self.step, self.spec.monitor_every)
+            else:
+                try:
+                    self.train_step()
+                except Interrupted:
+                    if checkpoints is not None:
+                        self.save(checkpoints)
+                    raise
+        if checkpoints is not None:
+            self.save(checkpoints)
+        self.heed(now=True)
+
+    def heed(self, now: bool = False) -> None:
+        """End if a signal has asked for it, all processes of a team at the same step."""
+        if self.team.size > 1 and self.step % HEED_EVERY and not now:
+            return
+        if signum := self.team.most(self.stop.signum or 0):
+            raise Interrupted(signum)
+
+    # Checkpoints ---------------------------------------------------------------------------
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint; one process does it for all."""
+        with self.team.together():
+            if self.team.leads:
+                checkpoints.save(self.snapshot())
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the training is, as plain values: a checkpoint is of this and of nothing else."""
+        data, versions = self.batches.data, provenance.versions()
+        return {
+            "model": self.model.spec.model_dump(mode="json"),
+            "guide": self.guide.spec.model_dump(mode="json", exclude={"label", "schedule"}),
+            "schedule": self.schedule.model_dump(mode="json"),
+            "fit": self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"]),
+            "images": {"shape": list(data.images.shape), "SHA-256": data.digest},
+            "versions": {name: versions[name] for name in provenance.DECISIVE},
+            "device": self.device.type,
+        }
+
+    def snapshot(self) -> Snapshot:
+        """All that :meth:`restore` needs."""
+        state = self.state()
+        weights = {
+            f"{part}.{name}": value
+            for part in ("model", "guide")
+            for name, value in state[part].items()
+        }
+        weights |= {f"objective.{i}": value for i, value in enumerate(state["objective"])}
+        optimizer = {
+            f"{i}.{name}": value
+            for i, moments in enumerate(state["optimizer"])
+            for name, value in moments.items()
+        }
+        optimizer |= {name: state[name] for name in ("rng", "cuda_rng") if state[name] is not None}
+        position = {
+            "step": self.step,
+            "acted": self.acted,
+            "exact": getattr(self.guide, "exact", None),
+            "steps": self.steps.state(),
+            "history": self.fit.history,
+            "moves": [asdict(move) for move in self.fit.moves],
+            "extra_steps": self.fit.extra_steps,
+            "seconds": self.seconds,
+            "sessions": self.fit.sessions,
+        }
+        return Snapshot(weights, optimizer, position, self.identity)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken: the next step is to the last bit what it was to be.
+
+        Raises:
+            UserError: If it is not of such a training, whatever its identity says.
+        """
+        try:
+            self._restore(snapshot)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint does not fit its training: {reason}") from None
+        # They decide over the order of sums, and so over the last bits.
+        before, now = self.fit.sessions[-2:]
+        for name in ("threads", "processes"):
+            if before[name] != now[name]:
+                warnings.warn(
+                    f"the training goes on with {now[name]} {name} where it had {before[name]}: "
+                    "the same but for rounding",
+                    Notice,
+                    stacklevel=2,
+                )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        position = snapshot.position
+        state: dict[str, Any] = {"step": snapshot.step, "rng": None, "cuda_rng": None}
+        state |= {name: {} for name in ("model", "guide", "objective")}
+        state["optimizer"] = [{} for _ in self.parameters]
+        for name, value in snapshot.weights.items():
+            part, _, rest = name.partition(".")
+            state[part][rest] = value
+        state["objective"] = [state["objective"][str(i)] for i in range(len(self.own_parameters))]
+        for name, value in snapshot.optimizer.items():
+            number, _, rest = name.partition(".")
+            if rest:
+                state["optimizer"][int(number)][rest] = value
+            else:
+                state[name] = value
+        if position["exact"] is not None:
+            assert isinstance(self.guide, MixtureGuide)
+            self.guide.exact = position["exact"]
+        self.set_state(state)
+        self.acted = position["acted"]
+        self.steps.set_state(position["steps"], self.step)
+        self.fit.history = list(position["history"])
+        self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
+        self.fit.extra_steps = position["extra_steps"]
+        self.seconds_before = position["seconds"]
+        self.fit.sessions = [*position["sessions"], *self.fit.sessions]
+
 
 def fit(
     model: VAE,
@@ -487,6 +678,8 @@ def fit(
     schedule: ScheduleSpec | None = None,
     progress: bool = True,
     team: Team = ALONE,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
@@ -501,14 +694,21 @@ def fit(
         progress: Show a bar with the loss, the KL of each site and the informative latents.
         team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
             of them calls ``fit`` with the same arguments and gets the same result.
+        checkpoints: Where the training is kept, every so many steps, at the end, and when SIGINT or
+            SIGTERM asks for the end.
+        resume: Go on from the newest of the checkpoints, for a model and a guide as they were
+            before their training. The result is that of an uninterrupted training to the last bit,
+            on the same machine with the same number of threads.
 
     Returns:
         The same model and guide, trained in place, with the record of the training.
 
     Raises:
-        UserError: If the images do not fit the model, the device is not there, or the processes of
-            the team cannot share a batch evenly.
+        UserError: If the images do not fit the model, the device is not there, the processes of
+            the team cannot share a batch evenly, or a checkpoint cannot be written, cannot be read
+            or is of another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
+        Interrupted: If a signal asked for the end and there are checkpoints.
     """
     spec = spec or FitSpec()
     if tuple(data.image_shape) != tuple(model.image_shape):
@@ -518,33 +718,24 @@ def fit(
         )
     if len(data) < 2:
         raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
-    began = time.perf_counter()
+    if resume and checkpoints is None:
+        raise UserError("resume: expected checkpoints to go on from, got none")
+    if checkpoints is not None and not resume and checkpoints.names():
+        raise UserError(f"{checkpoints.folder}: holds checkpoints already; resume or move them")
     random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
     with pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
-        actions = trainer.actions()
-        with TrainingBar(spec.steps, enabled=progress) as bar:
-            due = 0
+        # What is not kept may as well end at once.
+        signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
+        with TrainingBar(spec.steps, enabled=progress) as bar, signals as trainer.stop:
             try:
-                while True:
-                    done = trainer.step == spec.steps
-                    # A fork may have jumped over the step at which they were due, or a look was.
-                    while done and actions:
-                        actions.pop(0)[1]()
-                    if trainer.step >= due or done:
-                        trainer.fit.history.append(trainer.look())
-                        bar.show(trainer.fit.history[-1])
-                        due = trainer.step - trainer.step % spec.monitor_every + spec.monitor_every
-                    if done:
-                        break
-                    if actions and trainer.step >= actions[0][0] * spec.steps:
-                        actions.pop(0)[1]()
-                    else:
-                        trainer.train_step()
+                if resume and checkpoints is not None:
+                    trainer.restore(checkpoints.load(trainer.identity))
+                trainer.run(bar, checkpoints)
             finally:
                 trainer.set_networks(torch.contiguous_format, torch.float32)
                 trainer.fit.steps = trainer.step
-                trainer.fit.seconds = time.perf_counter() - began
+                trainer.fit.seconds = trainer.seconds
     return trainer.fit

@@ -17,10 +17,11 @@ POSTERIOR = "Aggregate posterior"
 class Metric:
     """One row.
 
-    ``path`` leads to the number in a run, ``metrics.`` for metrics.json and ``evaluation.`` for
-    evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest to the number of
-    factors) or None. ``digits`` is a format specification, or ``count`` for a number of latents;
-    ``text`` says what it means, and ``fraction`` is true for what lies between 0 and 1.
+    ``path`` leads to the number in a run, ``metrics.`` for metrics.json, ``run.`` for run.json and
+    ``evaluation.`` for evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest
+    to the number of factors) or None. ``digits`` is a format specification, or ``count`` for a
+    number of latents; ``text`` says what it means, and ``fraction`` is true for what lies between 0
+    and 1.
     """
 
     key: str
@@ -111,7 +112,7 @@ METRICS = (
         "of held-out images; a bound, so not comparable between kinds of posteriors",
     ),
     _fit(
-        *("seconds", "Training", "s", "metrics.seconds", None, ".0f"),
+        *("seconds", "Training", "s", "run.seconds", None, ".0f"),
         "with as many others at once as there were jobs",
     ),
     _score("mig", "MIG", "1 if one latent alone knows each factor, 0 if two know it alike"),

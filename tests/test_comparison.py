@@ -78,6 +78,7 @@ def test_the_table_has_every_metric_of_every_run(done, written):
         folder = out / row["pair"] / f"seed-{row['seed']}"
         run = {
             "metrics": runs.load_metrics(folder),
+            "run": runs.load_record(folder),
             "evaluation": evaluation.load_evaluation(folder),
         }
         for metric in table.METRICS:

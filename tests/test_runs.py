@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import ngvae_pyro
 from ngvae_pyro import diagnostics, runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
+from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS
 from ngvae_pyro.cli import app, main
 from ngvae_pyro.errors import UserError
 
@@ -67,6 +68,8 @@ def test_a_run_of_any_likelihood_can_be_read_again(tmp_path, family):
 
 def test_a_run_folder_holds_the_evidence(folder):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    checkpointed = {f"checkpoints/{checkpoint.name}/{name}" for name in (STATE, WEIGHTS, OPTIMIZER)}
     figures = [
         "selection",
         "precisions",
@@ -77,8 +80,9 @@ def test_a_run_folder_holds_the_evidence(folder):
     ]
     assert names == {
         *("config.toml", "weights.safetensors", "metrics.json", "history.json", "posterior.nc"),
-        "report.html",
+        *("report.html", "run.json"),
         *(f"figures/{name}.png" for name in figures),
+        *checkpointed,
     }
     modes = {p.stat().st_mode for p in folder.iterdir() if p.is_file()}
     assert len(modes) == 1  # what the umask says, for every file
@@ -88,7 +92,7 @@ def test_a_run_folder_holds_the_evidence(folder):
     assert set(metrics) == {
         *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "precision"),
         *("probs", "variance_of_loc", "discrete"),
-        *("seconds", "steps", "extra_steps"),
+        *("steps", "extra_steps"),
     }
     assert metrics["steps"] == 6 and len(metrics["probs"]) == 4
     for kl in metrics["kl"].values():
@@ -235,7 +239,8 @@ def test_a_non_finite_loss_keeps_the_weights(tmp_path):
     words = ["normal_gamma", "relaxed", "--out", out, *SHORT, "--steps", "40"]
     output = ngvae("train", *words, "--set", "fit.learning_rate=1e30", code=1)
     assert "non-finite loss at step" in output
-    assert {p.name for p in out.iterdir()} == {"config.toml", "weights.safetensors"}
+    names = {p.name for p in out.iterdir()}
+    assert names == {"config.toml", "run.json", "weights.safetensors"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ngvae_pyro.specs import (
     SELECT,
     AdversarialSpec,
     ConvSpec,
+    FactorSpec,
     FitSpec,
     GaussianGuideSpec,
     GuideSpec,
@@ -30,7 +31,7 @@ from ngvae_pyro.specs import (
     ScheduleSpec,
     parse,
 )
-from ngvae_pyro.variants import run_spec
+from ngvae_pyro.variants import run_spec, spec_of
 
 GUIDE = TypeAdapter(GuideSpec)
 
@@ -250,6 +251,12 @@ def test_pairs_that_do_not_fit():
         load_guide("gaussian", load_model("normal_gamma"))
     with pytest.raises(UserError, match="expected guide family gaussian"):
         load_guide("relaxed", load_model("gaussian"))
+
+
+def test_changes_go_on_top_of_a_spec_of_ones_own():
+    mine = GaussianGuideSpec(objective=FactorSpec(width=16))
+    changed = spec_of("guides", mine, {"encoder": {"width": 8}})
+    assert changed == GaussianGuideSpec(objective=FactorSpec(width=16), encoder=MLPSpec(width=8))
 
 
 def test_changes_go_on_top_of_a_variant():

@@ -1,0 +1,205 @@
+"""Checkpoints of a training, from which it goes on as if nothing had happened.
+
+A checkpoint is a folder, ``checkpoints/step-000002000-3``, named by the step and by what the
+schedule has done once by then, with three files:
+
+- ``weights.safetensors``: model and guide, and the parameters of the objective if it has any;
+- ``optimizer.safetensors``: Adam's moments and step counts, and the states of the generators;
+- ``state.json``: the position in the data and in the schedule, the history, what was trained
+  (specs, a digest of the images, versions) and the SHA-256 of all of it.
+
+Nothing in it is a pickle, and reading one runs no code. It is written beside its place, flushed to
+the disk and renamed; then the one before it is removed. So at every moment the newest one is whole.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ngvae_pyro import files
+from ngvae_pyro.errors import UserError
+
+# Of the files; another number is another layout.
+FORMAT = 1
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training between two steps.
+
+    ``weights`` and ``optimizer`` are tensors by name, ``position`` what else changes in a training
+    and ``identity`` what does not: both are plain values, as JSON has them.
+    """
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    position: Mapping[str, Any]
+    identity: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.position["step"])
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, allow_nan=False).encode()
+
+
+def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key in which nested tables differ, with its two values; None for a gap."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return None if one == other else (key, one, other)
+    for name in sorted({*one, *other}):
+        dotted = f"{key}.{name}" if key else str(name)
+        if found := first_difference(one.get(name), other.get(name), dotted):
+            return found
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one training; the newest one is kept.
+
+    Args:
+        folder: Theirs; made when the first is saved.
+        every: Steps from one to the next.
+        appear: Called once, when the first has been saved; says where the folder is from then on.
+    """
+
+    def __init__(
+        self, folder: str | Path, every: int = 500, appear: Callable[[], Path] | None = None
+    ) -> None:
+        self.folder, self.every, self.appear = Path(folder), every, appear
+
+    def names(self) -> list[str]:
+        """Names of the checkpoints that are there, the newest last."""
+        if not self.folder.is_dir():
+            return []
+        found = {path.name: _NAME.fullmatch(path.name) for path in self.folder.iterdir()}
+        whole = {name: match.groups() for name, match in found.items() if match}
+        return sorted(whole, key=lambda name: tuple(map(int, whole[name])))
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint and remove those before it.
+
+        Raises:
+            UserError: If the disk does not take it; the one before it is still there then.
+        """
+        before = self.names()
+        consequence = f"; the checkpoint {before[-1]} is kept" if before else ""
+        name = f"step-{snapshot.step:09d}-{snapshot.position['acted']}"
+        if name in before:
+            # From there the training comes to this very state: only a look may lie between.
+            return
+        partial = self.folder / f".{name}.partial"
+        with files.writing(self.folder, consequence):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                self._write(partial, snapshot)
+                partial.rename(self.folder / name)
+                files.flush(self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        for path in self.folder.iterdir():
+            if path.name != name:
+                shutil.rmtree(path, ignore_errors=True)
+        if self.appear is not None:
+            self.folder, self.appear = self.appear(), None
+
+    @staticmethod
+    def _write(folder: Path, snapshot: Snapshot) -> None:
+        contents = {
+            name: save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+            for name, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer))
+        }
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "position": snapshot.position,
+            "identity": snapshot.identity,
+            "sha256": {name: _sha256(content) for name, content in contents.items()},
+        }
+        state["sha256"][STATE] = _sha256(_canonical(state))
+        contents[STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
+        for name, content in contents.items():
+            files.write(folder / name, content)
+
+    def load(self, identity: Mapping[str, Any]) -> Snapshot:
+        """The newest checkpoint.
+
+        Args:
+            identity: What is to go on, which the checkpoint has to be of.
+
+        Raises:
+            UserError: If there is none, it is damaged, or it is of something else. Nothing is
+                changed then.
+        """
+        names = self.names()
+        if not names:
+            raise UserError(f"{self.folder}: holds no checkpoint to go on from")
+        folder = self.folder / names[-1]
+        contents = {}
+        for name in (STATE, WEIGHTS, OPTIMIZER):
+            try:
+                contents[name] = (folder / name).read_bytes()
+            except OSError as error:
+                raise UserError(
+                    f"{folder / name}: cannot read the file: {error.strerror}"
+                ) from None
+        state = self._state(folder / STATE, contents[STATE])
+        tensors = {}
+        for name in (WEIGHTS, OPTIMIZER):
+            if _sha256(contents[name]) != state["sha256"].get(name):
+                raise UserError(
+                    f"{folder / name}: damaged: its SHA-256 is not the one in {STATE}; "
+                    "it was cut short, edited or is of another checkpoint"
+                )
+            try:
+                tensors[name] = load(contents[name])
+            except SafetensorError as error:
+                raise UserError(f"{folder / name}: damaged: {error}") from None
+        found = Snapshot(tensors[WEIGHTS], tensors[OPTIMIZER], state["position"], state["identity"])
+        if difference := first_difference(found.identity, identity):
+            key, there, wanted = difference
+            raise UserError(
+                f"{folder}: is a checkpoint of a training with {key} = {_shown(there)}, "
+                f"not {_shown(wanted)}"
+            )
+        return found
+
+    @staticmethod
+    def _state(path: Path, content: bytes) -> dict[str, Any]:
+        """``state.json``, if it is as it was written."""
+        try:
+            state = json.loads(content)
+            known = state["format"]
+            if known == FORMAT:
+                said = state["sha256"].pop(STATE)
+                intact = said == _sha256(_canonical(state))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{path}: damaged: it is not what was written") from None
+        if known != FORMAT:
+            raise UserError(
+                f"{path}: is of another version of ngvae_pyro (format {known!r}, here {FORMAT})"
+            )
+        if not intact:
+            raise UserError(f"{path}: damaged: its SHA-256 is not the one it states")
+        return dict(state)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
