@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.testing.gof import density_goodness_of_fit
@@ -206,6 +205,14 @@ def test_marginal_of_z_is_student_t():
     torch.testing.assert_close(d.marginal.variance, d.variance[0])
     reference = stats.t(8.0, 0.5, 0.5**0.5).logpdf(z.numpy())
     torch.testing.assert_close(d.marginal.log_prob(z), torch.from_numpy(reference))
+
+
+def test_the_kl_to_a_gamma_of_torch_is_the_same():
+    ours, other = make("normal_gamma").precision, make("independent").precision
+    plain = [torch.distributions.Gamma(d.concentration, d.rate) for d in (ours, other)]
+    expected = kl_divergence(*plain)
+    for pair in ((ours, other), (ours, plain[1]), (plain[0], other)):
+        torch.testing.assert_close(kl_divergence(*pair), expected)
 
 
 def test_cdf_agrees_with_scipy():
@@ -640,6 +647,14 @@ def test_responsibilities_by_bayes(name):
         assert posterior.eq(d.probs).all()
 
 
+def test_small_draws_are_the_least_and_have_no_gradient():
+    a = torch.full((1000,), 0.01, requires_grad=True)
+    value = NormalGamma(0.0, a, 1.0).rsample()[..., 1]
+    assert value.min() == torch.finfo(torch.float32).tiny ** 0.4
+    (slope,) = torch.autograd.grad(value.log().sum(), a)
+    assert slope[value == value.min()].eq(0).all() and slope[value > value.min()].ne(0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight", [{"probs": 0.0}, {"probs": 1.0}])
 @pytest.mark.parametrize("cls", [NormalGammaMixture, GammaMixture, SpikeSlabPrior])
@@ -655,7 +670,7 @@ def test_an_absent_component_is_exactly_absent(cls, weight, dtype):
     elif cls is SpikeSlabPrior:
         d, single = cls(weight, slab, spike), IndependentNormalGamma(a, b, zero)
     else:
-        d, single = cls(weight, **pairs), dist.Gamma(zero + a, zero + b)
+        d, single = cls(weight, **pairs), NormalGamma(zero, a, b).precision
         value = value[..., 1]
     assert d.log_prob(value).equal(single.log_prob(value))
     assert d.mean.equal(single.mean)
