@@ -247,6 +247,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     weights = folder / "weights.safetensors"
     try:
         tensors = load_file(weights)
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{weights}: {name}: expected finite numbers, got NaN or inf")
         for part, module in (("model", model), ("guide", guide)):
             own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
             module.load_state_dict(own)

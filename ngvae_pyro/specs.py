@@ -395,14 +395,18 @@ class ScheduleSpec(Spec):
         }
 
 
+# In float32 less may be 0.
+LEAST_ANNEALED = 1e-6
+
+
 def _annealed(spec: Any, name: str, most: float) -> Any:
     """Refuses a schedule that takes a number of the guide out of its own range."""
     ramp: Ramp = getattr(spec.schedule, name)
     product = getattr(spec, name) * ramp.initial
-    if not 0.0 < product <= most:
+    if not LEAST_ANNEALED <= product <= most:
         raise ValueError(
-            f"{name} times schedule.{name}.initial: expected a number > 0 and <= {most:g}, "
-            f"got {product:g}"
+            f"{name} times schedule.{name}.initial: expected a number >= {LEAST_ANNEALED:g} and "
+            f"<= {most:g}, got {product:g}"
         )
     return spec
 
@@ -772,6 +776,8 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "a string",
     "tuple_type": "an array",
+    "list_type": "an array",
+    "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
     "finite_number": "a finite number",
