@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngvae_pyro import __version__, variants
-from ngvae_pyro.errors import Notice, UserError, nearest
+from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
@@ -33,11 +33,33 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
-# As it is: a line in a log file stays a line, and brackets in a path are no markup.
-say = partial(out.print, highlight=False, soft_wrap=True, markup=False)
+# The class of all mistakes in options, in typer's own click and in the click of older typers.
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-# Options that several commands have.
+def say(text: str, style: str | None = None) -> None:
+    """A line as it is: it stays one in a log file, and brackets in a path are no markup."""
+    out.print(printable(text), style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def complain(message: object) -> None:
+    """One line on stderr."""
+    print(f"ngvae: {one_line(message)}", file=sys.stderr)
+
+
+def _path(text: str) -> Path:
+    """A path of the command line; the empty one would be the current folder."""
+    if not text or "\0" in text:
+        raise typer.BadParameter(f"expected a path, got {text!r}")
+    return Path(text)
+
+
+def _titled(title: str) -> Table:
+    return Table(title=escape(printable(title)), title_justify="left")
+
+
+# Arguments and options that several commands have.
+FolderArgument = Annotated[Path, typer.Argument(parser=_path, metavar="FOLDER", help="Run folder.")]
 DataOption = Annotated[
     str,
     typer.Option(
@@ -58,7 +80,7 @@ DownloadOption = Annotated[bool, typer.Option("--download", help="Download missi
 
 def _team() -> "AbstractContextManager[Team | None]":
     """The processes that torchrun has started, None without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from ngvae_pyro import distributed
 
@@ -75,7 +97,7 @@ def _show_warning(
 ) -> None:
     notice = issubclass(category, Notice)
     text = warnings.formatwarning(message, category, filename, lineno, line)
-    print(f"ngvae: {message}" if notice else text.rstrip(), file=file or sys.stderr)
+    print(f"ngvae: {one_line(message)}" if notice else text.rstrip(), file=file or sys.stderr)
 
 
 def main() -> None:
@@ -83,17 +105,35 @@ def main() -> None:
     warnings.showwarning = _show_warning
     with _team() as team:
         try:
-            app(obj=team)
-        except UserError as error:
+            # By itself typer shows a mistake in a box of several lines.
+            code: Any = app(obj=team, standalone_mode=False) or 0
+        except (UserError, UsageError, OSError) as error:
             if team is None or team.leads:
-                print(f"ngvae: {error}", file=sys.stderr)
-            code: Any = 2
+                _explain(error)
+            code = 2
+        except typer.Abort:
+            complain("aborted")
+            code = 1
         except SystemExit as end:
             # All processes of a team come to the end of these; an interrupted one leaves alone.
             if end.code not in (0, 1, 2):
                 raise
             code = end.code
     sys.exit(code)
+
+
+def _explain(error: Any) -> None:
+    """The line for a mistake, or for what the machine refuses: a full disk, a name too long."""
+    if isinstance(error, UsageError):
+        # Without arguments typer shows the help, and raises this with no message.
+        if sys.argv[1:]:
+            text = error.format_message().rstrip(".")
+            command = error.ctx.command_path if error.ctx else "ngvae"
+            complain(f"{text[:1].lower()}{text[1:]}; see {command} --help")
+    elif isinstance(error, OSError) and error.filename is not None:
+        complain(f"{error.filename}: {error.strerror}")
+    else:
+        complain(error)
 
 
 def _version(asked: bool) -> None:
@@ -131,7 +171,7 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = values
     for part in parts[:-1]:
@@ -175,7 +215,10 @@ def train(
     guide: Annotated[
         str | None, typer.Argument(help="Guide variant, or path to a .toml file.")
     ] = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder to write.")] = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", parser=_path, metavar="FOLDER", help="Run folder to write."),
+    ] = None,
     data: DataOption = "sprites",
     latents: LatentsOption = None,
     steps: StepsOption = None,
@@ -189,7 +232,11 @@ def train(
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the training of this run folder, and leave out the rest."),
+        typer.Option(
+            parser=_path,
+            metavar="FOLDER",
+            help="Go on with the training of this run folder, and leave out the rest.",
+        ),
     ] = None,
 ) -> None:
     """Train a model and a guide, and write a run folder with the evidence."""
@@ -204,7 +251,7 @@ def train(
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
-        _train(resume, context.obj, lambda runs, **how: runs.resume(resume, device=device, **how))
+        _train(resume, context.obj, partial(runs.resume, resume, device=device))
         return
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")
@@ -213,10 +260,10 @@ def train(
         values["fit"].setdefault("seed", seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
-    def begin(runs: Any, **how: Any) -> Any:
-        return runs.train(spec, out_folder, overwrite=overwrite, **how)
+    from ngvae_pyro import runs
 
-    fit = _train(out_folder, context.obj, begin)
+    run = partial(runs.train, spec, out_folder, overwrite=overwrite)
+    fit = _train(out_folder, context.obj, run)
     found = fit.model.likelihood.family if fit else None
     if spec.model.likelihood.family == "auto" and found == "bernoulli":
         say("the images hold only 0 and 1: likelihood bernoulli")
@@ -237,12 +284,12 @@ def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit |
 
     def ended(line: str, code: int) -> typer.Exit:
         if team.leads:
-            print(f"ngvae: {line}", file=sys.stderr)
+            complain(line)
         return typer.Exit(code)
 
     try:
         with interrupts.raised():
-            fit, metrics = run(runs, stage=stage, team=team)
+            fit, metrics = run(stage=stage, team=team)
     except NonFiniteLoss as error:
         raise ended(f"{error}; its weights are in {folder}", 1) from None
     except KeyboardInterrupt as error:
@@ -280,7 +327,7 @@ def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    folder: FolderArgument,
 ) -> None:
     """Show the latents of a run, most informative first, and where its figures are."""
     from ngvae_pyro import diagnostics, runs
@@ -288,11 +335,11 @@ def inspect(
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
-    table = Table(title=escape(title), title_justify="left")
+    table = _titled(title)
     for name in ("latent", "p", "precision", "5 %", "95 %", "var loc"):
         table.add_column(name, justify="left" if name == "latent" else "right", no_wrap=True)
     for site in metrics["kl"]:
-        table.add_column(f"KL {site[:9]}", justify="right", no_wrap=True)
+        table.add_column(escape(printable(f"KL {site[:9]}")), justify="right", no_wrap=True)
     for row in diagnostics.most_informative_first(metrics):
         precision = row["precision"]
         table.add_row(
@@ -311,7 +358,7 @@ def inspect(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    folder: FolderArgument,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Add disentanglement metrics and the held-out log likelihood to a trained run."""
@@ -320,7 +367,7 @@ def evaluate(
 
     with err.status("evaluating"):
         result = evaluation.evaluate_run(folder, device)
-    table = Table(title=escape(f"{folder}, {result['source']}"), title_justify="left")
+    table = _titled(f"{folder}, {result['source']}")
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it means")
@@ -334,12 +381,14 @@ def evaluate(
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    folder: FolderArgument,
     data: Annotated[
         str | None,
         typer.Option(help="Other images, named as for train; scored against the held-out ones."),
     ] = None,
-    size: Annotated[int, typer.Option(min=2, help="Images of each set, at most.")] = 1000,
+    size: Annotated[
+        int, typer.Option(min=2, max=10**9, help="Images of each set, at most.")
+    ] = 1000,
     fit_images: Annotated[
         bool,
         typer.Option(
@@ -347,7 +396,13 @@ def score(
         ),
     ] = False,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="A .json file; .csv and .png are put beside it.")
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=_path,
+            metavar="FILE",
+            help="A .json file; .csv and .png are put beside it.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     settings: Annotated[
@@ -396,7 +451,10 @@ def score(
 
 @app.command()
 def compare(
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
+    out_folder: Annotated[
+        Path,
+        typer.Option("--out", parser=_path, metavar="FOLDER", help="Folder of the comparison."),
+    ],
     pairs: Annotated[
         list[str] | None,
         typer.Option(
@@ -404,10 +462,11 @@ def compare(
         ),
     ] = None,
     data: DataOption = "sprites",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds.")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once; default: one a core, or one on a GPU.")
+        int | None,
+        typer.Option(min=1, max=256, help="Runs at once; default: one a core, or one on a GPU."),
     ] = None,
     latents: LatentsOption = None,
     steps: StepsOption = None,
@@ -434,7 +493,7 @@ def compare(
         with interrupts.raised():
             result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
     except KeyboardInterrupt as error:
-        print("ngvae: interrupted; the same command goes on from here", file=sys.stderr)
+        complain("interrupted; the same command goes on from here")
         code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130
         raise typer.Exit(code) from None
     for group in groups(result):
@@ -443,7 +502,7 @@ def compare(
     for name in ("table.md", "table.csv", "comparison.json", "figures/page.png", "report.html"):
         say(f"  {out_folder / name}")
     for line in result["failed"]:
-        print(f"ngvae: {line}", file=sys.stderr)
+        complain(line)
     if result["failed"]:
         raise typer.Exit(1)
 
@@ -459,7 +518,7 @@ def _comparison_table(result: dict[str, Any], group: str) -> Table:
     )
     table.add_column("", no_wrap=True)
     for model in result["models"]:
-        table.add_column(escape(model["label"]), justify="right")
+        table.add_column(escape(printable(model["label"])), justify="right")
     for metric in result["metrics"]:
         if metric["group"] == group:
             cells = [result["values"][metric["key"]][m["pair"]] for m in result["models"]]
@@ -472,7 +531,7 @@ def _comparison_table(result: dict[str, Any], group: str) -> Table:
 def list_variants() -> None:
     """List the declared models and guides."""
     for kind in variants.KINDS:
-        table = Table(title=escape(f"{kind} ({variants.folder(kind)})"), title_justify="left")
+        table = _titled(f"{kind} ({variants.folder(kind)})")
         table.add_column("name", no_wrap=True)
         table.add_column("what it is")
         for name in variants.names(kind):

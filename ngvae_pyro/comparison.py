@@ -20,6 +20,7 @@ import torch
 from ngvae_pyro import _arviz, comparison_plots, evaluation, report, runs, table
 from ngvae_pyro.checkpoints import first_difference
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.files import whole
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.specs import IMMATERIAL, RunSpec
@@ -205,8 +206,10 @@ def compare(
     seconds["tables and figures"] = time.perf_counter() - drawing
     result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
     runs.write_json(out / "comparison.json", result)
-    (out / "table.md").write_text(table.markdown(result), encoding="utf-8")
-    table.write_csv(out / "table.csv", result)
+    with whole(out / "table.md") as path:
+        path.write_text(table.markdown(result), encoding="utf-8", errors="replace")
+    with whole(out / "table.csv") as path:
+        table.write_csv(path, result)
     report.write_comparison_report(out, result)
     return result
 

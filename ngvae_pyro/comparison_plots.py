@@ -15,7 +15,15 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from ngvae_pyro import diagnostics, evaluation, runs
-from ngvae_pyro.plots import INFORMATIVE, UNINFORMATIVE, draw_grid, new_figure, traverse
+from ngvae_pyro.files import make_folder
+from ngvae_pyro.plots import (
+    INFORMATIVE,
+    UNINFORMATIVE,
+    draw_grid,
+    literal,
+    new_figure,
+    traverse,
+)
 
 # Okabe and Ito (2008), without the yellow, and markers for who sees no colours.
 COLOURS = ("#555555", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -49,7 +57,7 @@ def look(label: str, folder: Path) -> Look:
     rows = diagnostics.most_informative_first(runs.load_metrics(folder))
     pictures, shown = traverse(fit, few, rows, COLUMNS, uninformative=1)
     names = [f"z{row['latent']}" for row in shown]
-    return Look(label, spec.fit.seed, evaluation.sample(fit, few), rows, pictures, names)
+    return Look(literal(label), spec.fit.seed, evaluation.sample(fit, few), rows, pictures, names)
 
 
 def save_all(folder: Path, done: Sequence[tuple[str, str, Path]], comparison: Any) -> None:
@@ -60,7 +68,7 @@ def save_all(folder: Path, done: Sequence[tuple[str, str, Path]], comparison: An
         done: (pair, label, run folder) of the evaluated runs; the first of each pair is looked at.
         comparison: Content of ``comparison.json``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     first: dict[str, Look] = {}
     for pair, label, path in done:
         if pair not in first:
@@ -169,7 +177,7 @@ def reconstruction(figure: Figure | SubFigure, comparison: Any) -> None:
                 color=COLOURS[i % len(COLOURS)],
                 ms=8,
                 alpha=0.8,
-                label=model["label"],
+                label=literal(model["label"]),
             )
     if comparison["factors"] is not None:
         # Behind the points, and named where it stands.

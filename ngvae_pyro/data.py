@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ngvae_pyro import memory
 from ngvae_pyro.errors import UserError, nearest
 from ngvae_pyro.images import ImageData, generator
 from ngvae_pyro.rendering import sprites
 
-# Beyond this a header is broken or hostile, not a data set.
-_MAX_BYTES = 64 * 2**30
 _READ_BYTES = 2**24
 
 
@@ -32,8 +31,8 @@ def _read_array(
 ) -> np.ndarray:
     """Exactly the bytes of one C-ordered array, up to the end of the file."""
     size = math.prod(shape) * dtype.itemsize
-    if size > _MAX_BYTES:
-        raise UserError(f"{where}: expected at most 64 GiB, the header claims {shape}")
+    # Once as they are read, and once as what is made of them.
+    memory.check(f"{where}: shape {shape}", 2 * size)
     try:
         array = np.empty(shape, dtype)
         buffer = array.reshape(-1).view(np.uint8)
@@ -72,7 +71,8 @@ def load_npz(path: str | Path) -> ImageData:
         latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
 
     Other keys, such as the pickled `metadata` of dSprites, are never read, and nothing is
-    ever unpickled. Raises `UserError` for anything that does not fit.
+    ever unpickled. Raises `UserError` for anything that does not fit, into memory neither: a
+    member is not inflated beyond the shape in its own header.
     """
     path = Path(path)
     _check_file(path, "an .npz file")
@@ -159,6 +159,11 @@ def _read_npy(path: Path, archive: zipfile.ZipFile, key: str, kinds: str) -> np.
         except TypeError as error:
             raise UserError(f"{where}: expected a numpy dtype, got {descr[1]!r}") from error
         shape = tuple(int(size) for size in re.findall("[0-9]+", dims[1]))
+        # Before any of it is inflated; a size that the zip itself has wrong is found in reading.
+        size = math.prod(shape) * dtype.itemsize
+        there = archive.getinfo(name).file_size - len(start) - width - length
+        if size != there:
+            raise UserError(f"{where}: expected {size} bytes of data for {shape}, got {there}")
         if order[1] == "True":
             array = _read_array(file, shape[::-1], dtype, where).T
         else:
@@ -275,6 +280,9 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
         name: one of the three.
         root: torchvision's folder; the files lie where torchvision puts them below it.
         download: fetch what is missing; without it, nothing is ever fetched.
+
+    The files of `cifar10` are pickles, the only ones that are ever read: torchvision loads them
+    once the MD5 of each is that of the published file, and refuses all others.
 
     Raises `UserError` for an unknown name, missing or broken files, and a failed download.
     """

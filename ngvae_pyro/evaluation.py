@@ -18,6 +18,7 @@ from torch import Tensor
 from ngvae_pyro import aggregate, data, diagnostics, evidence, metrics, report, runs
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.records import Evaluation
 from ngvae_pyro.specs import RunSpec
 from ngvae_pyro.svi import Fit, seeded
 
@@ -143,14 +144,11 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     _, held_out = runs.load_data(spec, fit.device)
     numbers = runs.load_metrics(folder)
     result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
-    # Renamed when whole, so that an interruption leaves the old one or the new one.
-    partial = folder / "evaluation.json.part"
-    runs.write_json(partial, result)
-    partial.replace(folder / "evaluation.json")
+    runs.write_json(folder / "evaluation.json", result)
     report.write_run_report(folder, spec, numbers, result)
     return result
 
 
 def load_evaluation(folder: str | Path) -> dict[str, Any]:
     """``evaluation.json`` of a run folder."""
-    return runs.read_json(Path(folder) / "evaluation.json", ["slides", "log_likelihood"])
+    return runs.read_json(Path(folder) / "evaluation.json", Evaluation)

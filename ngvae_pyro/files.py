@@ -1,18 +1,22 @@
 """Files and folders that are there whole or not at all, whenever the power fails.
 
 What is written goes beside its place first, is flushed to the disk, and is then renamed, which
-every file system does at once. A reader sees the old or the new, and a link that somebody has put
-in the place is replaced, not followed.
+every file system does at once. A reader sees the old or the new. A folder may be another's, with
+links in it that lead elsewhere; what is written never follows them.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from ngvae_pyro.errors import UserError
+
+
+class CannotWrite(UserError):
+    """What the disk refuses: it is full, the folder is read-only, and the like."""
 
 
 @contextmanager
@@ -24,13 +28,15 @@ def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
         consequence: What follows for the user.
 
     Raises:
-        UserError: For a full disk, a read-only folder and the like.
+        CannotWrite: For any OSError, and with the consequence for what a block within has raised.
     """
     try:
         yield
+    except CannotWrite as error:
+        raise CannotWrite(f"{error}{consequence}") from None
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot write there: {reason}{consequence}") from None
+        raise CannotWrite(f"{path}: cannot write there: {reason}{consequence}") from None
 
 
 def flush(path: Path) -> None:
@@ -42,18 +48,55 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file, or replace one at once."""
-    partial = path.with_name(f".{path.name}.partial")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
         partial.unlink(missing_ok=True)
-    flush(path.parent)
+        partial.touch(exist_ok=False)
+        yield partial
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` to write, which takes its name when the block has ended well.
+
+    A link of that name is replaced, and what it points to is left alone.
+
+    Raises:
+        CannotWrite: If it cannot be written there.
+    """
+    with writing(path), _replacing(path) as partial:
+        yield partial
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, or replace one at once.
+
+    Raises:
+        OSError: As of the system; :func:`writing` makes a line of it.
+    """
+    with _replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def make_folder(path: Path) -> Path:
+    """A folder inside another, made where it is not there.
+
+    Raises:
+        UserError: If it is a link, or cannot be made.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; nothing is written through it")
+    with writing(path):
+        path.mkdir(exist_ok=True)
+    return path
 
 
 class NewFolder:

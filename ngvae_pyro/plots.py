@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
+from ngvae_pyro.files import whole
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit
 
@@ -43,7 +44,13 @@ def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path)
+        with whole(path) as partial:
+            figure.savefig(partial)
+
+
+def literal(text: str) -> str:
+    """A text of the user's in a figure, where dollar signs would start a formula."""
+    return text.replace("$", r"\$")
 
 
 def save_all(folder: Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
@@ -227,7 +234,7 @@ def scores(
         handles = [matplotlib.patches.Patch(color=INFORMATIVE, alpha=0.8, label="held-out images")]
         if other is not None:
             handles.append(
-                matplotlib.patches.Patch(fill=False, edgecolor=ACCENT, lw=1.8, label=other)
+                matplotlib.patches.Patch(fill=False, edgecolor=ACCENT, lw=1.8, label=literal(other))
             )
         figure.legend(handles=handles, loc="outside upper left", ncols=2)
 

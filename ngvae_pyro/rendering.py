@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ngvae_pyro import memory
 from ngvae_pyro.errors import UserError, nearest
 from ngvae_pyro.images import ImageData, generator
 
@@ -78,7 +79,8 @@ def sprites(
     that `vary` or `hold` names.
 
     Raises `UserError` for unknown factors, values out of range, ranges in which a shape would
-    leave the image, and a factor that varies while another one is held where it does not show.
+    leave the image, a factor that varies while another one is held where it does not show, and
+    more images than fit into memory.
 
     >>> sprites(100, vary=("x", "y"))
     ImageData('sprites:x,y', 100 images of 3x32x32, x, y, size, red, green, blue, background)
@@ -94,6 +96,9 @@ def sprites(
     if not 32 / resolution <= edge <= 32:
         raise UserError(f"sprites: edge: expected {32 / resolution:g} to 32 pixels, got {edge}")
 
+    # Once as rendered, and once more when they are split.
+    size = 2 * n * (3 * resolution**2 + memory.FLOAT_BYTES * len(SPRITE_FACTORS))
+    memory.check(f"sprites: {n} images of 3x{resolution}x{resolution}", size)
     factors = _draw_factors(n, seed, vary, held, SPRITE_FACTORS | own)
     images = torch.empty(n, 3, resolution, resolution, dtype=torch.uint8)
     # Small enough to stay in the processor's cache or in any accelerator's memory.

@@ -4,7 +4,6 @@ import base64
 import math
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.files import whole
 from ngvae_pyro.specs import SavedRun
 from ngvae_pyro.table import FIT, METRICS, SLIDES
 
@@ -297,14 +297,7 @@ def _environment() -> Environment:
 
 def _write(path: Path, page: str) -> Path:
     """Write a page so that its name never stands for half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as partial:
         # A file name may hold what UTF-8 cannot.
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path

@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ngvae_pyro import _arviz, data, diagnostics, files, plots, provenance, report
+from ngvae_pyro import _arviz, data, diagnostics, files, memory, plots, provenance, report
 from ngvae_pyro.checkpoints import Checkpoints
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
+from ngvae_pyro.records import History, Metrics, Record, Sessions
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
@@ -65,8 +66,16 @@ def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Gu
 
     Args:
         spec: What is run.
-        images: Training images, or their shape (C, H, W).
+        images: Training images, or their shape (C, H, W) where the pair is only read.
+
+    Raises:
+        UserError: If the two do not fit each other, or the pair does not fit into memory.
     """
+    if isinstance(images, ImageData):
+        device = resolve_device(spec.fit.device)
+        memory.check_pair(spec, images.image_shape, len(images), device)
+    else:
+        memory.check_pair(spec, images)
     with seeded(spec.fit.seed, torch.device("cpu")):
         model = load_model(spec.model, images)
         return model, load_guide(spec.guide, model)
@@ -380,9 +389,14 @@ def _check_finished(folder: Path) -> None:
 
 
 def load_spec(folder: str | Path) -> SavedRun:
-    """``config.toml`` of a run folder."""
+    """``config.toml`` of a run folder.
+
+    Its ``data.download`` is not obeyed: the folder may be another's, and reading it fetches
+    nothing.
+    """
     path = Path(folder) / "config.toml"
-    return parse(SavedRun, _read(path, tomllib.loads), str(path))
+    saved = parse(SavedRun, _read(path, tomllib.loads), str(path))
+    return saved.model_copy(update={"data": saved.data.model_copy(update={"download": False})})
 
 
 def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
@@ -398,6 +412,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     weights = folder / "weights.safetensors"
     try:
         tensors = load_file(weights)
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{weights}: {name}: expected finite numbers, got NaN or inf")
         for part, module in (("model", model), ("guide", guide)):
             own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
             module.load_state_dict(own)
@@ -406,9 +423,14 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
         raise UserError(f"{weights}: cannot be loaded: {reason}") from None
     target = resolve_device(device)
     fit = Fit(model.to(target), guide.to(target), spec.fit)
-    history = read_json(folder / "history.json", ("rows", "moves"))
+    history = read_json(folder / "history.json", History)
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
     metrics, record = load_metrics(folder), load_record(folder)
+    if len(metrics["probs"]) != model.latent_size:
+        raise UserError(
+            f"{folder / METRICS}: expected {model.latent_size} latents as in config.toml, "
+            f"got {len(metrics['probs'])}"
+        )
     fit.steps, fit.extra_steps = metrics["steps"], metrics["extra_steps"]
     fit.seconds, fit.sessions = record["seconds"], record["sessions"]
     return fit, spec
@@ -416,16 +438,12 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
 
 def load_metrics(folder: str | Path) -> dict[str, Any]:
     """``metrics.json`` of a run folder."""
-    keys = [
-        *("informative", "elbo", "kl", "precision", "probs", "variance_of_loc"),
-        *("reconstruction_mse", "steps", "extra_steps"),
-    ]
-    return read_json(Path(folder) / METRICS, keys)
+    return read_json(Path(folder) / METRICS, Metrics)
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
     """``run.json`` of a run folder: its seed, its seconds and where it was trained."""
-    return read_json(Path(folder) / "run.json", ["seconds", "sessions"])
+    return read_json(Path(folder) / "run.json", Sessions)
 
 
 def load_posterior(folder: str | Path) -> Any:
@@ -433,35 +451,49 @@ def load_posterior(folder: str | Path) -> Any:
     path = Path(folder) / "posterior.nc"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return _arviz.from_netcdf(str(path))
+    try:
+        posterior = _arviz.from_netcdf(str(path))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # Whatever h5netcdf and xarray say of a file that is damaged, or no NetCDF.
+        raise UserError(f"{path}: cannot be loaded: {error}") from None
+    if not hasattr(posterior, "posterior"):
+        raise UserError(f"{path}: cannot be loaded: no group 'posterior'")
+    return posterior
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Indented JSON, there whole or not at all.
 
     Raises:
-        UserError: For NaN and infinity, which JSON does not have.
+        UserError: For NaN and infinity, which JSON does not have, or if it cannot be written.
     """
     try:
         text = json.dumps(values, indent=2, allow_nan=False)
     except ValueError:
         raise UserError(f"{path}: not written, because a value is NaN or infinite") from None
-    files.write(path, f"{text}\n".encode())
+    with files.writing(path):
+        files.write(path, f"{text}\n".encode())
 
 
-def read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """A JSON file that has at least these keys; else a :class:`UserError`."""
-    return _read(path, json.loads, keys)
+def read_json(path: Path, record: type[Record]) -> dict[str, Any]:
+    """A JSON file that holds what a record declares; else a :class:`UserError`."""
+    values = _read(path, json.loads)
+    fields = record.model_fields
+    missing = [key for key in fields if fields[key].is_required() and key not in values]
+    if missing:
+        raise UserError(f"{path}: damaged or of another version: no key '{missing[0]}'")
+    parse(record, values, str(path))
+    return values
 
 
-def _read(path: Path, loads: Any, keys: Sequence[str] = ()) -> Any:
+def _read(path: Path, loads: Callable[[str], Any]) -> dict[str, Any]:
+    """The table that a file holds."""
     try:
         values = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Also of numbers too long to be read, and of tables in tables in tables.
         raise UserError(f"{path}: damaged: {error}") from None
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise UserError(f"{path}: damaged or of another version: no key '{missing[0]}'")
-    return values
+    # An array, or a number, has none of the keys that are looked for next.
+    return values if isinstance(values, dict) else {}

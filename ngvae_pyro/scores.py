@@ -28,7 +28,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ngvae_pyro import diagnostics, plots, runs, uncertainty
+from ngvae_pyro import diagnostics, files, plots, runs, uncertainty
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.images import ImageData
@@ -206,10 +206,12 @@ def score_run(
     for images in (train, *sets.values()):
         if len(images) < 2:
             raise UserError(f"{images.name}: expected at least 2 images to score, got 1")
-    stem = f"score_{re.sub('[^A-Za-z0-9.-]+', '_', name or 'held_out').strip('_.')}"
-    paths = [folder / f"{stem}.json", folder / f"{stem}.csv", folder / "figures" / f"{stem}.png"]
+    stem = f"score_{re.sub('[^A-Za-z0-9.-]+', '_', name or 'held_out').strip('_.')[:100]}"
     if out is not None:
         paths = [Path(out).with_suffix(suffix) for suffix in (".json", ".csv", ".png")]
+    else:
+        figures = files.make_folder(folder / "figures")
+        paths = [folder / f"{stem}.json", folder / f"{stem}.csv", figures / f"{stem}.png"]
 
     known = reference(fit, train)
     values = {label: scores(fit, images, known, seed=seed) for label, images in sets.items()}
@@ -297,17 +299,8 @@ def _write(
         auroc = f", AUROC {summary['auroc']:.3f}" if other is not None else ""
         title = f"{summary['title']}{auroc}"
         panels.append((summary["unit"], values["held out"][key], others, title))
-    partial = [path.with_name(f".{path.stem}.partial{path.suffix}") for path in paths]
-    try:
-        paths[2].parent.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        partial = [stack.enter_context(files.whole(path)) for path in paths]
         runs.write_json(partial[0], result)
         partial[1].write_text(text.getvalue(), encoding="utf-8")
         plots.scores(partial[2], panels, other)
-        for part, path in zip(partial, paths, strict=True):
-            part.replace(path)
-    except OSError as error:
-        raise UserError(f"{paths[0]}: cannot write there: {error.strerror}") from None
-    finally:
-        for part in partial:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ the informative latents are uncorrelated.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class MoveRecord:
     @property
     def accepted(self) -> bool:
         return self.loss_with < self.loss_without
+
+
+def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, index: Any) -> None:
+    """Set Adam's running mean of a part of a parameter to 0; before its first step it has none."""
+    state = optimizer.state[parameter]
+    if "exp_avg" in state:
+        state["exp_avg"][index] = 0.0
 
 
 @torch.no_grad()
@@ -84,8 +91,8 @@ def jump(
     born, dead = guide.settled
     head.bias[logit_row] = born if kind == "birth" else dead
     for parameter in (head.weight, head.bias):
-        optimizer.state[parameter]["exp_avg"][[loc_row, logit_row]] = 0.0
-    optimizer.state[stem.weight]["exp_avg"][:, latent] = 0.0
+        forget(optimizer, parameter, [loc_row, logit_row])
+    forget(optimizer, stem.weight, (slice(None), latent))
 
 
 @torch.no_grad()
@@ -119,5 +126,5 @@ def decorrelate(
     head.bias[latents] = change @ head.bias[latents]
     stem.weight[:, latents] = torch.linalg.solve(change, stem.weight[:, latents], left=False)
     for parameter in (head.weight, head.bias):
-        optimizer.state[parameter]["exp_avg"][latents] = 0.0
-    optimizer.state[stem.weight]["exp_avg"][:, latents] = 0.0
+        forget(optimizer, parameter, latents)
+    forget(optimizer, stem.weight, (slice(None), latents))

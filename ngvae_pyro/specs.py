@@ -2,7 +2,10 @@
 
 Each spec is a frozen pydantic model. A TOML variant file, a ``--set`` option and Python code all
 build the same objects, so each of them is checked in the same way: unknown keys, wrong types,
-values out of range, NaN and infinity are errors.
+values out of range, NaN and infinity are errors. Every number has bounds and every text is one
+printable line: beyond them lies what float32, a machine's memory or a lifetime cannot hold. Those
+of the distributions are what they are tested for: concentrations from 0.01 to a million, rates
+from a millionth to a million, and a sharpness up to 1,000 wherever its schedule takes it.
 """
 
 import math
@@ -10,15 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     Tag,
     TypeAdapter,
@@ -75,7 +75,7 @@ def _choose(key: str, *members: type["Spec"]) -> Discriminator:
             return members[0].__name__
         given = value.get(key, members[0].model_fields[key].default)
         # An unknown value is passed on, for pydantic to report.
-        return by_value.get(given, str(given)) if isinstance(given, str) else repr(given)
+        return by_value.get(given, str(given)) if isinstance(given, str) else _shown(given)
 
     union = " | ".join(by_value.values())
     _UNIONS[union] = list(by_value)
@@ -87,8 +87,39 @@ def _choose(key: str, *members: type["Spec"]) -> Discriminator:
     )
 
 
-Pair = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_to_tuple)]
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"expected one printable line, got {text!r}")
+    return text
+
+
+# The ranges in which the distributions are tested to hold their accuracy.
+Concentration = Annotated[float, Field(ge=1e-2, le=1e6)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e6)]
+MAX_SHARPNESS = 1e3
+Sharpness = Annotated[float, Field(gt=0.0, le=MAX_SHARPNESS)]
+# Informative and uninformative; and one Gamma.
+Concentrations = Annotated[tuple[Concentration, Concentration], BeforeValidator(_to_tuple)]
+Rates = Annotated[tuple[Rate, Rate], BeforeValidator(_to_tuple)]
+GammaPair = Annotated[tuple[Concentration, Rate], BeforeValidator(_to_tuple)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# The pull of Adam's steps grows with it; far below its bound a training diverges, and says so.
+LearningRate = Annotated[float, Field(gt=0.0, le=1e30)]
+# Weights of terms of a loss in nats, which float32 must still add up.
+Weight = Annotated[float, Field(ge=0.0, le=1e9)]
+PositiveWeight = Annotated[float, Field(gt=0.0, le=1e9)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
+# Sizes of networks and batches; whether they fit together is for :mod:`ngvae_pyro.memory`.
+Width = Annotated[int, Field(gt=0, le=100_000)]
+Depth = Annotated[int, Field(gt=0, le=1_000)]
+Channels = Annotated[int, Field(gt=0, le=10_000)]
+Copies = Annotated[int, Field(gt=0, le=10_000)]
+Side = Annotated[int, Field(gt=0, le=65_536)]
+Colours = Annotated[int, Field(gt=0, le=1_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Of a name or a path, and of what tables and figures show.
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_one_line)]
+Label = Annotated[str, Field(max_length=100), AfterValidator(_one_line)]
 
 
 class Ramp(Spec):
@@ -98,8 +129,8 @@ class Ramp(Spec):
     longer run stretches the schedule. Without arguments it is 1 throughout.
     """
 
-    initial: Annotated[float, Field(ge=0.0)] = 1.0
-    final: Annotated[float, Field(gt=0.0)] = 1.0
+    initial: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    final: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
     begin: Fraction = 0.0
     end: Fraction = 1.0
     shape: Literal["linear", "geometric"] = "linear"
@@ -129,6 +160,10 @@ class Ramp(Spec):
         return self.initial + (self.final - self.initial) * t
 
 
+# What names a device; also :func:`ngvae_pyro.svi.resolve_device` goes by it.
+DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
+
+
 # Networks ------------------------------------------------------------------------------------
 
 
@@ -140,8 +175,8 @@ class MLPSpec(Spec):
     """
 
     kind: Literal["mlp"] = "mlp"
-    width: PositiveInt = 256
-    depth: PositiveInt = 3
+    width: Width = 256
+    depth: Depth = 3
 
 
 class ConvSpec(Spec):
@@ -151,8 +186,8 @@ class ConvSpec(Spec):
     """
 
     kind: Literal["conv"] = "conv"
-    channels: PositiveInt = 32
-    width: PositiveInt = 256
+    channels: Channels = 32
+    width: Width = 256
 
 
 class ResNetV2Spec(Spec):
@@ -163,9 +198,9 @@ class ResNetV2Spec(Spec):
     """
 
     kind: Literal["resnet_v2"] = "resnet_v2"
-    channels: PositiveInt = 16
-    blocks: PositiveInt = 1
-    width: PositiveInt = 256
+    channels: Channels = 16
+    blocks: Annotated[int, Field(gt=0, le=100)] = 1
+    width: Width = 256
 
 
 NetworkSpec = Annotated[
@@ -191,15 +226,16 @@ class NormalGammaPriorSpec(Spec):
     precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike) with pi = exp(-price): the spike at
     precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
     precision of an informative one free, and ``price`` is what one informative latent costs, in
-    nats. ``joint`` false: z ~ Normal(0, 1) independent of the precision (the abstract's
-    p(z) p(lambda)); ``joint`` true: z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
+    nats: up to 87, beyond which float32 has no exp(-price). ``joint`` false: z ~ Normal(0, 1)
+    independent of the precision (the abstract's p(z) p(lambda)); ``joint`` true:
+    z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
     """
 
     family: Literal["normal_gamma"] = "normal_gamma"
     joint: bool = False
-    price: PositiveFloat = 4.0
-    slab: Pair = (1.0, 1e-4)
-    spike: Pair = (100.0, 100.0)
+    price: Annotated[float, Field(ge=1e-6, le=87.0)] = 4.0
+    slab: GammaPair = (1.0, 1e-4)
+    spike: GammaPair = (100.0, 100.0)
 
     @property
     def slab_probs(self) -> float:
@@ -213,6 +249,10 @@ class GaussianPriorSpec(Spec):
     family: Literal["gaussian"] = "gaussian"
 
 
+# A posterior's rates are softly bounded by exp(5), and of one of exp(-20) no count is ever seen.
+LogRate = Annotated[float, Field(ge=-20.0, le=5.0)]
+
+
 class PoissonPriorSpec(Spec):
     """Prior of a Poisson VAE: counts z ~ Poisson(rate), with a learned rate for each latent.
 
@@ -222,7 +262,7 @@ class PoissonPriorSpec(Spec):
     """
 
     family: Literal["poisson"] = "poisson"
-    log_rate: Annotated[tuple[float, float], BeforeValidator(_to_tuple)] = (0.0, 2.0)
+    log_rate: Annotated[tuple[LogRate, LogRate], BeforeValidator(_to_tuple)] = (0.0, 2.0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -249,7 +289,7 @@ class LikelihoodSpec(Spec):
     """
 
     family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
-    scale: PositiveFloat = 0.1
+    scale: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.1
     learned: bool = False
 
     @property
@@ -287,7 +327,7 @@ class LikelihoodSpec(Spec):
 class ModelSpec(Spec):
     """What p(x, z, precision) is: latent size, prior, likelihood and decoder."""
 
-    latent_size: PositiveInt = 15
+    latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: LikelihoodSpec = LikelihoodSpec()
     decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
@@ -306,7 +346,7 @@ class Move(Spec):
 
     kind: Literal["birth", "death"]
     at: Fraction
-    steps: PositiveInt = 100
+    steps: Steps = 100
 
 
 # The families of guides that a key of the schedule is for, where it is not for all.
@@ -339,8 +379,8 @@ class ScheduleSpec(Spec):
     precision: Ramp = Ramp()
     sharpness: Ramp = Ramp()
     temperature: Ramp = Ramp()
-    signal_nats: NonNegativeFloat = 0.0
-    moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple)] = ()
+    signal_nats: Weight = 0.0
+    moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple), Field(max_length=1000)] = ()
     silence: Fraction = 1.0
     decorrelate: Fraction = 1.0
     exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -361,6 +401,22 @@ class ScheduleSpec(Spec):
             for key, owners in _OWNERS.items()
             if family not in owners and getattr(self, key) != fields[key].default
         }
+
+
+# In float32 less may be 0.
+LEAST_ANNEALED = 1e-6
+
+
+def _annealed(spec: Any, name: str, most: float) -> Any:
+    """Refuses a schedule that takes a number of the guide out of its own range."""
+    ramp: Ramp = getattr(spec.schedule, name)
+    product = getattr(spec, name) * ramp.initial
+    if not LEAST_ANNEALED <= product <= most:
+        raise ValueError(
+            f"{name} times schedule.{name}.initial: expected a number >= {LEAST_ANNEALED:g} and "
+            f"<= {most:g}, got {product:g}"
+        )
+    return spec
 
 
 def _own_schedule(spec: Any) -> Any:
@@ -409,9 +465,9 @@ class NormalGammaGuideSpec(Spec):
     """
 
     family: str
-    label: str | None = None
-    concentration: Pair = (1000.0, 100.0)
-    rate: Pair = (0.1, 100.0)
+    label: Label | None = None
+    concentration: Concentrations = (1000.0, 100.0)
+    rate: Rates = (0.1, 100.0)
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, _on_top_of(SELECT)] = SELECT
 
@@ -421,7 +477,11 @@ class NormalGammaGuideSpec(Spec):
 class SlidingGuideSpec(NormalGammaGuideSpec):
     """Of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
 
-    sharpness: PositiveFloat = 20.0
+    sharpness: Sharpness = 20.0
+
+    @model_validator(mode="after")
+    def _sharpness_of_the_schedule(self) -> Self:
+        return _annealed(self, "sharpness", MAX_SHARPNESS)
 
 
 class RelaxedGuideSpec(SlidingGuideSpec):
@@ -434,7 +494,7 @@ class FlatGuideSpec(SlidingGuideSpec):
     """Flat hierarchical posterior: ``draws`` z share the one precision of each latent."""
 
     family: Literal["flat"] = "flat"
-    draws: PositiveInt = 4
+    draws: Copies = 4
 
 
 class GeneralizedGuideSpec(SlidingGuideSpec):
@@ -470,15 +530,15 @@ class BetaSpec(Spec):
     """The beta-VAE: ``beta`` weighs the KL."""
 
     kind: Literal["beta"] = "beta"
-    beta: PositiveFloat = 4.0
+    beta: PositiveWeight = 4.0
 
 
 class CapacitySpec(Spec):
     """Capacity annealing: gamma |KL - C|, C from 0 to ``capacity`` nats until ``end``."""
 
     kind: Literal["capacity"] = "capacity"
-    gamma: PositiveFloat = 1000.0
-    capacity: PositiveFloat = 25.0
+    gamma: PositiveWeight = 1000.0
+    capacity: PositiveWeight = 25.0
     end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
@@ -486,7 +546,7 @@ class BetaTCSpec(Spec):
     """The beta-TCVAE: ``beta`` weighs the total correlation."""
 
     kind: Literal["beta_tc"] = "beta_tc"
-    beta: PositiveFloat = 6.0
+    beta: PositiveWeight = 6.0
 
 
 class FactorSpec(Spec):
@@ -496,33 +556,33 @@ class FactorSpec(Spec):
     """
 
     kind: Literal["factor"] = "factor"
-    gamma: PositiveFloat = 35.0
-    width: PositiveInt = 1000
-    depth: PositiveInt = 6
-    learning_rate: PositiveFloat = 1e-4
+    gamma: PositiveWeight = 35.0
+    width: Width = 1000
+    depth: Depth = 6
+    learning_rate: LearningRate = 1e-4
 
 
 class DIPISpec(Spec):
     """The DIP-VAE-I: the covariance of the posterior means is drawn to the identity."""
 
     kind: Literal["dip_i"] = "dip_i"
-    off_diagonal: NonNegativeFloat = 10.0
-    diagonal: NonNegativeFloat = 100.0
+    off_diagonal: Weight = 10.0
+    diagonal: Weight = 100.0
 
 
 class DIPIISpec(Spec):
     """The DIP-VAE-II: the covariance of the posterior draws is drawn to the identity."""
 
     kind: Literal["dip_ii"] = "dip_ii"
-    off_diagonal: NonNegativeFloat = 10.0
-    diagonal: NonNegativeFloat = 10.0
+    off_diagonal: Weight = 10.0
+    diagonal: Weight = 10.0
 
 
 class GamixSpec(Spec):
     """The GAMIX-VAE: KL of the mixture over a batch, and ``regulariser`` against its collapse."""
 
     kind: Literal["gamix"] = "gamix"
-    regulariser: NonNegativeFloat = 0.2
+    regulariser: Weight = 0.2
 
 
 ObjectiveSpec = Annotated[
@@ -545,7 +605,7 @@ class GaussianGuideSpec(Spec):
     """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x)), and its objective."""
 
     family: Literal["gaussian"] = "gaussian"
-    label: str | None = None
+    label: Label | None = None
     encoder: NetworkSpec = MLPSpec()
     objective: ObjectiveSpec = ElboSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -557,11 +617,15 @@ class EpanechnikovGuideSpec(Spec):
     """Epanechnikov posterior, a parabola at loc(x) with its half-width from the encoder."""
 
     family: Literal["epanechnikov"] = "epanechnikov"
-    label: str | None = None
+    label: Label | None = None
     encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
     _checked = model_validator(mode="after")(_own_schedule)
+
+
+# Colder relaxed counts are steps, warmer ones half of the most events that are looked at.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e3
 
 
 class PoissonGuideSpec(Spec):
@@ -573,12 +637,16 @@ class PoissonGuideSpec(Spec):
     """
 
     family: Literal["poisson"] = "poisson"
-    label: str | None = None
-    temperature: PositiveFloat = 0.05
+    label: Label | None = None
+    temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] = 0.05
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, _on_top_of(COOL)] = COOL
 
     _checked = model_validator(mode="after")(_own_schedule)
+
+    @model_validator(mode="after")
+    def _temperature_of_the_schedule(self) -> Self:
+        return _annealed(self, "temperature", MAX_TEMPERATURE)
 
 
 class GaussianMixtureGuideSpec(Spec):
@@ -588,9 +656,9 @@ class GaussianMixtureGuideSpec(Spec):
     """
 
     family: Literal["gaussian_mixture"] = "gaussian_mixture"
-    label: str | None = None
-    components: PositiveInt = 3
-    regulariser: NonNegativeFloat = 0.2
+    label: Label | None = None
+    components: Annotated[int, Field(gt=0, le=1_000)] = 3
+    regulariser: Weight = 0.2
     encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
@@ -637,10 +705,10 @@ class AdversarialSpec(Spec):
     of its ``layers`` stride-2 layers, ``learning_rate`` is its own.
     """
 
-    weight: NonNegativeFloat = 200.0
-    channels: PositiveInt = 32
-    layers: PositiveInt = 2
-    learning_rate: PositiveFloat = 1e-3
+    weight: Weight = 200.0
+    channels: Channels = 32
+    layers: Annotated[int, Field(gt=0, le=10)] = 2
+    learning_rate: LearningRate = 1e-3
     begin: Fraction = 0.4
 
 
@@ -657,22 +725,22 @@ class FitSpec(Spec):
     threads gather their batches ahead; by default 2 for a GPU and none for the CPU.
     """
 
-    steps: PositiveInt = 4400
-    batch_size: PositiveInt = 64
-    learning_rate: PositiveFloat = 3e-3
+    steps: Steps = 4400
+    batch_size: Annotated[int, Field(gt=0, le=10**6)] = 64
+    learning_rate: LearningRate = 3e-3
     decay_begin: Fraction = 0.3
-    clip_norm: PositiveFloat = 2000.0
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e12)] = 2000.0
     elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"
-    particles: PositiveInt = 1
+    particles: Copies = 1
     adversarial: AdversarialSpec | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    monitor_every: PositiveInt = 250
-    checkpoint_every: PositiveInt = 500
+    seed: Seed = 0
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    monitor_every: Steps = 250
+    checkpoint_every: Steps = 500
     fast: bool = True
     network_dtype: Literal["float32", "bfloat16"] = "float32"
-    resident_bytes: PositiveInt = 4 * 2**30
-    workers: NonNegativeInt | None = None
+    resident_bytes: Annotated[int, Field(gt=0, le=10**18)] = 4 * 2**30
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
 
 
 # Keys that change where a run is done, where its data lie or what it is called, not what is run.
@@ -690,20 +758,20 @@ class DataSpec(Spec):
     of them that is not trained on; ``resolution`` is the sprites' side in pixels, by default 32.
     """
 
-    name: str = "sprites"
-    size: PositiveInt | None = None
-    resolution: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    name: Text = "sprites"
+    size: Annotated[int, Field(gt=0, le=10**9)] | None = None
+    resolution: Side | None = None
+    seed: Seed | None = None
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    root: str = "data"
+    root: Text = "data"
     download: bool = False
 
 
 class RunSpec(Spec):
     """Everything that defines a run; written to ``config.toml`` of the run folder."""
 
-    model_name: str = "normal_gamma"
-    guide_name: str = "relaxed"
+    model_name: Text = "normal_gamma"
+    guide_name: Text = "relaxed"
     model: ModelSpec = ModelSpec()
     guide: GuideSpec = RelaxedGuideSpec()
     fit: FitSpec = FitSpec()
@@ -713,7 +781,7 @@ class RunSpec(Spec):
 class SavedRun(RunSpec):
     """``config.toml`` of a run folder: the run, and what is needed to build its pair again."""
 
-    image_shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_to_tuple)]
+    image_shape: Annotated[tuple[Colours, Side, Side], BeforeValidator(_to_tuple)]
     versions: dict[str, str] = {}
 
 
@@ -726,6 +794,8 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "a string",
     "tuple_type": "an array",
+    "list_type": "an array",
+    "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
     "finite_number": "a finite number",
@@ -734,7 +804,9 @@ _EXPECTED = {
     "greater_than_equal": "a number >= {ge:g}",
     "less_than": "a number < {lt:g}",
     "less_than_equal": "a number <= {le:g}",
-    "too_long": "an array of {max_length} numbers",
+    "too_long": "an array of at most {max_length}",
+    "string_too_long": "at most {max_length} characters",
+    "string_unicode": "text that UTF-8 can write",
     # The one pattern is that of fit.device.
     "string_pattern_mismatch": "auto, cpu, cuda or cuda:N",
 }
@@ -757,6 +829,14 @@ def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
     except ValidationError as error:
         root = None if isinstance(spec, TypeAdapter) else spec
         raise UserError(f"{source}: {_explain(root, error)}") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        # Python refuses to write out a whole number of thousands of digits.
+        return "a number of thousands of digits"
 
 
 def _subclasses(spec: type[Spec]) -> Iterator[type[Spec]]:
@@ -789,7 +869,7 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     if kind == "literal_error" and isinstance(got, str):
         options = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = nearest(got, options)
-    return f"{key}: expected {expected}, got {got!r}{hint}"
+    return f"{key}: expected {expected}, got {_shown(got)}{hint}"
 
 
 def _table(root: type[Spec] | None, location: tuple[Any, ...], members: Mapping[str, Any]) -> Any:

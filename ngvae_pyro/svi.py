@@ -7,6 +7,7 @@ never knows of its schedule.
 
 import copy
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -34,7 +35,7 @@ from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
-from ngvae_pyro.specs import IMMATERIAL, FitSpec, Move, ScheduleSpec
+from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec
 from ngvae_pyro.steps import NonFiniteLoss, Steps
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
@@ -102,8 +103,11 @@ def resolve_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        UserError: If CUDA is asked for and there is none.
+        UserError: If it is none of auto, cpu, cuda and cuda:N, or CUDA is asked for and there is
+            none.
     """
+    if not re.fullmatch(DEVICE, name):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -61,7 +61,8 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         return source, tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{source}: cannot read the file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Also of a NUL in the path, of numbers too long to be read, and of tables in tables.
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 

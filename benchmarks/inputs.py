@@ -1,0 +1,124 @@
+"""What becomes of right and wrong inputs of all kinds: thousands of command lines, counted.
+
+    python benchmarks/inputs.py --cases 3000 --out runs/inputs.json
+
+Each case is a command line with the files that it finds: every key of every spec with values of
+every type and around its bounds, TOML, .npz and IDX files with mangled bytes, lying headers and
+pickles, run folders that somebody has edited, and options in any order. It has to end in success,
+or in exit code 2 with one line on standard error and nothing written; a training that really
+diverges ends in exit code 1 with one line, and is counted apart. Anything else is a failure, and
+is printed with its input. The cases and what is taken out to make them quick are in
+``tests/input_cases.py``; they follow from the seed, and those of hypothesis from its version.
+
+The table is Markdown on standard output; the JSON file has the counts and the failures.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from ngvae_pyro import files, runs
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import input_cases
+
+# Of all cases; the rest are those of the keys.
+SHARES = {"toml": 0.1, "images": 0.2, "commands": 0.15, "folders": 0.15}
+OUTCOMES = ("success", "exit 2", "diverged", "failure")
+
+
+def drawn(strategy, count):
+    """So many cases of a strategy, the same ones each time."""
+    found = []
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(case):
+        found.append(case)
+
+    collect()
+    return found
+
+
+def all_cases(bench, count, seed, whole):
+    counts = {name: round(share * count) for name, share in SHARES.items()}
+    keys = input_cases.key_cases(bench.run_folder, seed)
+    yield from islice(keys, count - sum(counts.values()) - whole)
+    strategies = {
+        "toml": input_cases.toml_cases(),
+        "images": input_cases.image_cases(),
+        "commands": input_cases.command_cases(),
+        "folders": input_cases.folder_cases(bench.inside),
+    }
+    for name, strategy in strategies.items():
+        yield from drawn(strategy, counts[name])
+    yield from input_cases.whole_cases(whole)
+
+
+def table(counts, seconds):
+    lines = ["| kind | cases | success | exit 2 | diverged | failures | seconds |"]
+    lines.append("|---|" + "---:|" * 6)
+    total, spent = Counter(), sum(seconds.values())
+    for kind in sorted(counts):
+        numbers = [counts[kind][outcome] for outcome in OUTCOMES]
+        total += counts[kind]
+        cells = [f"{n:,}" for n in (sum(numbers), *numbers)]
+        lines.append(f"| {kind} | " + " | ".join(cells) + f" | {seconds[kind]:.0f} |")
+    cells = [f"**{n:,}**" for n in (total.total(), *(total[o] for o in OUTCOMES))]
+    lines.append("| all | " + " | ".join(cells) + f" | {spent:.0f} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", type=int, default=24, help="cases in a process of their own")
+    words = parser.parse_args()
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    counts, seconds, failures = {}, Counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = input_cases.Bench(Path(folder))
+        for case in all_cases(bench, words.cases, words.seed, words.whole):
+            began = time.perf_counter()
+            result = bench(case)
+            seconds[case.kind] += time.perf_counter() - began
+            counts.setdefault(case.kind, Counter())[result.outcome] += 1
+            if result.outcome == "failure":
+                failures.append({"case": str(case), "why": result.why, "stderr": result.error})
+                print(f"FAILURE: {case}\n    {result.why}\n    {result.error}", file=sys.stderr)
+    with files.whole(words.out) as path:
+        runs.write_json(
+            path,
+            {
+                "cases": sum(count.total() for count in counts.values()),
+                "seed": words.seed,
+                "hypothesis": hypothesis.__version__,
+                "counts": {kind: {o: count[o] for o in OUTCOMES} for kind, count in counts.items()},
+                "seconds": dict(seconds),
+                "failures": failures,
+            },
+        )
+    print(table(counts, seconds))
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the JSON files of a run folder hold, as far as it is read again.
+
+The folder may be another's, or edited; so each file is checked as the TOML files are, and what does
+not fit is one line. Keys that are not here are let pass.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from ngvae_pyro.specs import Spec, Text
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class Record(Spec):
+    """Base of the records: as strict as a spec, but open to more keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class SiteKL(Record):
+    """KL of one latent site, nats per image, and the shares of the latents."""
+
+    total: float
+    per_latent: list[float]
+
+
+class Quantiles(Record):
+    """The posterior precision of each latent."""
+
+    mean: list[float]
+    low: list[float] = Field(alias="5%")
+    high: list[float] = Field(alias="95%")
+
+
+class Metrics(Record):
+    """``metrics.json``, from :func:`ngvae_pyro.evaluate`."""
+
+    informative: Count
+    elbo: float
+    kl: dict[str, SiteKL]
+    precision: Quantiles
+    probs: list[float]
+    variance_of_loc: list[float]
+    reconstruction_mse: float
+    steps: Count
+    extra_steps: Count
+    discrete: bool = False
+
+    @model_validator(mode="after")
+    def _one_for_each_latent(self) -> Self:
+        if "z" not in self.kl:
+            raise ValueError("kl: expected the site z")
+        of_latents = {
+            "variance_of_loc": self.variance_of_loc,
+            "precision.mean": self.precision.mean,
+            "precision.5%": self.precision.low,
+            "precision.95%": self.precision.high,
+            **{f"kl.{name}.per_latent": site.per_latent for name, site in self.kl.items()},
+        }
+        for key, values in of_latents.items():
+            if len(values) != len(self.probs):
+                raise ValueError(f"{key}: expected {len(self.probs)} numbers, got {len(values)}")
+        return self
+
+
+class Sessions(Record):
+    """``run.json``: the seconds of a training, and what each process had its part by."""
+
+    seed: Count
+    seconds: float
+    sessions: list[dict[str, Any]]
+
+
+class SavedMove(Spec):
+    """A :class:`ngvae_pyro.selection.MoveRecord`."""
+
+    kind: Literal["birth", "death"]
+    latent: Count
+    step: Count
+    loss_without: float
+    loss_with: float
+
+
+class HistoryRow(Record):
+    """One look at the monitor images."""
+
+    step: Count
+    loss: float
+    kl: dict[str, float]
+    informative: Count
+    probs: list[float]
+
+
+class History(Record):
+    """``history.json``."""
+
+    rows: list[HistoryRow]
+    moves: list[SavedMove]
+
+
+class LogLikelihood(Record):
+    """The held-out log likelihood, nats, and what it hangs on."""
+
+    mean: float
+    se: float
+    k_bad: float
+    draws: Annotated[int, Field(gt=0, le=10**12)]
+
+
+class PerImage(Record):
+    """Log likelihood and Pareto k of each image."""
+
+    log_likelihood: list[float]
+    k: list[float]
+
+    @model_validator(mode="after")
+    def _both_of_each(self) -> Self:
+        if len(self.k) != len(self.log_likelihood):
+            raise ValueError(f"k: expected {len(self.log_likelihood)} numbers, got {len(self.k)}")
+        return self
+
+
+class Evaluation(Record):
+    """``evaluation.json``, from :func:`ngvae_pyro.evaluation.evaluate_run`."""
+
+    slides: dict[str, float | None]
+    log_likelihood: LogLikelihood
+    per_image: PerImage
+    scores: dict[str, float] | None = None
+    factors: list[Text] | None = None
+    active_units: Count
+    total_correlation: float | None
+    variance_law: float | None = None
+    ks_statistic: float | None = None
