@@ -1,8 +1,9 @@
-# `make demo` and `make test` set up what they need, once; PYTHON chooses the interpreter.
+# What these targets need they set up, once; PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test oldest lint dist clean
 
 demo: .venv/.installed
 	$(BIN)/ngvae train normal_gamma relaxed --data sprites --out runs/demo --overwrite
@@ -11,16 +12,28 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest
 
+# With the oldest versions that setup.cfg admits; they use what is deprecated by now.
+oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: .venv/.installed
+	$(BIN)/python .ci/dist.py
+
 # The stamp is written last, so that an interrupted set-up is done again.
-.venv/.installed: setup.cfg pyproject.toml
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv-oldest/.installed: setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv .venv-oldest build dist *.egg-info runs

@@ -12,8 +12,8 @@ class TrainingBar:
 
     def __init__(self, steps: int, enabled: bool) -> None:
         self.console = Console(stderr=True)
-        live = enabled and self.console.is_terminal
-        self.lines = enabled and not live
+        self.live = enabled and self.console.is_terminal
+        self.lines = enabled and not self.live
         self.steps, self.tenth = steps, 0
         self.progress = Progress(
             TextColumn("training"),
@@ -22,16 +22,19 @@ class TrainingBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}"),
             console=self.console,
-            disable=not live,
+            disable=not self.live,
         )
         self.task = self.progress.add_task("training", total=steps, state="")
 
     def __enter__(self) -> "TrainingBar":
-        self.progress.start()
+        # Some versions of rich write an empty line where a disabled one stops.
+        if self.live:
+            self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.live:
+            self.progress.stop()
 
     def show(self, row: Mapping[str, Any]) -> None:
         kl = "  ".join(f"KL {name} {value:.1f}" for name, value in row["kl"].items())

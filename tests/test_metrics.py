@@ -241,8 +241,7 @@ def test_mutual_information_is_that_of_histogram_bins(factors, dtype):
 
 def test_bins_of_a_range_of_a_few_roundings():
     column = np.float32(1) + np.arange(3, dtype=np.float32) * np.float32(1.2e-7)
-    with pytest.raises(ValueError, match="Too many bins"):
-        np.histogram(column, 20)
+    # Since numpy 2 its histogram refuses them.
     assert len(np.unique(metrics._bins(column))) == 3
 
 

@@ -4,6 +4,10 @@ import configparser
 import os
 import re
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 import ngvae_pyro
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -14,9 +18,43 @@ def read(*path):
         return file.read()
 
 
-def test_every_variant_folder_is_a_package_of_the_wheel():
+def setup():
     config = configparser.ConfigParser()
     config.read_string(read("setup.cfg"))
+    return config
+
+
+def pythons():
+    """The Pythons that the classifiers name."""
+    return re.findall(r"Python :: (3\.\d+)$", setup()["metadata"]["classifiers"], re.MULTILINE)
+
+
+def direct():
+    """The requirements of setup.cfg, by name; of all extras too, which agree."""
+    config = setup()
+    texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    found = {}
+    for requirement in (Requirement(line) for text in texts for line in text.split("\n") if line):
+        assert found.setdefault(requirement.name, requirement) == requirement
+    return found
+
+
+def pins(path):
+    """The lines of a constraints file: one version each."""
+    found = [Requirement(line) for line in read(path).splitlines() if not line.startswith("#")]
+    for pin in found:
+        assert [clause.operator for clause in pin.specifier] == ["=="], str(pin)
+    return found
+
+
+def version(requirement, operator):
+    """The one version that follows an operator."""
+    (found,) = [c.version for c in requirement.specifier if c.operator == operator]
+    return Version(found)
+
+
+def test_every_variant_folder_is_a_package_of_the_wheel():
+    config = setup()
     packages = config["options"]["packages"].split()
     assert packages == ["ngvae_pyro", "ngvae_pyro.models", "ngvae_pyro.guides"]
     assert "*.toml" in config["options.package_data"]["ngvae_pyro.models"]
@@ -34,3 +72,37 @@ def test_changelog_and_readme_follow_the_package():
 def test_public_names_can_be_imported():
     for name in ngvae_pyro.__all__:
         assert getattr(ngvae_pyro, name) is not None
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    bounds = {name: version(requirement, ">=") for name, requirement in direct().items()}
+    oldest = pins("constraints-oldest.txt")
+    assert {pin.name: version(pin, "==") for pin in oldest} == bounds
+    assert len(oldest) == len(bounds) and not any(pin.marker for pin in oldest)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("python", pythons())
+def test_each_python_has_one_pin_of_each_requirement(python, platform):
+    there = {"python_version": python, "sys_platform": platform}
+    here = [p for p in pins("constraints.txt") if p.marker is None or p.marker.evaluate(there)]
+    versions = {pin.name: version(pin, "==") for pin in here}
+    assert len(versions) == len(here), "at most one"
+    for name, requirement in direct().items():
+        assert requirement.specifier.contains(versions[name]), name
+
+
+def test_the_workflow_has_the_pythons_of_the_classifiers():
+    workflow = read(".github", "workflows", "test.yml")
+    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r'"(.*?)"', matrix) == pythons()
+    assert setup()["options"]["python_requires"] == f">={pythons()[0]}"
+    single = re.findall(r'python-version: "(.*)"', workflow)
+    assert set(single) <= set(pythons())
+
+
+def test_actions_are_pinned_by_commit():
+    used = re.findall(r"uses: (.*)", read(".github", "workflows", "test.yml"))
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
