@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import torch
 from conftest import PAIRS
 from typer.testing import CliRunner
 
@@ -113,6 +114,19 @@ def test_a_run_can_be_read_again(folder):
     again = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
     # Not to the last bit: the sums of a matrix product may be taken in another order.
     assert flat(again) == pytest.approx(flat(runs.load_metrics(folder)), rel=1e-4, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch):
+    """To the last byte; benchmarks/reproducibility.py has longer trainings, in two processes."""
+    spec = runs.load_spec(folder)
+    for slow in ("ngvae_pyro.plots.save_all", "ngvae_pyro.report.write_run_report"):
+        monkeypatch.setattr(slow, lambda *words: None)
+    # Whatever happened in between.
+    torch.manual_seed(1)
+    torch.rand(7)
+    runs.train(spec, tmp_path / "again", progress=False)
+    for name in ("metrics.json", "weights.safetensors", "history.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_brackets_in_a_path_are_shown(tmp_path):
