@@ -3,11 +3,24 @@
 A folder may be another's, with links in it that lead elsewhere; what is written never follows them.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ngvae_pyro.errors import UserError
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8; one of a device, or of a pipe, might have no end.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeDecodeError: If it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from ngvae_pyro import _arviz, data, diagnostics, memory, plots, report
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
@@ -310,7 +311,7 @@ def read_json(path: Path, record: type[Record]) -> dict[str, Any]:
 def _read(path: Path, loads: Callable[[str], Any]) -> dict[str, Any]:
     """The table that a file holds."""
     try:
-        values = loads(path.read_text(encoding="utf-8"))
+        values = loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
