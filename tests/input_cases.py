@@ -631,7 +631,7 @@ def whole_cases(count: int) -> list[Case]:
             ["score", "run", "--size", "4"],
             ["inspect", "nowhere"],
             [*small_words("gaussian", "gaussian"), "--set", "fit.batch_size=1"],
-            [*small_words("gaussian", "factor"), "--set", "model.latent_size=10000"],
+            [*small_words("gaussian", "factor"), "--set", "model.decoder.width=100000"],
             ["variants", "--no"],
             ["train", "a\nb", "relaxed", "--out", "run"],
             small_words("gaussian", "epanechnikov", "a\nb"),
