@@ -33,7 +33,7 @@ BATCHES = (128, 1024)
 WORKERS = (0, 1, 2)
 # Decoder and encoder, the defaults of each kind.
 NETWORKS = {"MLP": (MLPSpec(depth=8), MLPSpec()), "conv": (ConvSpec(), ConvSpec())}
-EVERYTHING = 2**62
+EVERYTHING = 10**18
 WARM_UP = 14
 
 

@@ -96,7 +96,8 @@ def main():
     counts, seconds, failures = {}, Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         bench = input_cases.Bench(Path(folder))
-        for case in all_cases(bench, words.cases, words.seed, words.whole):
+        cases = all_cases(bench, words.cases, words.seed, words.whole)
+        for number, case in enumerate(cases, 1):
             began = time.perf_counter()
             result = bench(case)
             seconds[case.kind] += time.perf_counter() - began
@@ -104,6 +105,8 @@ def main():
             if result.outcome == "failure":
                 failures.append({"case": str(case), "why": result.why, "stderr": result.error})
                 print(f"FAILURE: {case}\n    {result.why}\n    {result.error}", file=sys.stderr)
+            if number % 100 == 0:
+                print(f"{number} cases, {sum(seconds.values()):.0f} s", file=sys.stderr)
     with files.whole(words.out) as path:
         runs.write_json(
             path,

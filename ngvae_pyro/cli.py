@@ -242,16 +242,16 @@ def train(
     """Train a model and a guide, and write a run folder with the evidence."""
     if resume is not None:
         given = [name for name in context.params if _is_given(context, name)]
-        if others := sorted({*given} - {"resume", "device"}):
+        if others := sorted({*given} - {"resume", "device", "download"}):
             raise UserError(
-                f"--resume: takes from {resume} what to train, except --device; leave out "
+                f"--resume: takes from {resume} what to train; leave out "
                 + ", ".join(name.removesuffix("_folder") for name in others)
             )
         from ngvae_pyro import runs
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
-        _train(resume, context.obj, partial(runs.resume, resume, device=device))
+        _train(resume, context.obj, partial(runs.resume, resume, device=device, download=download))
         return
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")

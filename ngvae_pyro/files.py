@@ -5,6 +5,7 @@ every file system does at once. A reader sees the old or the new. A folder may b
 links in it that lead elsewhere; what is written never follows them.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,6 +64,18 @@ def _replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8; one of a device, or of a pipe, might have no end.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeDecodeError: If it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` to write, which takes its name when the block has ended well.
@@ -113,19 +126,27 @@ class NewFolder:
         replace: Whether a folder that is there already gives way when the new one appears.
 
     Raises:
-        UserError: If the folder is there and may not be replaced, or cannot be written.
+        UserError: If the folder is there and may not be replaced, is a link or holds the current
+            folder, or cannot be written.
     """
 
     def __init__(self, folder: Path, replace: bool) -> None:
+        if folder.is_symlink():
+            raise UserError(f"{folder}: is a link; nothing is written through it")
+        # Not to saw off the branch that one sits on; `.` and `..` are among these.
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise UserError(f"{folder}: holds the current folder; choose another place")
         self.folder = folder
         self.path = folder.with_name(f".{folder.name}.partial")
         self.replace = replace
+        self.made: list[Path] = []
 
     def __enter__(self) -> "NewFolder":
         with writing(self.folder):
             if self.folder.exists() and not self.replace:
                 raise UserError(f"{self.folder}: already exists")
             shutil.rmtree(self.path, ignore_errors=True)
+            self.made = [parent for parent in self.path.parents if not parent.exists()]
             self.path.mkdir(parents=True)
         return self
 
@@ -137,6 +158,9 @@ class NewFolder:
     ) -> None:
         if self.path != self.folder:
             shutil.rmtree(self.path, ignore_errors=True)
+            for parent in self.made:
+                with suppress(OSError):
+                    parent.rmdir()
 
     def appear(self) -> Path:
         """Take the place, where :attr:`path` is from now on, if that has not happened yet."""

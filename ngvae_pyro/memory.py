@@ -16,6 +16,8 @@ from ngvae_pyro.nn import Decoder, Encoder, PatchDiscriminator
 from ngvae_pyro.specs import BetaTCSpec, ConvSpec, FactorSpec, MLPSpec, ResNetV2Spec, RunSpec
 
 FLOAT_BYTES = 4
+# Of each latent: 1,000 for each of 50 images, of z and the precision, and once more to write them.
+DRAWS = 50 * 1_000 * 2 * 2
 # A weight, its gradient, and Adam's two moments.
 COPIES_IN_TRAINING = 4
 
@@ -89,7 +91,7 @@ def check_pair(
     if isinstance(objective, BetaTCSpec):
         # The density of each draw under the posterior of each image.
         kept += 2 * rows**2 * latents
-    needed = FLOAT_BYTES * (COPIES_IN_TRAINING * weights + kept)
+    needed = FLOAT_BYTES * max(COPIES_IN_TRAINING * weights + kept, DRAWS * latents)
     check("training (latent_size, networks, fit.batch_size, fit.particles)", needed, device)
 
 

@@ -38,6 +38,11 @@ STYLE: Any = {
 }
 
 
+# Latents of which a figure has a row each, the most informative ones; a picture of thousands is
+# more than matplotlib draws.
+SHOWN = 200
+
+
 @contextmanager
 def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     # A bare Figure needs no display and leaves no state in pyplot.
@@ -56,7 +61,7 @@ def literal(text: str) -> str:
 def save_all(folder: Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
     """Write every figure of a run as PNG into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = most_informative_first(metrics)
+    rows = most_informative_first(metrics)[:SHOWN]
     code = codes(fit, data)
     selection(folder / "selection.png", fit)
     precisions(folder / "precisions.png", rows)

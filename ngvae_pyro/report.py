@@ -265,7 +265,9 @@ def _figures(
     folder: Path, known: Mapping[str, tuple[str, str]], leave_out: tuple[str, ...] = ()
 ) -> list[Figure]:
     """The PNG files of a folder's ``figures``, known ones first and in their order."""
-    found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    paths = sorted((folder / "figures").glob("*.png"))
+    # Not those that are a device, or a link to one, which might have no end.
+    found = {path.stem: path for path in paths if path.is_file()}
     names = [name for name in known if name in found]
     names += [name for name in found if name not in known and name not in leave_out]
     return [_figure(found[name], *known.get(name, (name, f"Figure {name}"))) for name in names]

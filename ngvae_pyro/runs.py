@@ -1,6 +1,7 @@
 """Run folders: everything that a training leaves behind, and how to read it again."""
 
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from ngvae_pyro import _arviz, data, diagnostics, files, memory, plots, provenan
 from ngvae_pyro.checkpoints import Checkpoints
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
@@ -30,6 +32,8 @@ from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
 Stage = Callable[[str], AbstractContextManager[Any]]
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
+# What a run folder may have in it, the scores of other images among them; all else is somebody's.
+_OF_A_RUN = re.compile(rf"{CHECKPOINTS}|figures|.+\.(toml|json|csv|nc|safetensors|html|partial)")
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
@@ -87,6 +91,9 @@ def _check_place(folder: Path, overwrite: bool) -> None:
         return
     if not (folder / "config.toml").is_file():
         raise UserError(f"{folder}: is not a run folder (no config.toml); choose another --out")
+    foreign = [path for path in sorted(folder.iterdir()) if not _OF_A_RUN.fullmatch(path.name)]
+    if overwrite and foreign:
+        raise UserError(f"{foreign[0]}: is not of a run; move it, or choose another --out")
     if not overwrite:
         hint = "choose another --out or pass --overwrite"
         if unfinished(folder):
@@ -216,8 +223,9 @@ def train(
             device = resolve_device(spec.fit.device)
             new = None
             if team.leads:
+                new = files.NewFolder(out, overwrite)
                 _check_place(out, overwrite)
-                new = stack.enter_context(files.NewFolder(out, overwrite))
+                stack.enter_context(new)
         images, held_out = _load_shared(spec, device, stage, team)
         model, guide = load_pair(spec, images)
         checkpoints = Checkpoints(out / CHECKPOINTS, spec.fit.checkpoint_every)
@@ -225,7 +233,7 @@ def train(
             saved = saved_run(spec, model, images.image_shape)
             with files.writing(out):
                 save_config(new.path, saved)
-                save_record(new.path, spec, [provenance.here(device, team.size)])
+            save_record(new.path, spec, [provenance.here(device, team.size)])
             checkpoints = Checkpoints(
                 new.path / CHECKPOINTS,
                 spec.fit.checkpoint_every,
@@ -241,6 +249,7 @@ def resume(
     folder: str | Path,
     *,
     device: str | None = None,
+    download: bool = False,
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
@@ -253,6 +262,7 @@ def resume(
     Args:
         folder: The run folder.
         device: Another name for its device, of the same kind.
+        download: Fetch missing data, whatever its configuration says.
         progress, stage, team: As for :func:`train`.
 
     Returns:
@@ -275,6 +285,8 @@ def resume(
         if device is not None:
             named = parse(FitSpec, {"device": device}, "command line").device
             spec = spec.model_copy(update={"fit": spec.fit.model_copy(update={"device": named})})
+        data = spec.data.model_copy(update={"download": download})
+        spec = spec.model_copy(update={"data": data})
         team.check_device(spec.fit.device)
         target = resolve_device(spec.fit.device)
     images, held_out = _load_shared(spec, target, stage, team)
@@ -489,7 +501,7 @@ def read_json(path: Path, record: type[Record]) -> dict[str, Any]:
 def _read(path: Path, loads: Callable[[str], Any]) -> dict[str, Any]:
     """The table that a file holds."""
     try:
-        values = loads(path.read_text(encoding="utf-8"))
+        values = loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

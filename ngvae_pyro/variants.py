@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.files import read_text
 
 if TYPE_CHECKING:
     from ngvae_pyro.specs import RunSpec, Spec
@@ -58,7 +59,7 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     else:
         path, source = Path(text), text
     try:
-        return source, tomllib.loads(path.read_text(encoding="utf-8"))
+        return source, tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{source}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

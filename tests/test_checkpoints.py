@@ -377,6 +377,26 @@ def test_a_run_is_only_overwritten_when_asked_to(begun, whole):
     assert [path.name for path in begun.parent.iterdir()] == ["run"]
 
 
+def test_what_is_not_of_a_run_is_never_replaced(begun, tmp_path, monkeypatch):
+    words = ["train", *PAIR, *SHORT, "--overwrite", "--out"]
+    (begun / "notes.txt").write_text("mine")
+    assert "notes.txt: is not of a run; move it" in ngvae(*words, begun, code=2)
+    (begun / "notes.txt").unlink()
+    (tmp_path / "link").symlink_to(begun)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("link", "dangling"):
+        said = ngvae(*words, tmp_path / name, code=2)
+        assert said == f"{tmp_path / name}: is a link; nothing is written through it"
+    monkeypatch.chdir(begun / "checkpoints")
+    for name in (".", "..", begun):
+        assert "holds the current folder" in ngvae(*words, name, code=2)
+    # Folders on the way to it are not left behind either.
+    out = tmp_path / "a" / "b" / "run"
+    ngvae("train", *PAIR, "--data", "no.npz", "--out", out, code=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "link", "dangling"}
+    assert runs.unfinished(begun)
+
+
 def test_an_edited_configuration_is_named(begun):
     config = (begun / "config.toml").read_text()
     (begun / "config.toml").write_text(config.replace("batch_size = 8", "batch_size = 9"))

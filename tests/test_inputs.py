@@ -201,7 +201,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "there", lambda device="cpu": input_cases.ROOM)
     read = mock.Mock(side_effect=AssertionError("inflated"))
     monkeypatch.setattr(data, "_READ_BYTES", read)
-    with pytest.raises(UserError, match=r"imgs: shape \(520, 1024, 1024\): .* needs 1.0 GiB"):
+    with pytest.raises(UserError, match=r"imgs: shape \(130, 1024, 1024\): .* needs 0.3 GiB"):
         data.load_npz(path)
     # A header that claims less than there is: nothing beyond the claim is read.
     lying = input_cases.npy("|u1", (2, 8, 8), bytes(2**20))
@@ -309,6 +309,29 @@ def test_terminals_are_not_steered(bench, run):
     path.write_text(json.dumps(metrics))
     code, out, error = ngvae(bench, run.parent, "inspect", "run")
     assert (code, error) == (0, "") and "\x1b" not in out and r"\x1b[2J" in out
+
+
+def test_devices_are_no_files(bench, run):
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "figures" / "x.png").symlink_to("/dev/zero")
+    assert ngvae(bench, run.parent, "evaluate", "run", "--device", "cpu")[0] == 0
+    (run / "history.json").unlink()
+    (run / "history.json").symlink_to("/dev/zero")
+    for words in (["inspect", "run"], ["train", "/dev/zero", "relaxed", "--out", "x"]):
+        code, _, error = ngvae(bench, run.parent, *words)
+        assert code == 2 and "cannot read the file: not a regular file" in error
+
+
+def test_figures_of_thousands_of_latents(bench, tmp_path):
+    from ngvae_pyro import plots
+    from ngvae_pyro.svi import Fit
+
+    spec = variants.run_spec("gaussian", "gaussian", {"model": {"latent_size": 2500}}, "x")
+    images = sprites(20)
+    fit = Fit(*runs.load_pair(spec, images), spec.fit)
+    fit.history = [{"step": 0, "kl": {"z": 0.0}, "probs": [0.0] * 2500}]
+    plots.save_all(tmp_path / "figures", fit, images, runs.diagnostics.evaluate(fit, images))
+    assert len(list((tmp_path / "figures").iterdir())) == 6
 
 
 def test_dollars_in_a_name_are_no_formula(tmp_path):
