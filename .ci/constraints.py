@@ -4,7 +4,7 @@
 
 Each interpreter, oldest first, resolves the package with all its extras, installing nothing. A
 version that not all of them choose has a marker, and so has what torch asks for on Linux alone.
-Run it on Linux.
+Run it on Linux. PIP_CONSTRAINT=file holds versions back.
 """
 
 import configparser
