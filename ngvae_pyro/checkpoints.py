@@ -115,9 +115,9 @@ class Checkpoints:
                 files.flush(self.folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        for path in self.folder.iterdir():
-            if path.name != name:
-                shutil.rmtree(path, ignore_errors=True)
+        # Besides those before it, what an end in the middle of the writing has left of others.
+        for path in (*(self.folder / old for old in before), *self.folder.glob(".step-*.partial")):
+            shutil.rmtree(path, ignore_errors=True)
         if self.appear is not None:
             self.folder, self.appear = self.appear(), None
 

@@ -33,7 +33,9 @@ Stage = Callable[[str], AbstractContextManager[Any]]
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
 # What a run folder may have in it, the scores of other images among them; all else is somebody's.
-_OF_A_RUN = re.compile(rf"{CHECKPOINTS}|figures|.+\.(toml|json|csv|nc|safetensors|html|partial)")
+_OF_A_RUN = re.compile(
+    rf"{CHECKPOINTS}|figures|.*\.(toml|json|csv|nc|safetensors|html|partial|DS_Store)"
+)
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
@@ -176,6 +178,7 @@ def save_run(
     }
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
     posterior.to_netcdf(str(folder / "posterior.nc"), engine="h5netcdf")
+    files.flush(folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     report.write_run_report(folder, saved, metrics)
     return metrics

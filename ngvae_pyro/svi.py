@@ -613,7 +613,7 @@ class Trainer:
         position = {
             "step": self.step,
             "acted": self.acted,
-            "exact": getattr(self.guide, "exact", None),
+            "exact": isinstance(self.guide, MixtureGuide) and self.guide.exact,
             "steps": self.steps.state(),
             "history": self.fit.history,
             "moves": [asdict(move) for move in self.fit.moves],
@@ -660,8 +660,7 @@ class Trainer:
                 state["optimizer"][int(number)][rest] = value
             else:
                 state[name] = value
-        if position["exact"] is not None:
-            assert isinstance(self.guide, MixtureGuide)
+        if isinstance(self.guide, MixtureGuide):
             self.guide.exact = position["exact"]
         self.set_state(state)
         self.acted = position["acted"]
