@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ngvae_pyro import metrics, objectives, scores, uncertainty
+    from ngvae_pyro.checkpoints import Checkpoints
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.diagnostics import evaluate, to_arviz
     from ngvae_pyro.errors import UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Where each public name lives. They are imported on first use, because torch alone takes seconds
 # and `ngvae --help` needs none of it.
 _HOMES = {
+    "Checkpoints": "checkpoints",
     "Fit": "svi",
     "FitSpec": "specs",
     "ImageData": "images",

@@ -92,7 +92,10 @@ def _check_place(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder}: is not a run folder (no config.toml); choose another --out")
+        raise UserError(
+            f"{folder}: already exists and is not a run folder (no config.toml); "
+            "choose another --out"
+        )
     foreign = [path for path in sorted(folder.iterdir()) if not _OF_A_RUN.fullmatch(path.name)]
     if overwrite and foreign:
         raise UserError(f"{foreign[0]}: is not of a run; move it, or choose another --out")

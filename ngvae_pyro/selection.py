@@ -20,6 +20,7 @@ At the end :func:`decorrelate` chooses, among coordinates that fit the data alik
 the informative latents are uncorrelated.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,10 @@ from ngvae_pyro.model import VAE
 # Variance of loc above which an uninformative latent leaks; ten times the threshold of an active
 # unit (Burda et al., 2015), far below the 1 to 12 seen where a factor leaks.
 LEAK = 0.1
+
+# Eigenvalue of the correlations up to which latents are copies of each other in float32; its
+# computed sign is that of a rounding error.
+SINGULAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def decorrelate(
     With S their standard deviations and R their correlations, loc becomes A loc and the decoder's
     columns W become W A^-1, A = S R^-1/2 S^-1: each latent keeps its variance, changes as little as
     it can (R^-1/2 is the symmetric root: Kessy, Lewin and Strimmer, 2018, "Optimal whitening and
-    decorrelation", ZCA-cor), and the reconstruction at the mean is unchanged.
+    decorrelation", ZCA-cor), and the reconstruction at the mean is unchanged. Of latents that are
+    copies of each other there is no such A, and all becomes NaN.
 
     Args:
         model: Its decoder's stem is a linear layer of z.
@@ -120,6 +126,7 @@ def decorrelate(
     head, stem = guide.encoder.head, model.decoder.stem
     std = loc.double().std(0)
     values, vectors = torch.linalg.eigh(loc.double().T.corrcoef())
+    values = torch.where(values > SINGULAR, values, math.nan)
     root = vectors @ values.rsqrt().diag() @ vectors.T
     change = (std.diag() @ root @ (1.0 / std).diag()).to(loc.dtype)
     head.weight[latents] = change @ head.weight[latents]

@@ -218,8 +218,7 @@ class Trainer:
         # How many of the actions of the schedule are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        session = provenance.here(self.device, team.size)
-        self.fit = Fit(self.model, self.guide, spec, sessions=[session])
+        self.fit = Fit(self.model, self.guide, spec)
         self.steps = self._steps(groups)
         self.stop = Stop()
 
@@ -730,6 +729,7 @@ def fit(
     # attribute path, which is the same in every model.
     with pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
+        trainer.fit.sessions.append(provenance.here(trainer.device, team.size))
         # What is not kept may as well end at once.
         signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
         with TrainingBar(spec.steps, enabled=progress) as bar, signals as trainer.stop:

@@ -74,7 +74,7 @@ def test_all_processes_fail_together(of_two):
     assert diverged.startswith("non-finite loss at step ")
     assert list((of_two / "written").iterdir()) == [] and not (of_two / "shared").exists()
     left = {path.name for path in (of_two / "diverged").iterdir()}
-    assert left == {"config.toml", "weights.safetensors"}
+    assert left == {"config.toml", "run.json", "weights.safetensors"}
     assert not list(of_two.glob(".*"))
 
 

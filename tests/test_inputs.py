@@ -110,7 +110,8 @@ def test_a_message_is_one_printable_line(text, times):
     ("words", "line"),
     [
         (["trian"], "no such command 'trian'"),
-        (["train"], "missing argument"),
+        (["train"], "expected a model, a guide and --out, or --resume alone"),
+        (["inspect"], "missing argument"),
         (["train", "a", "b", "--ot", "x"], "no such option: --ot"),
         (["train", "a", "b", "--out", ""], "'--out': expected a path, got ''"),
         (["compare", "--out", "a\0b"], "'--out': expected a path, got 'a\\x00b'"),
