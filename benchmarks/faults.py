@@ -6,12 +6,12 @@ A small training runs once from start to end. Then it runs again and again as a 
 that is ended on the way, goes on by ``ngvae train --resume``, and has to end with the very bytes of
 the first one in ``weights.safetensors``, ``metrics.json`` and ``history.json``:
 
-- *kill*: SIGKILL at a random moment of the training;
+- *kill*: SIGKILL at a random step of the training and up to 0.2 s later;
 - *kill while writing*: SIGKILL before a random one of the calls that change the disk (flushing,
   renaming, making and removing files and folders) while checkpoints and results are written;
-- *SIGTERM* and *SIGINT* at a random moment: the process has to end with 143 or 130 and one line;
+- *SIGTERM* and *SIGINT* at such a moment: the process has to end with 143 or 130 and one line;
 - *full disk*: a file system that is too small for the results, then for a second checkpoint;
-- *read-only disk*: a file system that takes nothing more from a random moment on.
+- *read-only disk*: a file system that takes nothing more from such a moment on.
 
 In the last two the process has to end with 2 and one line. They need root, to mount file systems.
 """
@@ -106,18 +106,20 @@ def hashes(folder: Path) -> dict[str, str]:
 class Case:
     """One training that is ended on the way."""
 
-    def __init__(self, folder: Path, seconds: float, calls: int, rng: random.Random) -> None:
-        self.folder, self.seconds, self.calls, self.rng = folder, seconds, calls, rng
+    def __init__(self, folder: Path, calls: int, rng: random.Random) -> None:
+        self.folder, self.calls, self.rng = folder, calls, rng
 
     def process(self, code: str | None = None, **environment: Any) -> subprocess.Popen[str]:
         return start("train", *RUN, "--out", self.folder, code=code, **environment)
 
     def moment(self, process: subprocess.Popen[str]) -> None:
-        """Wait for the first checkpoint, and for a random part of the time that follows it."""
-        kept = Checkpoints(self.folder / "checkpoints")
-        while process.poll() is None and not kept.names():
+        """Wait for a random step, and a little more: however busy the machine is."""
+        kept, target = Checkpoints(self.folder / "checkpoints"), self.rng.randint(1, STEPS - 40)
+        while process.poll() is None:
+            if (names := kept.names()) and int(names[-1].split("-")[1]) >= target:
+                break
             time.sleep(0.005)
-        time.sleep(self.rng.uniform(0.0, self.seconds))
+        time.sleep(self.rng.uniform(0.0, 0.2))
 
     def end(self, signum: signal.Signals) -> str:
         """End it by a signal at a random moment, before it is over by itself."""
@@ -203,22 +205,22 @@ def main() -> None:
             shutil.rmtree(case.folder)
 
         for i in range(words.kills):
-            case = Case(root / f"kill{i}", seconds, calls, rng)
+            case = Case(root / f"kill{i}", calls, rng)
             report("kill", case, case.end(signal.SIGKILL))
-            case = Case(root / f"write{i}", seconds, calls, rng)
+            case = Case(root / f"write{i}", calls, rng)
             report("kill while writing", case, case.kill_while_writing())
         for signum in (signal.SIGTERM, signal.SIGINT):
             for i in range(words.signals):
-                case = Case(root / f"{signum.name}{i}", seconds, calls, rng)
+                case = Case(root / f"{signum.name}{i}", calls, rng)
                 report(signum.name, case, case.end(signum))
         if os.geteuid() == 0:
             # Room for a checkpoint and no results; for one and a half.
             for room in (2 * size + 100, size + size // 2):
                 with file_system(root / f"full{room}", room) as mount:
-                    case = Case(root / f"full{room}" / "run", seconds, calls, rng)
+                    case = Case(root / f"full{room}" / "run", calls, rng)
                     report("full disk", case, case.starve(lambda m=mount: m("size=100m")))
             with file_system(root / "read-only", 100_000) as mount:
-                case = Case(root / "read-only" / "run", seconds, calls, rng)
+                case = Case(root / "read-only" / "run", calls, rng)
                 process = case.process()
                 case.moment(process)
                 # A file that is open for writing keeps it writable.
