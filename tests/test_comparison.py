@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from test_checkpoints import cut
 from test_runs import ngvae
 
 from ngvae_pyro import comparison, evaluation, runs, table
@@ -119,16 +120,22 @@ def test_what_is_there_is_not_done_again(done):
     assert "4 of 4 runs are there already" in said
 
 
-def test_a_half_trained_run_is_trained_again(images, tmp_path):
+def test_a_run_that_was_cut_short_goes_on(images, tmp_path, monkeypatch):
     pair = tmp_path / "c" / "gaussian+gaussian"
+    # What a death before the first step leaves.
     left = pair / ".seed-9.partial"
     left.mkdir(parents=True)
     (left / "config.toml").write_text("half")
-    words = ["--pairs", "gaussian+gaussian", "--data", images, "--first-seed", "9", *SMALL]
+    words = ["compare", "--pairs", "gaussian+gaussian", "--data", images, "--first-seed", "9"]
+    words += [*SMALL, "--out", tmp_path / "c"]
+    with monkeypatch.context() as patch:
+        cut(patch, 5)
+        assert "the same command goes on from here" in ngvae(*words, code=143)
+    assert runs.unfinished(pair / "seed-9") and not left.exists()
     # In a process of its own.
-    said = ngvae("compare", *words, "--jobs", "2", "--out", tmp_path / "c")
-    assert "1/1" in said and not left.exists()
+    assert "1/1" in ngvae(*words, "--jobs", "2")
     assert (pair / "seed-9" / "evaluation.json").exists()
+    assert len(runs.load_record(pair / "seed-9")["sessions"]) == 2
 
 
 def test_another_run_in_its_place_is_one_line(done):
