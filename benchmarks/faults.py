@@ -6,7 +6,7 @@ A small training runs once from start to end. Then it runs again and again as a 
 that is ended on the way, goes on by ``ngvae train --resume``, and has to end with the very bytes of
 the first one in ``weights.safetensors``, ``metrics.json`` and ``history.json``:
 
-- *kill*: SIGKILL at a random step of the training and up to 0.2 s later;
+- *kill*: SIGKILL at a random step of the first third and up to 4 s later, inside of a move or not;
 - *kill while writing*: SIGKILL before a random one of the calls that change the disk (flushing,
   renaming, making and removing files and folders) while checkpoints and results are written;
 - *SIGTERM* and *SIGINT* at such a moment: the process has to end with 143 or 130 and one line;
@@ -113,13 +113,13 @@ class Case:
         return start("train", *RUN, "--out", self.folder, code=code, **environment)
 
     def moment(self, process: subprocess.Popen[str]) -> None:
-        """Wait for a random step, and a little more: however busy the machine is."""
-        kept, target = Checkpoints(self.folder / "checkpoints"), self.rng.randint(1, STEPS - 40)
+        """Wait for a random step before the moves, and a random time: it may end inside of one."""
+        kept, target = Checkpoints(self.folder / "checkpoints"), self.rng.randint(1, STEPS // 3)
         while process.poll() is None:
             if (names := kept.names()) and int(names[-1].split("-")[1]) >= target:
                 break
             time.sleep(0.005)
-        time.sleep(self.rng.uniform(0.0, 0.2))
+        time.sleep(self.rng.uniform(0.0, 4.0))
 
     def end(self, signum: signal.Signals) -> str:
         """End it by a signal at a random moment, before it is over by itself."""
