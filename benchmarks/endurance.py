@@ -63,7 +63,7 @@ def main() -> None:
         "ELBO": metrics["elbo"],
         "largest loss of a look after the first": max(row["loss"] for row in fit.history[1:]),
         "minutes": fit.seconds / 60.0,
-        "sessions": len(fit.sessions),
+        "starts": len(fit.starts),
     }
     print(json.dumps(result, indent=2))
 

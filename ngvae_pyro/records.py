@@ -65,12 +65,12 @@ class Metrics(Record):
         return self
 
 
-class Sessions(Record):
-    """``run.json``: the seconds of a training, and what each process had its part by."""
+class RunRecord(Record):
+    """``run.json``: the seconds of a training, and where each of its processes was started."""
 
     seed: Count
     seconds: float
-    sessions: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
 
 
 class SavedMove(Spec):

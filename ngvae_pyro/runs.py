@@ -23,7 +23,7 @@ from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE, load_model
-from ngvae_pyro.records import History, Metrics, Record, Sessions
+from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
@@ -126,10 +126,10 @@ def save_config(folder: Path, saved: SavedRun) -> None:
 
 
 def save_record(
-    folder: Path, spec: RunSpec, sessions: list[dict[str, Any]], seconds: float = 0.0
+    folder: Path, spec: RunSpec, starts: list[dict[str, Any]], seconds: float = 0.0
 ) -> None:
     """Write ``run.json``."""
-    record = {"seed": spec.fit.seed, "seconds": seconds, "sessions": sessions}
+    record = {"seed": spec.fit.seed, "seconds": seconds, "starts": starts}
     write_json(folder / "run.json", record)
 
 
@@ -152,7 +152,7 @@ def save_run(
     """Write configuration, weights, metrics, history, posterior draws, figures and report.
 
     ``run.json`` says where the result comes from: the seed, the seconds of the training, and for
-    each of the sessions that it took the command line, device, threads, system and versions.
+    each of the starts that it took the command line, device, threads, system and versions.
 
     Args:
         folder: An existing folder.
@@ -171,7 +171,7 @@ def save_run(
     write_json(folder / METRICS, metrics)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
     write_json(folder / "history.json", history)
-    save_record(folder, spec, fit.sessions, fit.seconds)
+    save_record(folder, spec, fit.starts, fit.seconds)
     attrs = {
         "model": spec.model_name,
         "guide": spec.guide_name,
@@ -450,7 +450,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
             f"got {len(metrics['probs'])}"
         )
     fit.steps, fit.extra_steps = metrics["steps"], metrics["extra_steps"]
-    fit.seconds, fit.sessions = record["seconds"], record["sessions"]
+    fit.seconds, fit.starts = record["seconds"], record["starts"]
     return fit, spec
 
 
@@ -461,7 +461,7 @@ def load_metrics(folder: str | Path) -> dict[str, Any]:
 
 def load_record(folder: str | Path) -> dict[str, Any]:
     """``run.json`` of a run folder: its seed, its seconds and where it was trained."""
-    return read_json(Path(folder) / "run.json", Sessions)
+    return read_json(Path(folder) / "run.json", RunRecord)
 
 
 def load_posterior(folder: str | Path) -> Any:

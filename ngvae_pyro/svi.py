@@ -80,7 +80,7 @@ class Fit:
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents and the mean weight
     ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
-    the forks that were not kept, ``seconds`` all of them. ``sessions`` says of each process that
+    the forks that were not kept, ``seconds`` all of them. ``starts`` says of each process that
     had a part in it, one after the other, what it was started by and where.
     """
 
@@ -92,7 +92,7 @@ class Fit:
     seconds: float = 0.0
     steps: int = 0
     extra_steps: int = 0
-    sessions: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -618,7 +618,7 @@ class Trainer:
             "moves": [asdict(move) for move in self.fit.moves],
             "extra_steps": self.fit.extra_steps,
             "seconds": self.seconds,
-            "sessions": self.fit.sessions,
+            "starts": self.fit.starts,
         }
         return Snapshot(weights, optimizer, position, self.identity)
 
@@ -634,7 +634,7 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise UserError(f"the checkpoint does not fit its training: {reason}") from None
         # They decide over the order of sums, and so over the last bits.
-        before, now = self.fit.sessions[-2:]
+        before, now = self.fit.starts[-2:]
         for name in ("threads", "processes"):
             if before[name] != now[name]:
                 warnings.warn(
@@ -668,7 +668,7 @@ class Trainer:
         self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
         self.fit.extra_steps = position["extra_steps"]
         self.seconds_before = position["seconds"]
-        self.fit.sessions = [*position["sessions"], *self.fit.sessions]
+        self.fit.starts = [*position["starts"], *self.fit.starts]
 
 
 def fit(
@@ -729,7 +729,7 @@ def fit(
     # attribute path, which is the same in every model.
     with pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
-        trainer.fit.sessions.append(provenance.here(trainer.device, team.size))
+        trainer.fit.starts.append(provenance.here(trainer.device, team.size))
         # What is not kept may as well end at once.
         signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
         with TrainingBar(spec.steps, enabled=progress) as bar, signals as trainer.stop:

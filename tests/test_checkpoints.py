@@ -68,7 +68,7 @@ def contents(folder):
     """The tensors of the newest checkpoint, and what changes in a training besides."""
     newest = folder / Checkpoints(folder).names()[-1]
     position = json.loads((newest / STATE).read_text())["position"]
-    for key in ("seconds", "sessions"):
+    for key in ("seconds", "starts"):
         del position[key]
     # It is kept as it was before the last look, or after it.
     position["history"] = position["history"][:-1]
@@ -348,10 +348,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(begun, whole):
     assert "latents are informative" in said
     assert results(begun) == results(whole)
     record = json.loads((begun / "run.json").read_text())
-    assert record["seed"] == 0 and len(record["sessions"]) == 2 and record["seconds"] > 0
-    for session in record["sessions"]:
-        assert session["command"] and session["device"].startswith("cpu (")
-        assert session["threads"] == 1 and set(session["versions"]) > {"torch"}
+    assert record["seed"] == 0 and len(record["starts"]) == 2 and record["seconds"] > 0
+    for start in record["starts"]:
+        assert start["command"] and start["device"].startswith("cpu (")
+        assert start["threads"] == 1 and set(start["versions"]) > {"torch"}
     # Nothing is left to do, and nothing is done.
     before = {path: path.stat().st_mtime_ns for path in begun.rglob("*")}
     said = ngvae("train", "--resume", begun)

@@ -135,7 +135,7 @@ def test_a_run_that_was_cut_short_goes_on(images, tmp_path, monkeypatch):
     # In a process of its own.
     assert "1/1" in ngvae(*words, "--jobs", "2")
     assert (pair / "seed-9" / "evaluation.json").exists()
-    assert len(runs.load_record(pair / "seed-9")["sessions"]) == 2
+    assert len(runs.load_record(pair / "seed-9")["starts"]) == 2
 
 
 def test_another_run_in_its_place_is_one_line(done):
