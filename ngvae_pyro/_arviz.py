@@ -1,10 +1,13 @@
 """The one place that knows which generation of ArviZ is installed (0.23 or 1.x)."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from ngvae_pyro import files
 
 with warnings.catch_warnings():
     # 0.23 announces its successor once a day; users of this package need not act on it.
@@ -40,6 +43,21 @@ def from_dict(
 def from_netcdf(path: str) -> Any:
     """An ArviZ object from a NetCDF file."""
     return az.from_netcdf(path, engine="h5netcdf")
+
+
+def to_netcdf(data: Any, path: Path) -> None:
+    """Write an ArviZ object as a NetCDF file.
+
+    On a disk that is full HDF5 does not raise but ends the process, so room is made sure of first.
+
+    Raises:
+        OSError: If there is not enough of it.
+    """
+    groups = data.groups() if FIRST_GENERATION else data.children
+    # Compression mostly makes it less; what HDF5 adds is far below a MiB for each group.
+    files.reserve(path, sum(data[group].nbytes + 2**20 for group in groups))
+    data.to_netcdf(str(path), engine="h5netcdf")
+    files.flush(path)
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:

@@ -49,6 +49,22 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make sure that a file of so many bytes can be written, and leave none.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    try:
+        with path.open("wb") as file:
+            for start in range(0, size, 2**20):
+                file.write(bytes(min(2**20, size - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")

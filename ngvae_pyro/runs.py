@@ -180,8 +180,7 @@ def save_run(
         **{f"version {name}": text for name, text in provenance.versions().items()},
     }
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
-    posterior.to_netcdf(str(folder / "posterior.nc"), engine="h5netcdf")
-    files.flush(folder / "posterior.nc")
+    _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     report.write_run_report(folder, saved, metrics)
     return metrics

@@ -42,6 +42,8 @@ import tomli_w
 from hypothesis import strategies as st
 
 from ngvae_pyro import cli, comparison, data, evaluation, memory, rendering, runs, scores, specs
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.steps import NonFiniteLoss
 
 IMAGES = "images.npz"
 NETWORK = {"width": 4, "depth": 1}
@@ -668,16 +670,11 @@ class Inline:
         future: Any = Future()
         try:
             future.set_result(function(*arguments))
-        except Exception as error:
+        except (UserError, NonFiniteLoss) as error:
             future.set_exception(error)
         return future
 
     def shutdown(self, **options: Any) -> None: ...
-
-
-class NoPosterior:
-    def to_netcdf(self, path: str, **options: Any) -> None:
-        Path(path).touch()
 
 
 @contextmanager
@@ -706,7 +703,8 @@ def lightened() -> Iterator[None]:
         mock.patch.object(data, "_from_torchvision", fetched),
         mock.patch.object(runs.plots, "save_all", nothing),
         mock.patch.object(comparison.comparison_plots, "save_all", nothing),
-        mock.patch.object(runs.diagnostics, "to_arviz", lambda *w, **o: NoPosterior()),
+        mock.patch.object(runs.diagnostics, "to_arviz", nothing),
+        mock.patch.object(runs._arviz, "to_netcdf", lambda posterior, path: path.touch()),
         mock.patch.object(scores.plots, "scores", lambda path, *words: path.touch()),
         mock.patch.object(comparison, "ProcessPoolExecutor", Inline),
         mock.patch.object(memory, "there", lambda device="cpu": ROOM),

@@ -18,8 +18,8 @@ from test_runs import SHORT, ngvae
 from test_steps import CONV, SMALL, load
 
 import ngvae_pyro as ng
+from ngvae_pyro import _arviz, files, runs, steps, svi
 from ngvae_pyro import checkpoints as module
-from ngvae_pyro import files, runs, steps, svi
 from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
@@ -477,6 +477,25 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
     assert {path.name for path in begun.iterdir()} == {"config.toml", "run.json", "checkpoints"}
     ngvae("train", "--resume", begun)
     assert results(begun) == results(whole)
+
+
+def test_a_disk_too_full_for_the_posterior_is_noticed_before(begun, monkeypatch):
+    """HDF5 would end the process."""
+    write = _arviz.files.reserve
+
+    def full(path, size):
+        assert size > 2**20
+        write(path, 10)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_arviz.files, "reserve", full)
+    said = ngvae("train", "--resume", begun, code=2)
+    assert said.startswith(f"{begun / 'metrics.json'}: cannot write there: No space left on device")
+
+
+def test_reserving_leaves_nothing(tmp_path):
+    files.reserve(tmp_path / "x", 3 * 2**20 + 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
