@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from scipy import stats
+from scipy.integrate import trapezoid
 from scipy.special import logsumexp
 
 from ngvae_pyro.distributions import NormalGammaPrior
@@ -111,7 +112,7 @@ class OnePoint:
 
 
 def mass_sum(values, rows, columns):
-    return np.trapezoid(np.trapezoid(values, columns, axis=1), rows)
+    return trapezoid(trapezoid(values, columns, axis=1), rows)
 
 
 @pytest.mark.parametrize("name", ["normal_gamma", "normal_gamma_joint"])
