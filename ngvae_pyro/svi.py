@@ -324,9 +324,22 @@ class Trainer:
             x = self.monitor_images
             return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
 
+    def finite_codes(self, x: Tensor) -> Codes:
+        """What the guide says of images.
+
+        Raises:
+            NonFiniteLoss: If the last step has left weights that say nothing finite of them.
+        """
+        with pyro.validation_enabled(False):
+            codes = self.guide.codes(x)
+        # A variance may be infinite, that of z where its precision is often near 0.
+        if not (codes.loc.isfinite().all() and codes.probs.isfinite().all()):
+            raise NonFiniteLoss(self.step, math.nan, math.nan)
+        return codes
+
     def codes(self, x: Tensor) -> Codes:
         """What the guide says of images, agreed on likewise."""
-        codes = self.guide.codes(x)
+        codes = self.finite_codes(x)
         return Codes(**{name: self.team.agreed(value) for name, value in vars(codes).items()})
 
     def look(self) -> dict[str, Any]:
@@ -334,8 +347,9 @@ class Trainer:
         self.steps.check()
         self.steps.verify()
         with self.fixed_noise(), pyro.validation_enabled(False):
+            # First, because what is not finite cannot be drawn from.
+            probs = self.finite_codes(self.monitor_images).probs.detach().mean(0)
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
-            probs = self.guide.codes(self.monitor_images).probs.detach().mean(0)
         kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
         loss = -log_likelihood.mean().item() + sum(kl_sites.values())
         if not math.isfinite(loss):

@@ -178,6 +178,14 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_state(small_pair, d
 # Moves ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("guide", ["relaxed", "mixture", "score"])
+def test_weights_that_the_last_step_has_spoilt_are_told(small_pair, data, guide):
+    """No loss comes after them; they are seen by the moves, or by the last look."""
+    spec = FitSpec(steps=1, batch_size=16, device="cpu", learning_rate=1e30)
+    with pytest.raises(NonFiniteLoss, match="at step 1:"):
+        fit(*small_pair(guide=guide), data, spec, progress=False)
+
+
 @pytest.fixture
 def trainer(small_pair, data):
     trainer = Trainer(*small_pair(), data, SHORT, ScheduleSpec())
