@@ -2,8 +2,10 @@
 
 import math
 
+import torch
 from pyro.distributions import Poisson
 from torch.distributions import constraints
+from torch.distributions.kl import kl_divergence, register_kl
 
 from ngvae_pyro.distributions import _broadcast
 
@@ -82,6 +84,14 @@ class RelaxedPoisson(Poisson):
         new.temperature, new.has_rsample = self.temperature, self.has_rsample
         return super().expand(batch_shape, _instance=new)
 
+    def log_prob(self, value):
+        if self._validate_args:
+            self._validate_sample(value)
+        # In float64: in float32 the terms of a large count cancel, and round by 1e-5 nats.
+        rate, count = self.rate.double(), value.double()
+        exact = count.xlogy(rate) - rate - (count + 1).lgamma()
+        return exact.to(torch.result_type(value, self.rate))
+
     def rsample(self, sample_shape=()):
         if not self.has_rsample:
             raise NotImplementedError("Counts at temperature 0 have no pathwise gradient")
@@ -93,3 +103,10 @@ class RelaxedPoisson(Poisson):
         """N: as many as the largest rate asks for, by a normal tail widened for small means."""
         expected = self.rate.detach().max().item() * (1 + HORIZON * self.temperature)
         return math.ceil(expected + 5 * expected**0.5 + 5)
+
+
+@register_kl(RelaxedPoisson, torch.distributions.Poisson)
+def _kl_poisson(p, q):
+    # In float64, because its terms cancel where the rates are nearly the same.
+    exact = (torch.distributions.Poisson(d.rate.double(), validate_args=False) for d in (p, q))
+    return kl_divergence(*exact).to(torch.result_type(p.rate, q.rate))

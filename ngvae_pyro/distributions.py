@@ -22,6 +22,7 @@ All take ``validate_args`` as torch's distributions do; its checks double the co
 """
 
 import math
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -59,19 +60,44 @@ _z_and_precision = constraints.independent(
     constraints.cat([constraints.real, constraints.positive], dim=-1), 1
 )
 _positive_pair = constraints.independent(constraints.positive, 1)
+_prior_arguments = {
+    "probs": constraints.unit_interval,
+    "slab": _positive_pair,
+    "spike": _positive_pair,
+}
 
 
 def _broadcast(*values):
-    """Broadcasts numbers and tensors; numbers take dtype and device of the first tensor."""
-    like = next((v for v in values if isinstance(v, Tensor)), torch.empty(()))
+    """Broadcasts numbers and tensors to one shape and one floating-point type.
+
+    The type is that which torch promotes those of the tensors to, whatever their shapes, or the
+    default where it is none of floating point; numbers take it, and the device of the first tensor.
+    """
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    like = tensors[0] if tensors else torch.empty(())
+    dtype = reduce(torch.promote_types, (v.dtype for v in tensors), like.dtype)
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
     # A fill, because torch.tensor(number) copies from the host, which CUDA graphs cannot record.
-    tensors = [v if isinstance(v, Tensor) else like.new_full((), v) for v in values]
-    return torch.broadcast_tensors(*tensors)
+    return torch.broadcast_tensors(
+        *(
+            v.to(dtype) if isinstance(v, Tensor) else like.new_full((), v, dtype=dtype)
+            for v in values
+        )
+    )
 
 
 def _pair(name, values):
-    """The two members of a pair, checked: a number or a longer tuple is an easy slip."""
-    if isinstance(values, (int, float)) or len(values) != 2:
+    """The two members of a pair, checked: a number or a longer tuple is an easy slip.
+
+    A tensor holds them as the attributes do, on its last axis.
+    """
+    if isinstance(values, Tensor) and values.dim() > 0:
+        if values.shape[-1] != 2:
+            shape = tuple(values.shape)
+            raise ValueError(f"Expected {name} to be a pair on the last axis, got shape {shape}")
+        return values.unbind(-1)
+    if isinstance(values, (int, float, Tensor)) or len(values) != 2:
         raise ValueError(f"Expected {name} to be a pair, got {values}")
     return values
 
@@ -155,12 +181,15 @@ class _StudentT(StudentT):
 
 
 class _Expandable(TorchDistribution):
-    """Expands the parameters named in ``arg_constraints`` and keeps the type."""
+    """Expands its parameters and keeps the type."""
+
+    # Where they are not the arguments, by name as in `arg_constraints`.
+    _parameters: ClassVar[dict[str, constraints.Constraint] | None] = None
 
     def expand(self, batch_shape, _instance=None):
         new = type(self).__new__(type(self)) if _instance is None else _instance
         batch_shape = torch.Size(batch_shape)
-        for name, constraint in self.arg_constraints.items():
+        for name, constraint in (self._parameters or self.arg_constraints).items():
             if name in self.__dict__:
                 value = self.__dict__[name]
                 event_shape = value.shape[value.dim() - constraint.event_dim :]
@@ -232,8 +261,9 @@ class GammaMixture(_TwoGammas):
     Arguments:
         probs: weight p of component 1, in [0, 1], of the batch's shape.
         logits: its log odds; exactly one of the two.
-        concentration: the pair (a1, a2), positive; each a number or broadcasting with probs.
-        rate: the pair (b1, b2), positive, in units of 1 / value.
+        concentration: the pair (a1, a2), positive; each a number or broadcasting with probs. One
+            tensor for both holds them on its last axis, as the attribute does.
+        rate: the pair (b1, b2), positive, in units of 1 / value; likewise.
 
     Raises:
         ValueError: both or none of probs and logits, a parameter that is not a pair or not
@@ -382,6 +412,9 @@ class GeneralizedGamma(_Gamma):
         tensor(-1.0221)
     """
 
+    def __init__(self, concentration, rate, validate_args=None):
+        super().__init__(*_broadcast(concentration, rate), validate_args=validate_args)
+
     def expand(self, batch_shape, _instance=None):
         return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
 
@@ -439,6 +472,16 @@ class _Pair(_Expandable):
 
 class _MixturePair(_TwoGammas, _Pair):
     """Pairs whose precision has two components."""
+
+    @property
+    def slab(self):
+        """Concentration and rate of component 1, on a last axis of size 2."""
+        return torch.stack((self.concentration[..., 0], self.rate[..., 0]), -1)
+
+    @property
+    def spike(self):
+        """Concentration and rate of component 2, on a last axis of size 2."""
+        return torch.stack((self.concentration[..., 1], self.rate[..., 1]), -1)
 
     @lazy_property
     def precision(self):
@@ -581,8 +624,9 @@ class NormalGammaMixture(_MixturePair, _ScaledPair):
         loc: mean mu of z, real, in units of z.
         probs: weight p of component 1, in [0, 1]; 0 and 1 are exact.
         logits: its log odds; exactly one of the two.
-        concentration: the pair (a1, a2), positive; each a number or broadcasting with loc.
-        rate: the pair (b1, b2), positive, in units of z squared.
+        concentration: the pair (a1, a2), positive; each a number or broadcasting with loc. One
+            tensor for both holds them on its last axis, as the attribute does.
+        rate: the pair (b1, b2), positive, in units of z squared; likewise.
 
     Raises:
         ValueError: both or none of probs and logits, a parameter that is not a pair or not
@@ -774,10 +818,11 @@ class RelaxedNormalGammaMixture(_Weighted, NormalGamma):
         loc: mean mu of z, real, in units of z.
         probs: p, in [0, 1].
         logits: its log odds; exactly one of the two.
-        concentration: the pair (a1, a2), positive; each a number or broadcasting with loc.
-        rate: the pair (b1, b2), positive, in units of z squared.
-        sharpness: r, positive; a number, or a tensor such as an annealed buffer. The computed
-            alpha(p) and beta(p) are the attributes ``concentration`` and ``rate``.
+        concentration: the pair (a1, a2), positive; each a number or broadcasting with loc. One
+            tensor is alpha(p) itself, which the attribute holds.
+        rate: the pair (b1, b2), positive, in units of z squared. One tensor is beta(p) itself,
+            which the attribute holds.
+        sharpness: r, positive; a number, or a tensor such as an annealed buffer.
 
     Raises:
         ValueError: both or none of probs and logits, a parameter that is not a pair or not
@@ -805,8 +850,10 @@ class RelaxedNormalGammaMixture(_Weighted, NormalGamma):
         self, loc, probs=None, logits=None, *, concentration, rate, sharpness, validate_args=None
     ):
         name, weight = _either(probs, logits)
-        (a1, a2), (b1, b2) = _pair("concentration", concentration), _pair("rate", rate)
-        tensors = [v for v in (a1, a2, b1, b2) if isinstance(v, Tensor)]
+        ends = {"concentration": concentration, "rate": rate}
+        ends = {n: v if isinstance(v, Tensor) else _pair(n, v) for n, v in ends.items()}
+        members = [m for v in ends.values() for m in ((v,) if isinstance(v, Tensor) else v)]
+        tensors = [m for m in members if isinstance(m, Tensor)]
         loc, weight, self.sharpness, *_ = _broadcast(loc, weight, sharpness, *tensors)
         setattr(self, name, weight)
         # In float64, because a sharpness of 1000 makes 0.0001 of what p - 1/2 is rounded by.
@@ -815,7 +862,9 @@ class RelaxedNormalGammaMixture(_Weighted, NormalGamma):
         gate, rest = torch.sigmoid(shift), torch.sigmoid(-shift)
         # A convex combination, not b2 + (b1 - b2) * gate: in float32 the latter returns 0.09999847
         # for b1 = 0.1, b2 = 100, and may round to a negative rate for smaller b1.
-        slid = (a1 * gate + a2 * rest, b1 * gate + b2 * rest)
+        slid = (
+            v if isinstance(v, Tensor) else v[0] * gate + v[1] * rest for v in ends.values()
+        )
         super().__init__(loc, *(v.to(loc.dtype) for v in slid), validate_args=validate_args)
 
 
@@ -836,8 +885,9 @@ class NormalGammaPrior(NormalGammaMixture):
 
     Arguments:
         probs: weight pi of the slab, in [0, 1].
-        slab: the pair (concentration, rate) of the Gamma of informative latents.
-        spike: the pair (concentration, rate) of the Gamma of uninformative latents.
+        slab: the pair (concentration, rate) of the Gamma of informative latents; as one tensor, on
+            its last axis.
+        spike: the pair (concentration, rate) of the Gamma of uninformative latents; likewise.
 
     Raises:
         ValueError: as :class:`NormalGammaMixture`.
@@ -847,6 +897,9 @@ class NormalGammaPrior(NormalGammaMixture):
         >>> prior.conditional(torch.tensor(4.0)).scale
         tensor(0.5000)
     """
+
+    arg_constraints: ClassVar = _prior_arguments
+    _parameters = NormalGammaMixture.arg_constraints
 
     def __init__(self, probs, slab, spike, *, validate_args=None):
         super().__init__(0.0, probs, **_by_parameter(slab, spike), validate_args=validate_args)
@@ -914,8 +967,9 @@ class SpikeSlabPrior(_MixturePair, _IndependentPair):
 
     Arguments:
         probs: weight pi of the slab, in [0, 1].
-        slab: the pair (concentration, rate) of the Gamma of informative latents.
-        spike: the pair (concentration, rate) of the Gamma of uninformative latents.
+        slab: the pair (concentration, rate) of the Gamma of informative latents; as one tensor, on
+            its last axis.
+        spike: the pair (concentration, rate) of the Gamma of uninformative latents; likewise.
 
     Raises:
         ValueError: probs outside [0, 1], a parameter that is not a pair or not positive, or a
@@ -928,10 +982,8 @@ class SpikeSlabPrior(_MixturePair, _IndependentPair):
         tensor([  0.4454, -14.6293])
     """
 
-    arg_constraints: ClassVar = {
-        **NormalGammaMixture.arg_constraints,
-        "scale": constraints.positive,
-    }
+    arg_constraints: ClassVar = _prior_arguments
+    _parameters: ClassVar = {**NormalGammaMixture.arg_constraints, "scale": constraints.positive}
 
     def __init__(self, probs, slab, spike, *, validate_args=None):
         pairs = _by_parameter(slab, spike)

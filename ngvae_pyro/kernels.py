@@ -65,13 +65,23 @@ class Epanechnikov(_Expandable):
     def log_prob(self, value):
         if self._validate_args:
             self._validate_sample(value)
-        # Not by u, which rounding takes beyond 1 for a draw near the edge. There, and outside, the
-        # clamp keeps the logarithm and its gradient finite.
+        # As the support is checked: rounding takes a draw near the edge onto it, or beyond.
         inside = (value >= self.loc - self.scale) & (value <= self.loc + self.scale)
-        least = torch.finfo(self.scale.dtype).eps
-        u = ((value - self.loc) / self.scale).clamp(least - 1, 1 - least)
-        log_density = math.log(0.75) + u.log1p() + (-u).log1p() - self.scale.log()
-        return torch.where(inside, log_density, -math.inf)
+        below, above, scale = self._distances(value)
+        log_density = math.log(0.75) + below.log() + above.log() - 3 * scale.log()
+        exact = torch.where(inside, log_density, -math.inf)
+        return exact.to(torch.result_type(value, self.scale))
+
+    def _distances(self, value):
+        """Of a value from the lower and the upper edge of the support, and the scale, in float64.
+
+        In float32 the difference is rounded by as much as it is near an edge, where the density
+        goes to 0. On the edge and beyond, it is a least one, which keeps the logarithm and its
+        gradient finite.
+        """
+        loc, scale = self.loc.double(), self.scale.double()
+        offset, least = value.double() - loc, torch.finfo(torch.float64).eps * scale.detach()
+        return (scale + offset).clamp(min=least), (scale - offset).clamp(min=least), scale
 
     def rsample(self, sample_shape=()):
         shape = self._extended_shape(sample_shape)
@@ -82,12 +92,26 @@ class Epanechnikov(_Expandable):
 
     def cdf(self, value):
         """Probability of at most value: (1 + u)^2 (2 - u) / 4."""
-        u = ((value - self.loc) / self.scale).clamp(-1, 1)
-        return (1 + u).square() * (2 - u) / 4
+        u = ((value.double() - self.loc.double()) / self.scale.double()).clamp(-1, 1)
+        exact = (1 + u).square() * (2 - u) / 4
+        return exact.to(torch.result_type(value, self.scale))
 
     def icdf(self, value):
-        """The root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1]."""
-        return self.loc + 2 * self.scale * ((2 * value - 1).asin() / 3).sin()
+        """The root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1].
+
+        Towards the ends 2 p - 1 is rounded to -1 or 1; there, with a = asin(sqrt(q)) / 3 and q the
+        smaller of p and 1 - p, 1 - |u| = 4 sin(a) cos(a - pi / 6). The gradient is 0 at 0 and 1,
+        where the derivative is infinite.
+        """
+        p = value.double()
+        middle = 2 * ((2 * p - 1).clamp(-0.6, 0.6).asin() / 3).sin()
+        q = torch.minimum(p, 1 - p).clamp(min=torch.finfo(torch.float64).tiny)
+        a = q.sqrt().asin() / 3
+        end = (1 - 4 * a.sin() * (a - math.pi / 6).cos()) * (p - 0.5).sign()
+        u = torch.where((2 * p - 1).abs() < 0.5, middle, end)
+        return (self.loc.double() + self.scale.double() * u).to(
+            torch.result_type(value, self.scale)
+        )
 
     @property
     def mean(self):
@@ -136,9 +160,15 @@ class GaussianMixture(MixtureSameFamily):
         (tensor(0.), tensor(1.2500))
     """
 
+    arg_constraints: ClassVar = {
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+        "logits": constraints.real_vector,
+    }
     has_rsample = True
 
     def __init__(self, loc, scale, logits, *, validate_args=None):
+        loc, scale, logits = _broadcast(loc, scale, logits)
         super().__init__(
             Categorical(logits=logits, validate_args=validate_args),
             Normal(loc, scale, validate_args=validate_args),
@@ -154,11 +184,16 @@ class GaussianMixture(MixtureSameFamily):
         return self.component_distribution.scale
 
     @property
+    def logits(self):
+        """log pi, of weights pi that add up to 1."""
+        return self.mixture_distribution.logits
+
+    @property
     def probs(self):
         return self.mixture_distribution.probs
 
     def expand(self, batch_shape, _instance=None):
-        parameters = (self.loc, self.scale, self.mixture_distribution.logits)
+        parameters = (self.loc, self.scale, self.logits)
         shape = (*batch_shape, self.loc.shape[-1])
         return type(self)(*(p.expand(shape) for p in parameters), validate_args=False)
 
@@ -167,7 +202,7 @@ class GaussianMixture(MixtureSameFamily):
         with torch.no_grad():
             standard = (z.unsqueeze(-1) - self.loc) / self.scale
             log_density = self.component_distribution.log_prob(z.unsqueeze(-1))
-            log_joint = self.mixture_distribution.logits + log_density
+            log_joint = self.logits + log_density
             log_q = log_joint.logsumexp(-1, keepdim=True)
             # Changes of the weights add up to 0, so F may stand for F - 1: whichever is small.
             lower, upper = torch.special.ndtr(standard), torch.special.ndtr(-standard)

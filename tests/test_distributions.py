@@ -520,7 +520,7 @@ def test_hot_path_never_looks_at_a_value(name):
         (
             NormalGammaPrior,
             {"probs": 0.5, "slab": (1.0, 1.0), "spike": (1.0, 0.0)},
-            "parameter rate",
+            "parameter spike",
         ),
     ],
 )
