@@ -3,11 +3,12 @@
     pip install -e ".[bench]"
     python benchmarks/numerics.py --out runs/numerics.json
 
-Each row is a density, a KL or an entropy at some thousand points: all corners of the ranges, and
-random picks from a logarithmic grid between them. The parameters and values are float32 numbers,
+Each row is a density, a KL, an entropy or a quantile at some thousand points: all corners of the
+ranges, and random picks from a grid between them, half of the numbers on it, a quarter between two
+of its points, and a quarter within a millionth of one. The parameters and values are float32 numbers,
 and the reference takes these very numbers in 50 digits, so that only the computation is judged, not
 the rounding of what it is given. Densities are taken at quantiles from 1e-6 to 1 - 1e-6 and at a
-tenth and ten times those, far out in the tails.
+tenth and ten times those, far out in the tails, and an Epanechnikov kernel's to 1e-7 of its edges.
 
 The error is |got - want| / max(|want|, 1): log densities and KLs pass through zero, where a purely
 relative error says nothing, and below one nat it is the absolute error in nats. The purely relative
@@ -45,6 +46,11 @@ LOGITS = [-math.inf, -100.0, -10.0, -1.0, 0.0, 1e-3, 3.0, 17.0, 100.0, math.inf]
 SHARPNESS = [0.1, 1.0, 10.0, 20.0, 100.0, 1e3]
 LOC = [0.0, 3.0]
 SCALE = [1e-3, 1.0, 1e3]
+# Of the whole range of a model's prior, and to the bound on a posterior's.
+POISSON_RATE = [2e-9, 1e-6, 1e-3, 0.1, 1.0, 10.0, 50.0, 100.0, 148.0]
+# 1 - |u| of a value in the support of an Epanechnikov kernel, and probabilities.
+EDGE = [1e-7, 1e-6, 1e-5, 1e-3, 0.1, 0.5, 1.0]
+PROBABILITY = [0.0, 1e-30, 1e-12, 1e-8, 1e-6, 1e-3, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 1 - 1e-6, 1.0]
 QUANTILE = [1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6]
 STRETCH = [0.1, 1.0, 1.0, 1.0, 10.0]
 # Of z from loc, in standard deviations.
@@ -133,15 +139,34 @@ def kl_epanechnikov(m, s, loc, scale):
 
 
 def points(count, seed, **grids):
-    """Columns of float32: all corners of the grids, at most half of ``count``, and random picks."""
+    """Columns of float32: all corners of the grids, at most half of ``count``, and random picks.
+
+    What is on the grid is only half of the numbers picked.
+    """
     generator = np.random.default_rng(seed)
     ends = [(min(g), max(g)) for g in grids.values()]
     corners = np.array(list(itertools.product(*ends)))
     if len(corners) > count // 2:
         corners = generator.permutation(corners)[: count // 2]
-    picks = [generator.choice(g, count - len(corners)) for g in grids.values()]
+    picks = [picked(np.sort(g), count - len(corners), generator) for g in grids.values()]
     columns = np.concatenate([corners, np.stack(picks, 1)]).astype(np.float32)
     return dict(zip(grids, columns.T, strict=True))
+
+
+def picked(grid, count, generator):
+    """Numbers of a grid, between two of its points, and next to one, never beyond its ends."""
+    chosen = generator.choice(grid, count)
+    finite = grid[np.isfinite(grid)]
+    first = generator.integers(len(finite) - 1, size=count) if len(finite) > 1 else 0
+    low, high = finite[first], finite[first + (len(finite) > 1)]
+    share = generator.random(count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = np.where(low > 0, low * (high / low) ** share, low + share * (high - low))
+    beside = (chosen * (1 + 1e-6 * generator.uniform(-1, 1, count))).clip(grid[0], grid[-1])
+    which = generator.random(count)
+    found = np.select([which < 0.5, which < 0.75], [chosen, between], beside)
+    # Of a probability below, the derivative of a logarithm is beyond float32.
+    return np.where(np.abs(found) < TINY, 0.0, found)
 
 
 def with_precision(c, a, b, seed):
@@ -203,8 +228,13 @@ def independent(count, seed):
 
 
 def epanechnikov(count, seed):
-    c = points(count, seed, loc=LOC, scale=[1e-3, 1.0, 1e3], u=[-0.999, -0.9, 0.0, 0.5, 0.999])
-    c["z"] = (c["loc"] + c.pop("u") * c["scale"].astype(float)).astype(np.float32)
+    c = points(count, seed, loc=LOC, scale=SCALE, edge=EDGE, side=[-1.0, 1.0])
+    loc, scale, edge = (c[n].astype(float) for n in ("loc", "scale", "edge"))
+    z = (loc + np.copysign(1 - edge, c.pop("side")) * scale).astype(np.float32)
+    # What rounding takes onto the edge or beyond it comes back by one float32.
+    beyond = np.abs(z - loc) >= scale
+    c["z"] = np.where(beyond, np.nextafter(z, c["loc"]), z)
+    del c["edge"]
     return c
 
 
@@ -219,8 +249,10 @@ def normals(count, seed):
 
 
 def counts(count, seed):
-    c = points(count, seed, rate=[1e-6, 1e-3, 0.1, 1.0, 10.0, 50.0, 148.0], q=QUANTILE)
-    c["z"] = stats.poisson.ppf(c.pop("q"), c["rate"].astype(float)).astype(np.float32)
+    c = points(count, seed, rate=POISSON_RATE, q=QUANTILE, stretch=STRETCH, soft=[0.0, 0.0, 0.7])
+    whole = stats.poisson.ppf(c.pop("q"), c["rate"].astype(float)) * c.pop("stretch")
+    # Whole counts, soft ones, and both far out.
+    c["z"] = (np.floor(whole) + c.pop("soft")).astype(np.float32)
     return c
 
 
@@ -383,6 +415,18 @@ ROWS = {
         lambda c: Epanechnikov(c["loc"], c["scale"], validate_args=False).log_prob(c["z"]),
         lambda c: mp.log(0.75 * (1 - ((c["z"] - c["loc"]) / c["scale"]) ** 2) / c["scale"]),
     ),
+    "Epanechnikov.cdf": (
+        epanechnikov,
+        lambda c: Epanechnikov(c["loc"], c["scale"], validate_args=False).cdf(c["z"]),
+        lambda c: (
+            (1 + (c["z"] - c["loc"]) / c["scale"]) ** 2 * (2 - (c["z"] - c["loc"]) / c["scale"]) / 4
+        ),
+    ),
+    "Epanechnikov.icdf": (
+        _kls(p=PROBABILITY),
+        lambda c: Epanechnikov(0.0 * c["p"], 1.0).icdf(c["p"]),
+        lambda c: 2 * mp.sin(mp.asin(2 * c["p"] - 1) / 3),
+    ),
     "GaussianMixture": (
         normals,
         lambda c: _gaussians(c).log_prob(c["z"]),
@@ -453,7 +497,7 @@ ROWS = {
         lambda c: kl_epanechnikov(c["loc"], c["scale"], c["loc2"], c["scale2"]),
     ),
     "KL of Poisson": (
-        _kls(rate=[1e-6, 1e-3, 1.0, 10.0, 148.0], other=[1e-3, 1.0, 10.0, 148.0]),
+        _kls(rate=POISSON_RATE, other=POISSON_RATE),
         lambda c: kl_divergence(RelaxedPoisson(c["rate"], 0.1), Poisson(c["other"])),
         lambda c: c["rate"] * mp.log(c["rate"] / c["other"]) - c["rate"] + c["other"],
     ),
