@@ -1,19 +1,26 @@
 """What becomes of right and wrong inputs of all kinds: thousands of command lines, counted.
 
-    python benchmarks/inputs.py --cases 3000 --out runs/inputs.json
+    python benchmarks/inputs.py --cases 4000 --out runs/inputs.json
 
-Each case is a command line with the files that it finds: every key of every spec with values of
-every type and around its bounds, TOML, .npz and IDX files with mangled bytes, lying headers and
-pickles, run folders that somebody has edited, and options in any order. It has to end in success,
-or in exit code 2 with one line on standard error and nothing written; a training that really
-diverges ends in exit code 1 with one line, and is counted apart. Anything else is a failure, and
-is printed with its input. The cases and what is taken out to make them quick are in
-``tests/input_cases.py``; they follow from the seed, and those of hypothesis from its version.
+Each case is a command line, or a call in Python, with the files that it finds: every key of every
+spec with values of every type and around its bounds; TOML, .npz and IDX files with mangled bytes,
+lying headers and pickles; run folders that somebody has edited, put files or links into, or trains
+into at the same time; data that have changed since the training; checkpoints with good hashes and
+wrong contents; odd environments, contradictions, names that are markup, images of which nothing
+varies; arrays in memory of all types and layouts; and options, or arguments, in any order. It has
+to end in success, or in exit code 2 with one line on standard error and nothing written (in Python:
+a UserError of one line); a training that really diverges ends in exit code 1 with one line, and is
+counted apart. Anything else is a failure, and so is a file of somebody's that is gone, one outside
+of the run folder that has changed, or a number read off other images. Failures are printed with
+their input; ``--kinds folders,links`` runs some kinds alone. The cases, and what is taken out to
+make them quick, are in ``tests/input_cases.py``, ``folder_cases.py`` and ``call_cases.py``; they
+follow from the seed, and those of hypothesis from its version.
 
 The table is Markdown on standard output; the JSON file has the counts and the failures.
 """
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -28,10 +35,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from ngvae_pyro import files, runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import call_cases
+import folder_cases
 import input_cases
 
 # Of all cases; the rest are those of the keys.
-SHARES = {"toml": 0.1, "images": 0.2, "commands": 0.15, "folders": 0.15}
+SHARES = {
+    **{"toml": 0.05, "images": 0.09, "commands": 0.08, "edited": 0.08},
+    **{"folders": 0.08, "links": 0.06, "data": 0.04, "checkpoints": 0.05, "environments": 0.04},
+    **{
+        "contradictions": 0.02,
+        "labels": 0.03,
+        "degenerate": 0.02,
+        "arrays": 0.08,
+        "calls": 0.1,
+        "types": 0.04,
+    },
+}
+KINDS = ("keys", *SHARES, "locks", "whole")
 OUTCOMES = ("success", "exit 2", "diverged", "failure")
 
 
@@ -55,19 +76,31 @@ def drawn(strategy, count):
     return found
 
 
-def all_cases(bench, count, seed, whole):
+def all_cases(bench, count, seed, whole, kinds):
+    """The cases of these kinds; a kind has the same cases whichever others there are."""
     counts = {name: round(share * count) for name, share in SHARES.items()}
-    keys = input_cases.key_cases(bench.run_folder, seed)
-    yield from islice(keys, count - sum(counts.values()) - whole)
     strategies = {
-        "toml": input_cases.toml_cases(),
-        "images": input_cases.image_cases(),
-        "commands": input_cases.command_cases(),
-        "folders": input_cases.folder_cases(bench.inside),
+        "toml": lambda bench: input_cases.toml_cases(),
+        "images": lambda bench: input_cases.image_cases(),
+        "commands": lambda bench: input_cases.command_cases(),
+        "edited": lambda bench: input_cases.folder_cases(bench.inside),
     }
+    others = folder_cases.KINDS | call_cases.KINDS
+    locks = folder_cases.lock_cases()[: max(2, round(0.002 * count))]
+    if "keys" in kinds:
+        rest = count - sum(counts.values()) - whole - len(locks)
+        yield from islice(input_cases.key_cases(bench.run_folder, seed), rest)
     for name, strategy in strategies.items():
-        yield from drawn(strategy, counts[name])
-    yield from input_cases.whole_cases(whole)
+        if name in kinds:
+            yield from drawn(strategy(bench), counts[name])
+    for name, case in others.items():
+        chance = random.Random(f"{name} {seed}")
+        if name in kinds:
+            yield from (case(chance, bench) for _ in range(counts[name]))
+    if "locks" in kinds:
+        yield from locks
+    if "whole" in kinds:
+        yield from input_cases.whole_cases(whole)
 
 
 def table(counts, seconds):
@@ -87,16 +120,20 @@ def table(counts, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=3000)
+    parser.add_argument("--cases", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", type=int, default=24, help="cases in a process of their own")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     words = parser.parse_args()
+    kinds = words.kinds.split(",")
+    if unknown := sorted({*kinds} - {*KINDS}):
+        parser.error(f"--kinds: unknown {', '.join(unknown)}; known: {', '.join(KINDS)}")
     words.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     counts, seconds, failures = {}, Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         bench = input_cases.Bench(Path(folder))
-        cases = all_cases(bench, words.cases, words.seed, words.whole)
+        cases = all_cases(bench, words.cases, words.seed, words.whole, kinds)
         for number, case in enumerate(cases, 1):
             began = time.perf_counter()
             result = bench(case)

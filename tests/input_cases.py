@@ -3,7 +3,9 @@
 Shared by ``tests/test_inputs.py`` and ``benchmarks/inputs.py``. A case is a command line and the
 files that it finds; :class:`Bench` runs it through ``ngvae_pyro.cli.main`` in an empty folder and
 says what came out: ``success``, ``exit 2`` with one line on stderr and nothing changed,
-``diverged`` (exit 1 with the line on a non-finite loss), or ``failure``.
+``diverged`` (exit 1 with the line on a non-finite loss), or ``failure``. The cases of
+``folder_cases.py`` (run folders, links, locks, data, environments) and ``call_cases.py`` (arrays
+and calls in Python) run on the same bench, and are judged by rules of their own.
 
 What is slow and beside the point is taken out while a case runs (:func:`lightened`): figures and
 the file for ArviZ are not made, trainings end after two steps, sprites are 60 where all are asked
@@ -18,7 +20,9 @@ import json
 import math
 import os
 import random
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -41,7 +45,18 @@ import numpy as np
 import tomli_w
 from hypothesis import strategies as st
 
-from ngvae_pyro import cli, comparison, data, evaluation, memory, rendering, runs, scores, specs
+from ngvae_pyro import (
+    cli,
+    comparison,
+    data,
+    evaluation,
+    memory,
+    rendering,
+    report,
+    runs,
+    scores,
+    specs,
+)
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.steps import NonFiniteLoss
 
@@ -53,6 +68,12 @@ SMALL = {
     "fit": {"steps": 2, "batch_size": 8, "device": "cpu", "workers": 0},
 }
 ROOM = 2**28
+# Names of files that are left behind when something has gone wrong, and of those that may stay.
+LEFT = re.compile(r"\.partial|\.part$|/?\.[^/]*\.old")
+# What a training says of its last step, and where what was trained is kept whatever happens then.
+TRAINED = re.compile(r"\s*step \d+/\d+ ")
+GOES_ON = "ngvae train --resume"
+LOCK = re.compile(r"\.lock$")
 # Guides that fit each prior, the first of them for cases that are about something else.
 FITTING = {
     "normal_gamma": ["relaxed", "mixture", "flat", "generalized", "score"],
@@ -74,6 +95,10 @@ class Case:
     files: dict[str, bytes] = field(default_factory=dict)
     edits: dict[str, bytes] = field(default_factory=dict)
     whole: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+    def run(self, bench: "Bench") -> "Result":
+        return bench.line(self)
 
     def __str__(self) -> str:
         files = {name: text[:300] for name, text in {**self.files, **self.edits}.items()}
@@ -624,7 +649,6 @@ def whole_cases(count: int) -> list[Case]:
             small_words("normal_gamma", "relaxed"),
             [],
             ["trian"],
-            ["train", "normal_gamma"],
             small_words("normal_gamma", "relaxd"),
             [*small_words("gaussian", "gaussian"), "--set", "fit.learning_rate=-1"],
             small_words("poisson", "poisson"),
@@ -643,7 +667,16 @@ def whole_cases(count: int) -> list[Case]:
             small_words("gaussian", "gaussian", "a" * 300),
         )
     ]
+    env: list[dict[str, str]] = [{"PYTHONIOENCODING": "latin-1"}, {"WORLD_SIZE": "2"}]
+    env += [{"TMPDIR": "/no/such/folder", "HOME": "/no/such/home"}, {"COLUMNS": "1"}]
+    found[2:2] = [
+        Case("whole command", ["evaluate", "run"], env=env[0]),
+        Case("whole command", ["inspect", "run"], env=env[1]),
+        Case("whole command", small_words("gaussian", "gaussian"), env=env[2]),
+    ]
     found += [
+        Case("whole command", ["inspect", "run"], env=env[3]),
+        Case("whole command", ["train", "normal_gamma"]),
         Case("whole command", ["inspect", "run"], edits={"run/metrics.json": b"[" * 100_000}),
         Case("whole command", ["inspect", "run"], edits={"run/weights.safetensors": b"\xff" * 99}),
         Case(
@@ -677,15 +710,50 @@ class Inline:
     def shutdown(self, **options: Any) -> None: ...
 
 
+class Slow(BaseException):
+    """A case that does not come to an end."""
+
+
+# Seconds of the processor for one case; the slowest take about two.
+PATIENCE = 60
+
+
 @contextmanager
-def lightened() -> Iterator[None]:
-    """Without what is slow and beside the point."""
+def impatient() -> Iterator[None]:
+    """Raises :class:`Slow` where a case does not come to an end."""
+
+    def enough(number: int, frame: Any) -> None:
+        raise Slow(f"more than {PATIENCE} s")
+
+    before = signal.signal(signal.SIGPROF, enough)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+# Of a run, as they are drawn in full.
+FIGURES = ["selection", "precisions", "variances", "covariance", "reconstructions", "traversals"]
+
+
+def few_figures(folder: Path, *words: Any) -> None:
+    """Files that look like a run's figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FIGURES:
+        (folder / f"{name}.png").write_bytes(report.PNG + bytes(20))
+
+
+@contextmanager
+def lightened(steps: int = 2) -> Iterator[None]:
+    """Without what is slow and beside the point; trainings end after so many steps."""
     fit, sprites = runs.fit, rendering.sprites
 
     def two_steps(*words: Any, **options: Any) -> Any:
         def capped(word: Any) -> Any:
             if isinstance(word, specs.FitSpec):
-                return word.model_copy(update={"steps": min(2, word.steps)})
+                return word.model_copy(update={"steps": min(steps, word.steps)})
             return word
 
         return fit(*map(capped, words), **{k: capped(v) for k, v in options.items()})
@@ -701,7 +769,7 @@ def lightened() -> Iterator[None]:
         mock.patch.object(runs, "fit", two_steps),
         mock.patch.object(data, "sprites", few),
         mock.patch.object(data, "_from_torchvision", fetched),
-        mock.patch.object(runs.plots, "save_all", nothing),
+        mock.patch.object(runs.plots, "save_all", few_figures),
         mock.patch.object(comparison.comparison_plots, "save_all", nothing),
         mock.patch.object(runs.diagnostics, "to_arviz", nothing),
         mock.patch.object(runs._arviz, "to_netcdf", lambda posterior, path: path.touch()),
@@ -738,23 +806,36 @@ class Bench:
         self.images = npz({"imgs": GOOD})
         # A run with an evaluation.json as well.
         self.inside = self.compared / "gaussian+gaussian" / "seed-0"
-        base = self.folder / "base"
+        # Made where the cases are run, so that a path that a run keeps leads to their files.
+        base = self.folder / "case"
         base.mkdir()
         (base / IMAGES).write_bytes(self.images)
         with lightened():
             for words in (small_words("gaussian", "gaussian"), LINES[7], LINES[4]):
                 code, _, error = self.main(base, words)
                 assert code == 0, error
+        base.rename(self.folder / "base")
 
-    def main(self, folder: Path, words: list[str]) -> tuple[Any, str, str]:
-        """Exit code, stdout and stderr of the command line in this process."""
+    def main(
+        self, folder: Path, words: list[str], encoding: str = "utf-8", gone: bool = False
+    ) -> tuple[Any, str, str]:
+        """Exit code, stdout and stderr of the command line in this process.
+
+        Args:
+            folder: The working folder, which is removed first where it is to be ``gone``.
+            words: The command line.
+            encoding: Of stdout and stderr.
+            gone: Whether the working folder is no more.
+        """
         # As those of a terminal are: the one cannot print every character, the other escapes.
         streams = [
-            io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors, write_through=True)
+            io.TextIOWrapper(io.BytesIO(), encoding, errors=errors, write_through=True)
             for errors in ("strict", "backslashreplace")
         ]
         before = Path.cwd()
         os.chdir(folder)
+        if gone:
+            folder.rmdir()
         try:
             with (
                 warnings.catch_warnings(),
@@ -765,21 +846,23 @@ class Bench:
                 warnings.resetwarnings()
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
                 try:
-                    cli.main()
+                    with impatient():
+                        cli.main()
                     code: Any = "no exit"
                 except SystemExit as end:
                     code = end.code
-                except Exception as error:  # whatever it is, it is a finding
+                except (Exception, Slow) as error:  # whatever it is, it is a finding
                     code = f"{type(error).__name__}: {error}"
         finally:
             os.chdir(before)
-        return (code, *(s.buffer.getvalue().decode("utf-8", "replace") for s in streams))  # type: ignore[attr-defined]
+        return (code, *(s.buffer.getvalue().decode(encoding, "replace") for s in streams))  # type: ignore[attr-defined]
 
-    def __call__(self, case: Case) -> Result:
-        folder = self.folder / "case"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / IMAGES).write_bytes(self.images)
+    def __call__(self, case: Any) -> Result:
+        return case.run(self)
+
+    def line(self, case: Case) -> Result:
+        """What becomes of a command line."""
+        folder = self.emptied()
         has_run = "run" in case.words[1:2] or any(n.startswith("run/") for n in case.edits)
         if has_run or case.kind.startswith("saved"):
             shutil.copytree(self.run_folder, folder / "run")
@@ -793,7 +876,8 @@ class Bench:
         before = snapshot(folder)
         if case.whole:
             command = [sys.executable, "-m", "ngvae_pyro", *case.words]
-            done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300)
+            env = {**os.environ, **case.env}
+            done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300, env=env)
             code: Any = done.returncode
             error = done.stderr.decode("utf-8", "replace")
         else:
@@ -801,13 +885,27 @@ class Bench:
                 code, _, error = self.main(folder, case.words)
         return self.judge(case, code, error, before, snapshot(folder))
 
+    def emptied(self) -> Path:
+        """The folder of a case, with nothing but the images in it."""
+        folder = self.folder / "case"
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / IMAGES).write_bytes(self.images)
+        return folder
+
     def judge(
-        self, case: Case, code: Any, error: str, before: dict[str, str], after: dict[str, str]
+        self, case: Any, code: Any, error: str, before: dict[str, str], after: dict[str, str]
     ) -> Result:
-        changed = sorted({n for n in {*before, *after} if before.get(n) != after.get(n)})
+        # A lock's file may stay, for whoever comes next; it holds nothing of anybody's.
+        new_locks = {n for n in after if n not in before and LOCK.search(n)}
+        changed = sorted(
+            {n for n in {*before, *after} if before.get(n) != after.get(n)} - new_locks
+        )
         tops = {name.partition("/")[0] for name in changed}
-        partial = [name for name in after if ".partial" in name or name.endswith(".part")]
-        lines = error.splitlines()
+        partial = [n for n in after if n not in before and LEFT.search(n)]
+        # A training that comes to its end without a terminal has said so in a line.
+        lines = [line for line in error.splitlines() if not TRAINED.match(line)]
         one = len(lines) == 1 and lines[0].startswith("ngvae: ") and lines[0].isprintable()
         outcome, why = "failure", ""
         if code == 0:
@@ -820,7 +918,7 @@ class Bench:
                 why = f"{len(lines)} lines on stderr"
             elif not one and case.words:
                 why = "not one line on stderr"
-            elif changed:
+            elif changed and not (GOES_ON in error and len(tops) == 1):
                 why = f"changed {changed[:5]}"
         elif code == 1 and one and "non-finite loss" in lines[0]:
             outcome = "diverged"
