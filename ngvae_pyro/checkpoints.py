@@ -61,7 +61,10 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
 
 
 def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key in which nested tables differ, with its two values; None for a gap."""
+    """The first dotted key in which nested tables differ, with its two values; None if in none.
+
+    A value is None where a table has no such key.
+    """
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return None if one == other else (key, one, other)
     for name in sorted({*one, *other}):

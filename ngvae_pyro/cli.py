@@ -242,7 +242,7 @@ def train(
     """Train a model and a guide, and write a run folder with the evidence."""
     if resume is not None:
         given = [name for name in context.params if _is_given(context, name)]
-        if others := sorted({*given} - {"resume", "device", "download"}):
+        if others := sorted({*given} - {"resume", "device", "data_root", "download"}):
             raise UserError(
                 f"--resume: takes from {resume} what to train; leave out "
                 + ", ".join(name.removesuffix("_folder") for name in others)
@@ -251,7 +251,8 @@ def train(
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
-        _train(resume, context.obj, partial(runs.resume, resume, device=device, download=download))
+        where = {"device": device, "data_root": data_root, "download": download}
+        _train(resume, context.obj, partial(runs.resume, resume, **where))
         return
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")

@@ -147,7 +147,13 @@ def _do(run: Run) -> dict[str, float]:
     began = time.perf_counter()
     if not run.trained:
         if run.begun:
-            fit, _ = runs.resume(run.folder, device=run.spec.fit.device, progress=False)
+            fit, _ = runs.resume(
+                run.folder,
+                device=run.spec.fit.device,
+                data_root=run.spec.data.root,
+                download=run.spec.data.download,
+                progress=False,
+            )
         else:
             fit, _ = runs.train(run.spec, run.folder, progress=False)
         seconds = {"training": fit.seconds}

@@ -254,6 +254,7 @@ def resume(
     folder: str | Path,
     *,
     device: str | None = None,
+    data_root: str | None = None,
     download: bool = False,
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
@@ -267,6 +268,7 @@ def resume(
     Args:
         folder: The run folder.
         device: Another name for its device, of the same kind.
+        data_root: Where torchvision's data are, if not where its configuration says.
         download: Fetch missing data, whatever its configuration says.
         progress, stage, team: As for :func:`train`.
 
@@ -290,7 +292,8 @@ def resume(
         if device is not None:
             named = parse(FitSpec, {"device": device}, "command line").device
             spec = spec.model_copy(update={"fit": spec.fit.model_copy(update={"device": named})})
-        data = spec.data.model_copy(update={"download": download})
+        root = spec.data.root if data_root is None else data_root
+        data = spec.data.model_copy(update={"root": root, "download": download})
         spec = spec.model_copy(update={"data": data})
         team.check_device(spec.fit.device)
         target = resolve_device(spec.fit.device)

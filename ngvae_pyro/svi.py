@@ -600,7 +600,10 @@ class Trainer:
         data, versions = self.batches.data, provenance.versions()
         return {
             "model": self.model.spec.model_dump(mode="json"),
-            "guide": self.guide.spec.model_dump(mode="json", exclude={"label", "schedule"}),
+            # The schedule may be another than the guide's own.
+            "guide": self.guide.spec.model_dump(
+                mode="json", exclude=IMMATERIAL["guide"] | {"schedule"}
+            ),
             "schedule": self.schedule.model_dump(mode="json"),
             "fit": self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"]),
             "images": {"shape": list(data.images.shape), "SHA-256": data.digest},

@@ -432,6 +432,19 @@ def test_a_run_that_goes_on_takes_nothing_else(begun, words, line):
     assert line in ngvae("train", "--resume", begun, *words, code=2)
 
 
+def test_where_the_data_are_may_change(begun, monkeypatch):
+    seen = []
+
+    def missing(spec, *words):
+        seen.append((spec.root, spec.download))
+        raise UserError("not there")
+
+    monkeypatch.setattr(runs, "load_images", missing)
+    for words in ([], ["--data-root", "elsewhere", "--download"]):
+        assert ngvae("train", "--resume", begun, *words, code=2) == "not there"
+    assert seen == [("data", False), ("elsewhere", True)]
+
+
 def test_resume_needs_a_run(tmp_path):
     said = ngvae("train", "--resume", tmp_path / "no", code=2)
     assert "config.toml: cannot read the file: No such file" in said
