@@ -10,12 +10,12 @@ schedule has done once by then, with three files:
 
 Nothing in it is a pickle, and reading one runs no code. It is written beside its place, flushed to
 the disk and renamed; then the one before it is removed. So at every moment the newest one is whole.
+Only these files are removed, and no link is followed.
 """
 
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,9 @@ from ngvae_pyro.errors import UserError
 # Of the files; another number is another layout.
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_NAME = re.compile(r"step-(\d+)-(\d+)")
+_NAME = re.compile(r"step-(\d{9,})-(\d+)")
+_PARTIAL = re.compile(r"\.step-\d{9,}-\d+\.partial")
+_FILES = {str(path) for name in (WEIGHTS, OPTIMIZER, STATE) for path in files.with_partial(name)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any
     return None
 
 
+def is_own(name: str) -> bool:
+    """Whether a path in a folder of checkpoints is of one; that of a folder ends with a slash."""
+    folder, slash, file = name.partition("/")
+    of_one = _NAME.fullmatch(folder) or _PARTIAL.fullmatch(folder)
+    return bool(of_one and slash) and (not file or file in _FILES)
+
+
+def _contents(folder: Path) -> files.Contents:
+    """What one checkpoint has, told apart."""
+    return files.contents(folder, lambda name: is_own(f"{folder.name}/{name}"))
+
+
 class Checkpoints:
     """The checkpoints of one training; the newest one is kept.
 
@@ -93,15 +107,45 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         found = {path.name: _NAME.fullmatch(path.name) for path in self.folder.iterdir()}
-        whole = {name: match.groups() for name, match in found.items() if match}
+        # A folder that only somebody's files are left in is none.
+        whole = {
+            name: match.groups()
+            for name, match in found.items()
+            if match and any((self.folder / name / file).exists() for file in _FILES)
+        }
         return sorted(whole, key=lambda name: tuple(map(int, whole[name])))
+
+    def check_links(self) -> None:
+        """Make sure that nothing here leads elsewhere.
+
+        Raises:
+            UserError: If the folder or something of a checkpoint is a link.
+        """
+        files.check_no_link(self.folder.parent, self.folder.name)
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if is_own(f"{path.name}/"):
+                    for name in ("", *_FILES):
+                        files.check_no_link(self.folder, f"{path.name}/{name}")
+
+    def clear(self, keep: str | None = None) -> None:
+        """Remove all checkpoints but one, and the folder if nothing is left in it."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.name != keep and is_own(f"{path.name}/"):
+                files.remove(path, _contents)
+        if keep is None:
+            files.remove(self.folder, lambda folder: files.contents(folder, is_own))
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint and remove those before it.
 
         Raises:
-            UserError: If the disk does not take it; the one before it is still there then.
+            UserError: If the disk does not take it, or something leads elsewhere by a link; the
+                one before it is still there then.
         """
+        self.check_links()
         before = self.names()
         consequence = f"; the checkpoint {before[-1]} is kept" if before else ""
         name = f"step-{snapshot.step:09d}-{snapshot.position['acted']}"
@@ -111,16 +155,15 @@ class Checkpoints:
         partial = self.folder / f".{name}.partial"
         with files.writing(self.folder, consequence):
             try:
-                shutil.rmtree(partial, ignore_errors=True)
+                files.remove(partial, _contents)
                 partial.mkdir(parents=True)
                 self._write(partial, snapshot)
                 partial.rename(self.folder / name)
                 files.flush(self.folder)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                files.remove(partial, _contents)
         # Besides those before it, what an end in the middle of the writing has left of others.
-        for path in (*(self.folder / old for old in before), *self.folder.glob(".step-*.partial")):
-            shutil.rmtree(path, ignore_errors=True)
+        self.clear(keep=name)
         if self.appear is not None:
             self.folder, self.appear = self.appear(), None
 
@@ -148,9 +191,10 @@ class Checkpoints:
             identity: What is to go on, which the checkpoint has to be of.
 
         Raises:
-            UserError: If there is none, it is damaged, or it is of something else. Nothing is
-                changed then.
+            UserError: If there is none, it is damaged, it is of something else, or a link leads
+                elsewhere. Nothing is changed then.
         """
+        self.check_links()
         names = self.names()
         if not names:
             raise UserError(f"{self.folder}: holds no checkpoint to go on from")

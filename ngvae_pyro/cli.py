@@ -1,5 +1,6 @@
 """The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
+import io
 import os
 import sys
 import tomllib
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngvae_pyro import __version__, variants
+from ngvae_pyro import __version__, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
@@ -79,12 +80,13 @@ DownloadOption = Annotated[bool, typer.Option("--download", help="Download missi
 
 
 def _team() -> "AbstractContextManager[Team | None]":
-    """The processes that torchrun has started, None without it."""
+    """The processes that torchrun has started, None without it; those of a training are joined."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from ngvae_pyro import distributed
 
-    return distributed.joined()
+    team = distributed.started()
+    return distributed.joined() if sys.argv[1:2] == ["train"] else nullcontext(team)
 
 
 def _show_warning(
@@ -103,23 +105,53 @@ def _show_warning(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
-    with _team() as team:
-        try:
-            # By itself typer shows a mistake in a box of several lines.
-            code: Any = app(obj=team, standalone_mode=False) or 0
-        except (UserError, UsageError, OSError) as error:
-            if team is None or team.leads:
-                _explain(error)
-            code = 2
-        except typer.Abort:
-            complain("aborted")
-            code = 1
-        except SystemExit as end:
-            # All processes of a team come to the end of these; an interrupted one leaves alone.
-            if end.code not in (0, 1, 2):
-                raise
-            code = end.code
+    for stream in (sys.stdout, sys.stderr):
+        # What an encoding does not have is shown otherwise, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+    try:
+        _check_words(sys.argv[1:])
+        with interrupts.raised(), _team() as team:
+            code = _run(team)
+    except UserError as error:
+        complain(error)
+        code = 2
+    except interrupts.Interrupted as end:
+        # Before the command had begun.
+        code = end.exit_code
     sys.exit(code)
+
+
+def _check_words(words: list[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{word}: cannot be written down as UTF-8; expected another name"
+            ) from None
+
+
+def _run(team: "Team | None") -> Any:
+    """Run the command line; its exit code."""
+    try:
+        # By itself typer shows a mistake in a box of several lines.
+        return app(obj=team, standalone_mode=False) or 0
+    except (UserError, UsageError, OSError) as error:
+        if team is None or team.leads:
+            _explain(error)
+        return 2
+    except typer.Abort as end:
+        complain("aborted")
+        signal = end.__cause__ or end.__context__
+        if isinstance(signal, interrupts.Interrupted):
+            raise SystemExit(signal.exit_code) from None
+        return 1
+    except SystemExit as end:
+        # All processes of a team come to the end of these; an interrupted one leaves alone.
+        if end.code not in (0, 1, 2):
+            raise
+        return end.code
 
 
 def _explain(error: Any) -> None:
@@ -277,7 +309,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit | None":
     """Train or go on, and say how it ended; the fit for the process that speaks."""
-    from ngvae_pyro import distributed, interrupts, runs
+    from ngvae_pyro import distributed, runs
     from ngvae_pyro.steps import NonFiniteLoss
 
     team = team or distributed.ALONE
@@ -289,8 +321,7 @@ def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit |
         return typer.Exit(code)
 
     try:
-        with interrupts.raised():
-            fit, metrics = run(stage=stage, team=team)
+        fit, metrics = run(stage=stage, team=team)
     except NonFiniteLoss as error:
         raise ended(f"{error}; its weights are in {folder}", 1) from None
     except KeyboardInterrupt as error:
@@ -481,7 +512,7 @@ def compare(
     What is in the folder already is not done again, so the same command goes on after an
     interruption, and one with more pairs or seeds adds to it.
     """
-    from ngvae_pyro import comparison, interrupts, provenance
+    from ngvae_pyro import comparison, provenance
     from ngvae_pyro.table import groups
 
     values = _values(data, latents, steps, device, data_root, download, settings)
@@ -491,8 +522,7 @@ def compare(
     )
     command = provenance.command_line()
     try:
-        with interrupts.raised():
-            result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
+        result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
     except KeyboardInterrupt as error:
         complain("interrupted; the same command goes on from here")
         code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130

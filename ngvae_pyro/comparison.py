@@ -7,7 +7,8 @@ again and one that was begun goes on from its last checkpoint, so an interrupted
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ngvae_pyro import _arviz, comparison_plots, evaluation, report, runs, table
+from ngvae_pyro import _arviz, comparison_plots, evaluation, locks, report, runs, table
 from ngvae_pyro.checkpoints import first_difference
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.files import whole
+from ngvae_pyro.files import check_no_link, whole
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.interrupts import Interrupted
+from ngvae_pyro.records import Comparison
 from ngvae_pyro.specs import IMMATERIAL, RunSpec
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import resolve_device
@@ -34,6 +36,14 @@ SLIDES = (
     "gaussian+beta_27",
     "gaussian+beta_150",
     "normal_gamma+relaxed",
+)
+# What it writes into its folder, besides the runs.
+COMPARISON = "comparison.json"
+FILES = frozenset(
+    {
+        *(COMPARISON, "table.md", "table.csv", "report.html"),
+        *(f"figures/{name}.png" for name in (*report.COMPARISON_FIGURES, "page")),
+    }
 )
 
 
@@ -177,6 +187,8 @@ def compare(
 ) -> dict[str, Any]:
     """Do what is missing of a comparison and write its tables and figures.
 
+    Until the end no other process may write the folder, nor one of its runs.
+
     Args:
         out: Folder of the comparison.
         planned: From :func:`plan`.
@@ -187,9 +199,24 @@ def compare(
 
     Returns:
         The comparison, as written to ``comparison.json``; ``failed`` has a line for every run
-        that diverged, which the tables leave out.
+        that diverged or whose process was killed, which the tables leave out.
+
+    Raises:
+        UserError: If another process writes the folder or a run, the disk refuses, or somebody's
+            file is where one is to be written.
     """
-    out = Path(out)
+    with locks.held(Path(out)):
+        return _compare(Path(out), planned, jobs, command, say)
+
+
+def _compare(
+    out: Path,
+    planned: Sequence[Run],
+    jobs: int | None,
+    command: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    _check_own(out)
     began = time.perf_counter()
     todo = [run for run in planned if not run.diverged and not (run.trained and run.evaluated)]
     if jobs is None:
@@ -201,17 +228,19 @@ def compare(
         raise UserError(f"{out}: cannot write there: {error.strerror}") from None
     say(f"{len(planned) - len(todo)} of {len(planned)} runs are there already")
     seconds: dict[str, float] = {}
-    if todo:
-        _work(todo, jobs, seconds, say)
+    lost = _work(todo, jobs, seconds, say)
     drawing = time.perf_counter()
     result = _collect(planned, command)
+    result["failed"] += lost
+    # It names the files before they are there, so that they are its own if it ends here.
+    runs.write_json(out / COMPARISON, result)
     done = [run for run in planned if run.evaluated]
     if done:
         figures = out / "figures"
         comparison_plots.save_all(figures, [(r.pair, r.label, r.folder) for r in done], result)
     seconds["tables and figures"] = time.perf_counter() - drawing
     result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
-    runs.write_json(out / "comparison.json", result)
+    runs.write_json(out / COMPARISON, result)
     with whole(out / "table.md") as path:
         path.write_text(table.markdown(result), encoding="utf-8", errors="replace")
     with whole(out / "table.csv") as path:
@@ -220,20 +249,42 @@ def compare(
     return result
 
 
+def _check_own(out: Path) -> None:
+    """Raise a UserError if a file that is to be written is there and is of no comparison."""
+    own: set[str] = set()
+    if os.path.lexists(out / COMPARISON):
+        found = runs.read_json(out / COMPARISON, Comparison)
+        # One of an earlier version does not name them.
+        own = set(found.get("files") or FILES)
+    for name in sorted(FILES):
+        check_no_link(out, name)
+        if (out / name).exists() and not (name in own and (out / name).is_file()):
+            raise UserError(f"{out / name}: is not of a comparison, and is not replaced; move it")
+
+
 def _work(
     todo: Sequence[Run], jobs: int, seconds: dict[str, float], say: Callable[[str], None]
-) -> None:
-    """Do the runs, several at once in processes of their own; their seconds are added up."""
+) -> list[str]:
+    """Do the runs, several at once in processes of their own; their seconds are added up.
+
+    Returns:
+        A line for each run whose process was killed.
+    """
+    lost = []
     for count, (run, result) in enumerate(_results(todo, jobs), 1):
         try:
             spent = result()
         except NonFiniteLoss as error:
             outcome = str(error)
+        except BrokenProcessPool:
+            outcome = "its process was killed, or out of memory; the same command goes on with it"
+            lost.append(f"{run.label}, seed {run.seed}: {outcome}")
         else:
             outcome = f"{sum(spent.values()):.0f} s"
             for name, value in spent.items():
                 seconds[name] = seconds.get(name, 0.0) + value
         say(f"{count}/{len(todo)}  {run.label}, seed {run.seed}: {outcome}")
+    return lost
 
 
 def _results(
@@ -245,21 +296,43 @@ def _results(
             yield run, partial(_do, run)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Not forked: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
+
+    def process() -> ProcessPoolExecutor:
+        # Not forked: torch's threads do not survive a fork.
+        return ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    # Not one pool of all: it ends them all where one is killed.
+    idle = [process() for _ in range(min(jobs, len(todo)))]
+    waiting = list(reversed(todo))
+    busy: dict[Future[dict[str, float]], tuple[Run, ProcessPoolExecutor]] = {}
     try:
-        futures = {pool.submit(_do, run): run for run in todo}
-        for future in as_completed(futures):
-            yield futures[future], future.result
+        while waiting or busy:
+            while waiting and idle:
+                run, pool = waiting.pop(), idle.pop()
+                try:
+                    future = pool.submit(_do, run)
+                except BrokenProcessPool:
+                    # It was killed while it had nothing to do.
+                    pool = process()
+                    future = pool.submit(_do, run)
+                busy[future] = run, pool
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                run, pool = busy.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    pool.shutdown()
+                    pool = process()
+                idle.append(pool)
+                yield run, future.result
     except Interrupted:
         # It came to this process alone; a terminal's Ctrl-C comes to all of them.
         for worker in active_children():
             worker.terminate()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in (*idle, *(pool for _, pool in busy.values())):
+            pool.shutdown(cancel_futures=True)
 
 
 def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
@@ -281,6 +354,7 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
         "latent_size": spec.model.latent_size,
         "seeds": sorted({run.seed for run in planned}),
         "command": command,
+        "files": sorted(FILES),
         "models": [
             {"pair": pair, "label": labels[pair], "runs": len(found[pair]), "seeds": seeds[pair]}
             for pair in found

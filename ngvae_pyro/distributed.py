@@ -201,9 +201,33 @@ class Team:
 ALONE = Team()
 
 
-def started() -> int:
-    """How many processes torchrun has started for this command, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def started() -> Team:
+    """This process among those that torchrun has started, :data:`ALONE` without it.
+
+    Raises:
+        UserError: If the environment has a part of what torchrun sets, or something else.
+    """
+    size = _variable("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
+    if size == 1:
+        return ALONE
+    rank, local_rank = _variable("RANK", 0, size - 1), _variable("LOCAL_RANK", 0, size - 1)
+    _variable("MASTER_PORT", 1, 65_535)
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(f"MASTER_ADDR: expected the name of a machine{_AS_TORCHRUN}")
+    return Team(rank, size, local_rank)
+
+
+_AS_TORCHRUN = ", which torchrun sets; start with torchrun, or unset WORLD_SIZE"
+
+
+def _variable(name: str, low: int, high: int = 10**6) -> int:
+    """A number that torchrun sets in the environment."""
+    text = os.environ.get(name, "nothing")
+    if not (text.isascii() and text.isdecimal() and low <= int(text[:9]) <= high):
+        raise UserError(
+            f"{name}: expected a whole number from {low} to {high:,}, got {text}{_AS_TORCHRUN}"
+        )
+    return int(text)
 
 
 @contextmanager
@@ -212,16 +236,23 @@ def joined() -> Iterator[Team]:
 
     Where there are GPUs, each process has its own for ``device`` auto and cuda. A block that ends
     well ends in all processes at once.
+
+    Raises:
+        UserError: As :func:`started`, or if the processes do not find each other.
     """
-    if started() == 1:
+    team = started()
+    if team.size == 1:
         yield ALONE
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
-    # Without a backend named: gloo for tensors of the CPU and NCCL for those of a GPU.
-    dist.init_process_group(timeout=PATIENCE)
-    team = Team(rank, started(), local_rank)
+    if team.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(team.local_rank)
+    try:
+        # Without a backend named: gloo for tensors of the CPU and NCCL for those of a GPU.
+        dist.init_process_group(timeout=PATIENCE)
+    except (dist.DistError, ValueError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the {team.size} processes do not meet at {place}: {reason}") from None
     try:
         yield team
         team.wait()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngvae_pyro import aggregate, data, diagnostics, evidence, metrics, report, runs
+from ngvae_pyro import aggregate, data, diagnostics, evidence, locks, metrics, report, runs
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.records import Evaluation
@@ -137,15 +137,21 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
 
     Raises:
-        UserError: If the folder is not a run that can be read, or its data are not there.
+        UserError: If the folder is not a run that can be read, another process writes it, its data
+            are not there, or somebody's file is where one is to be written.
     """
-    folder = Path(folder)
-    fit, spec = runs.load_run(folder, device)
-    _, held_out = runs.load_data(spec, fit.device)
-    numbers = runs.load_metrics(folder)
-    result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
-    runs.write_json(folder / "evaluation.json", result)
-    report.write_run_report(folder, spec, numbers, result)
+    folder, written = Path(folder), ("evaluation.json", "report.html")
+    runs.load_spec(folder)
+    with locks.held(folder):
+        # Before the work, which takes minutes.
+        runs.check_own(folder, written)
+        fit, spec = runs.load_run(folder, device)
+        _, held_out = runs.load_data(spec, fit.device)
+        numbers = runs.load_metrics(folder)
+        result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
+        runs.claim(folder, written)
+        runs.write_json(folder / "evaluation.json", result)
+        report.write_run_report(folder, spec, numbers, result)
     return result
 
 

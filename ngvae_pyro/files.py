@@ -2,18 +2,27 @@
 
 What is written goes beside its place first, is flushed to the disk, and is then renamed, which
 every file system does at once. A reader sees the old or the new. A folder may be another's, with
-links in it that lead elsewhere; what is written never follows them.
+links in it that lead elsewhere, or have somebody's files in it; what is written or deleted never
+follows a link, and only what is known to be the folder's own is deleted.
 """
 
 import errno
 import os
-import shutil
-from collections.abc import Iterator
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import Notice, UserError
+
+# What a folder holds at any depth, without entering links: its own files and folders, each folder
+# before what is in it, and those that are not its own.
+Contents = tuple[list[Path], list[Path]]
+# Says of a folder's files that they need no flushing, not that the disk has failed.
+_FOLDERS_ARE_NOT_FLUSHED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class CannotWrite(UserError):
@@ -41,12 +50,31 @@ def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """Have on the disk what a file holds, or which files a folder has."""
+    """Have on the disk what a file holds, or which files a folder has.
+
+    Some file systems, of networks and of user space, have no such thing for a folder. That is one
+    :class:`Notice` of a process, and it goes on.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        if not is_folder or error.errno not in _FOLDERS_ARE_NOT_FLUSHED:
+            raise
+        _say_that_folders_are_not_flushed(error.strerror)
     finally:
         os.close(handle)
+
+
+@cache
+def _say_that_folders_are_not_flushed(reason: str) -> None:
+    warnings.warn(
+        f"the file system cannot flush a folder to the disk ({reason}); a power failure may undo "
+        "the last seconds",
+        Notice,
+        stacklevel=3,
+    )
 
 
 def reserve(path: Path, size: int) -> None:
@@ -67,7 +95,7 @@ def reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = partial_of(path)
     try:
         partial.unlink(missing_ok=True)
         partial.touch(exist_ok=False)
@@ -128,42 +156,141 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def partial_of(path: Path) -> Path:
+    """The file beside ``path`` that is written first."""
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
+
+
+def with_partial(*names: str) -> set[Path]:
+    """Relative paths, and those of what is written first of each."""
+    paths = set(map(Path, names))
+    return paths | set(map(partial_of, paths))
+
+
+def check_no_link(folder: Path, name: str) -> None:
+    """Make sure that a path inside a folder leads there, and not elsewhere by a link.
+
+    Args:
+        folder: Not looked at itself.
+        name: Relative to it.
+
+    Raises:
+        UserError: If it is a link, or in one.
+    """
+    place = folder
+    for part in Path(name).parts:
+        place = place / part
+        if place.is_symlink():
+            raise UserError(f"{place}: is a link; nothing is written or deleted through it")
+
+
+def contents(folder: Path, own: Callable[[str], bool]) -> Contents:
+    """What a folder holds, told apart.
+
+    Args:
+        folder: A folder.
+        own: Whether a path relative to it is its own; that of a folder ends with a slash.
+
+    Returns:
+        Its own files and folders, and those that are not. A link, a device and the like is never
+        its own. The views of folders that a Mac keeps in ``.DS_Store`` always are.
+    """
+    mine: list[Path] = []
+    foreign: list[Path] = []
+
+    def look(place: Path) -> None:
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            path = Path(entry.path)
+            name = path.relative_to(folder).as_posix()
+            if entry.is_dir(follow_symlinks=False) and own(f"{name}/"):
+                mine.append(path)
+                look(path)
+            elif entry.is_file(follow_symlinks=False) and (own(name) or path.name == ".DS_Store"):
+                mine.append(path)
+            else:
+                foreign.append(path)
+
+    look(folder)
+    return mine, foreign
+
+
+def remove(folder: Path, found: Callable[[Path], Contents]) -> None:
+    """Delete a folder's own files, and the folder if it is empty then; one that is not there is.
+
+    What is left, because it is somebody's or cannot be deleted, is one :class:`Notice`.
+
+    Args:
+        folder: No link.
+        found: Tells what is the folder's own; it is deleted from the last to the first.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    mine, foreign = found(folder)
+    for path in (*reversed(mine), folder):
+        # A folder that somebody's file has been put into is not empty, and stays.
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+    if folder.exists():
+        mine, foreign = found(folder)
+        why = "it is not of a run" if foreign else "it cannot be deleted"
+        left = (foreign or mine or [folder])[0]
+        warnings.warn(f"{left}: is left there, because {why}", Notice, stacklevel=2)
+
+
 class NewFolder:
     """A folder that appears under its name only when it is asked to.
 
     As a context it ends without a trace if it has not appeared::
 
-        with NewFolder(folder, replace=False) as new:
+        with NewFolder(folder, replace=False, found) as new:
             (new.path / "config.toml").write_text(...)
             new.appear()
 
+    Nobody else may use the place at the same time; see :func:`ngvae_pyro.locks.held`.
+
     Args:
-        folder: Its place.
+        folder: Its place, in a folder that is there.
         replace: Whether a folder that is there already gives way when the new one appears.
+        found: Tells what is such a folder's own; nothing else is deleted, nor replaced.
 
     Raises:
-        UserError: If the folder is there and may not be replaced, is a link or holds the current
-            folder, or cannot be written.
+        UserError: If the folder is there and may not be replaced, holds what is not its own, is a
+            link or holds the current folder, or cannot be written.
     """
 
-    def __init__(self, folder: Path, replace: bool) -> None:
+    def __init__(self, folder: Path, replace: bool, found: Callable[[Path], Contents]) -> None:
         if folder.is_symlink():
             raise UserError(f"{folder}: is a link; nothing is written through it")
         # Not to saw off the branch that one sits on; `.` and `..` are among these.
         if Path.cwd().is_relative_to(folder.resolve()):
             raise UserError(f"{folder}: holds the current folder; choose another place")
-        self.folder = folder
+        self.folder, self.replace, self.found = folder, replace, found
         self.path = folder.with_name(f".{folder.name}.partial")
-        self.replace = replace
-        self.made: list[Path] = []
+        self.old = folder.with_name(f".{folder.name}.old")
+
+    def recover(self) -> None:
+        """Put back a folder that was about to be replaced when the process died."""
+        # What is deleted of one that was replaced begins with its configuration.
+        if not os.path.lexists(self.folder) and (self.old / "config.toml").is_file():
+            with writing(self.folder):
+                self.old.rename(self.folder)
+
+    def check(self) -> None:
+        """Raise a UserError if the place is taken, or something there is somebody's."""
+        if os.path.lexists(self.folder) and not self.replace:
+            raise UserError(f"{self.folder}: already exists")
+        for place in (self.folder, self.path, self.old):
+            if place.is_symlink() or (place.exists() and not place.is_dir()):
+                raise UserError(f"{place}: is not of a run; move it, or choose another --out")
+            if place.is_dir() and (foreign := self.found(place)[1]):
+                raise UserError(f"{foreign[0]}: is not of a run; move it, or choose another --out")
 
     def __enter__(self) -> "NewFolder":
         with writing(self.folder):
-            if self.folder.exists() and not self.replace:
-                raise UserError(f"{self.folder}: already exists")
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.made = [parent for parent in self.path.parents if not parent.exists()]
-            self.path.mkdir(parents=True)
+            self.check()
+            for rest in (self.path, self.old):
+                remove(rest, self.found)
+            self.path.mkdir()
         return self
 
     def __exit__(
@@ -173,10 +300,7 @@ class NewFolder:
         trace: TracebackType | None,
     ) -> None:
         if self.path != self.folder:
-            shutil.rmtree(self.path, ignore_errors=True)
-            for parent in self.made:
-                with suppress(OSError):
-                    parent.rmdir()
+            remove(self.path, self.found)
 
     def appear(self) -> Path:
         """Take the place, where :attr:`path` is from now on, if that has not happened yet."""
@@ -184,12 +308,12 @@ class NewFolder:
             return self.path
         with writing(self.folder):
             flush(self.path)
-            old = self.folder.with_name(f".{self.folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.replace and self.folder.exists():
-                self.folder.rename(old)
+            # Somebody may have put something there since it was looked at first.
+            self.check()
+            if self.folder.exists():
+                self.folder.rename(self.old)
             self.path.rename(self.folder)
             flush(self.folder.parent)
         self.path = self.folder
-        shutil.rmtree(old, ignore_errors=True)
+        remove(self.old, self.found)
         return self.path

@@ -32,7 +32,9 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     # `python -m ngvae_pyro` has the path of a file here that nobody typed.
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
-    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
+    words = " ".join([name, *map(shlex.quote, sys.argv[1:])])
+    # A name of other bytes than UTF-8 could not be written down.
+    return words.encode("utf-8", "backslashreplace").decode()
 
 
 def device_name(device: torch.device) -> str:

@@ -66,11 +66,15 @@ class Metrics(Record):
 
 
 class RunRecord(Record):
-    """``run.json``: the seconds of a training, and where each of its processes was started."""
+    """``run.json``: the seconds of a training, and where each of its processes was started.
+
+    ``files`` are those that the run has written into its folder, besides checkpoints.
+    """
 
     seed: Count
     seconds: float
     starts: list[dict[str, Any]]
+    files: list[Text] | None = None
 
 
 class SavedMove(Spec):
@@ -98,6 +102,14 @@ class History(Record):
 
     rows: list[HistoryRow]
     moves: list[SavedMove]
+
+
+class Comparison(Record):
+    """``comparison.json``, as far as it tells that a folder is one of a comparison."""
+
+    seeds: list[Count]
+    models: list[dict[str, Any]]
+    files: list[Text] | None = None
 
 
 class LogLikelihood(Record):

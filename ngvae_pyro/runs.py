@@ -1,13 +1,12 @@
 """Run folders: everything that a training leaves behind, and how to read it again."""
 
 import json
-import re
-import shutil
+import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tomli_w
@@ -15,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ngvae_pyro import _arviz, data, diagnostics, files, memory, plots, provenance, report
-from ngvae_pyro.checkpoints import Checkpoints
+from ngvae_pyro import _arviz, data, diagnostics, files, locks, memory, plots, provenance, report
+from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import read_text
@@ -31,11 +30,17 @@ from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
-# What a run folder may have in it, the scores of other images among them; all else is somebody's.
-_OF_A_RUN = re.compile(
-    rf"{CHECKPOINTS}|figures|.*\.(toml|json|csv|nc|safetensors|html|partial|DS_Store)"
+CHECKPOINTS, METRICS, RECORD = "checkpoints", "metrics.json", "run.json"
+# What a training writes into its run folder, besides checkpoints.
+RESULTS = frozenset(
+    {
+        *("config.toml", "weights.safetensors", METRICS, "history.json", RECORD, "posterior.nc"),
+        "report.html",
+        *(f"figures/{name}.png" for name in report.RUN_FIGURES),
+    }
 )
+# Where the results lie until all of them are there.
+_UNFINISHED = ".results.partial"
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
@@ -96,9 +101,6 @@ def _check_place(folder: Path, overwrite: bool) -> None:
             f"{folder}: already exists and is not a run folder (no config.toml); "
             "choose another --out"
         )
-    foreign = [path for path in sorted(folder.iterdir()) if not _OF_A_RUN.fullmatch(path.name)]
-    if overwrite and foreign:
-        raise UserError(f"{foreign[0]}: is not of a run; move it, or choose another --out")
     if not overwrite:
         hint = "choose another --out or pass --overwrite"
         if unfinished(folder):
@@ -128,9 +130,10 @@ def save_config(folder: Path, saved: SavedRun) -> None:
 def save_record(
     folder: Path, spec: RunSpec, starts: list[dict[str, Any]], seconds: float = 0.0
 ) -> None:
-    """Write ``run.json``."""
-    record = {"seed": spec.fit.seed, "seconds": seconds, "starts": starts}
-    write_json(folder / "run.json", record)
+    """Write ``run.json``, which names the files that are there."""
+    names = {RECORD} | _there(folder, own_files(folder) | RESULTS)
+    record = {"seed": spec.fit.seed, "seconds": seconds, "starts": starts, "files": sorted(names)}
+    write_json(folder / RECORD, record)
 
 
 def save_weights(folder: Path, model: VAE, guide: Guide) -> None:
@@ -171,7 +174,6 @@ def save_run(
     write_json(folder / METRICS, metrics)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
     write_json(folder / "history.json", history)
-    save_record(folder, spec, fit.starts, fit.seconds)
     attrs = {
         "model": spec.model_name,
         "guide": spec.guide_name,
@@ -183,7 +185,84 @@ def save_run(
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     report.write_run_report(folder, saved, metrics)
+    save_record(folder, spec, fit.starts, fit.seconds)
     return metrics
+
+
+# What is a run's own -------------------------------------------------------------------------
+
+
+def own_files(folder: Path) -> set[str]:
+    """Relative paths of the files that are a run's own, whether or not they are there.
+
+    Its ``run.json`` names them. One of an earlier version does not; then they are those that a run
+    may have: its results, its evaluation, and scores of which all three files are there.
+
+    Raises:
+        UserError: If ``run.json`` is damaged.
+    """
+    if not os.path.lexists(folder / RECORD):
+        return set(RESULTS)
+    record = load_record(folder)
+    if record.get("files") is not None:
+        return set(record["files"])
+    own = {*RESULTS, "evaluation.json"}
+    for path in folder.glob("score_*.json"):
+        score = {path.name, f"{path.stem}.csv", f"figures/{path.stem}.png"}
+        if score == _there(folder, score):
+            own |= score
+    return own
+
+
+def _there(folder: Path, names: Iterable[str]) -> set[str]:
+    return {name for name in names if (folder / name).is_file()}
+
+
+def contents(folder: Path) -> files.Contents:
+    """What a run folder holds, told apart; its record comes first and its configuration last."""
+    names = own_files(folder)
+    own = {path.as_posix() for path in files.with_partial(*names)}
+    own |= {f"{_UNFINISHED}/{path.as_posix()}" for path in files.with_partial(*RESULTS)}
+    own |= {f"{parent}/" for name in own for parent in PurePosixPath(name).parents}
+    inside = f"{CHECKPOINTS}/"
+    mine, foreign = files.contents(
+        folder,
+        lambda name: (
+            name == inside
+            or name in own
+            or (name.startswith(inside) and is_own(name.removeprefix(inside)))
+        ),
+    )
+    order = {folder / RECORD: 0, folder / "config.toml": 2}
+    return sorted(mine, key=lambda path: order.get(path, 1)), foreign
+
+
+def check_own(folder: Path, names: Iterable[str]) -> None:
+    """Make sure that files may be written into a run folder.
+
+    Raises:
+        UserError: If one is there that is not of the run, or is a link or in one.
+    """
+    own = own_files(folder)
+    for name in sorted(names):
+        files.check_no_link(folder, name)
+        place = folder / name
+        if place.exists() and (name not in own or not place.is_file()):
+            raise UserError(f"{place}: is not of the run, and is not replaced; move it")
+
+
+def claim(folder: Path, names: Iterable[str]) -> None:
+    """Name files in ``run.json`` as the run's own, before they are written.
+
+    Raises:
+        UserError: As :func:`check_own`, or if ``run.json`` cannot be written.
+    """
+    names = set(names)
+    check_own(folder, {*names, RECORD})
+    # A folder that has lost its record has one again when its training is finished.
+    if (folder / RECORD).exists():
+        own = names | _there(folder, own_files(folder))
+        write_json(folder / RECORD, {**load_record(folder), "files": sorted(own)})
 
 
 # Training ------------------------------------------------------------------------------------
@@ -203,10 +282,13 @@ def train(
     The folder appears after the first step, with a checkpoint in it. From then on :func:`resume`
     goes on with it whatever happens; it is :func:`finished` when its ``metrics.json`` is there.
 
+    Until the end no other process may write the folder.
+
     Args:
         spec: What to run.
         out: The run folder.
-        overwrite: Whether an existing run folder is replaced, when the new one appears.
+        overwrite: Whether an existing run folder is replaced, when the new one appears; one that
+            holds anything else than the files of its run is not.
         progress: Show the training.
         stage: Shows what is done before and after the training.
         team: The processes that train together; the first of them writes the folder and shows.
@@ -218,7 +300,8 @@ def train(
         UserError: If something that the spec asks for is not there, and nothing is written; or if
             the disk refuses to take something, and the last checkpoint is kept.
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
-        Interrupted: If SIGINT or SIGTERM came; the folder then holds a checkpoint of that moment.
+        Interrupted: If SIGINT, SIGTERM or SIGHUP came; the folder then holds a checkpoint of that
+            moment.
     """
     out = Path(out)
     # Everything that can be wrong is looked at before the first step.
@@ -228,7 +311,9 @@ def train(
             device = resolve_device(spec.fit.device)
             new = None
             if team.leads:
-                new = files.NewFolder(out, overwrite)
+                new = files.NewFolder(out, overwrite, contents)
+                stack.enter_context(locks.held(out))
+                new.recover()
                 _check_place(out, overwrite)
                 stack.enter_context(new)
         images, held_out = _load_shared(spec, device, stage, team)
@@ -247,7 +332,7 @@ def train(
         result, failure = _fit(spec, model, guide, images, checkpoints, progress, team)
         if failure is not None and new is not None:
             new.appear()
-    return _end(spec, out, result, failure, held_out, stage, team)
+        return _end(spec, out, result, failure, held_out, stage, team)
 
 
 def resume(
@@ -281,26 +366,36 @@ def resume(
         NonFiniteLoss, Interrupted: As :func:`train`.
     """
     folder = Path(folder)
-    with team.together():
-        if finished(folder):
-            fit, _ = load_run(folder, device or "auto")
-            return fit, load_metrics(folder)
-        spec: RunSpec = load_spec(folder)
-        checkpoints = Checkpoints(folder / CHECKPOINTS, spec.fit.checkpoint_every)
-        if not checkpoints.names():
-            raise UserError(f"{folder}: holds no checkpoint to go on from")
-        if device is not None:
-            named = parse(FitSpec, {"device": device}, "command line").device
-            spec = spec.model_copy(update={"fit": spec.fit.model_copy(update={"device": named})})
-        root = spec.data.root if data_root is None else data_root
-        data = spec.data.model_copy(update={"root": root, "download": download})
-        spec = spec.model_copy(update={"data": data})
-        team.check_device(spec.fit.device)
-        target = resolve_device(spec.fit.device)
-    images, held_out = _load_shared(spec, target, stage, team)
-    model, guide = load_pair(spec, images)
-    result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
-    return _end(spec, folder, result, failure, held_out, stage, team)
+    with ExitStack() as stack:
+        with team.together():
+            # Of no run, and of a finished one, nothing is written and nothing locked.
+            load_spec(folder)
+            if team.leads and not finished(folder):
+                stack.enter_context(locks.held(folder))
+            if finished(folder):
+                fit, _ = load_run(folder, device or "auto")
+                return fit, load_metrics(folder)
+            spec: RunSpec = load_spec(folder)
+            checkpoints = Checkpoints(folder / CHECKPOINTS, spec.fit.checkpoint_every)
+            checkpoints.check_links()
+            if not checkpoints.names():
+                raise UserError(f"{folder}: holds no checkpoint to go on from")
+            # Not only after all the steps.
+            check_own(folder, RESULTS)
+            if device is not None:
+                named = parse(FitSpec, {"device": device}, "command line").device
+                spec = spec.model_copy(
+                    update={"fit": spec.fit.model_copy(update={"device": named})}
+                )
+            root = spec.data.root if data_root is None else data_root
+            data = spec.data.model_copy(update={"root": root, "download": download})
+            spec = spec.model_copy(update={"data": data})
+            team.check_device(spec.fit.device)
+            target = resolve_device(spec.fit.device)
+        images, held_out = _load_shared(spec, target, stage, team)
+        model, guide = load_pair(spec, images)
+        result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
+        return _end(spec, folder, result, failure, held_out, stage, team)
 
 
 def _load_shared(
@@ -358,9 +453,10 @@ def _end(
     with team.together():
         if team.leads and failure is not None:
             with files.writing(folder):
+                claim(folder, ["weights.safetensors"])
                 save_weights(folder, result.model, result.guide)
                 # From these it would only diverge again.
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                Checkpoints(folder / CHECKPOINTS).clear()
         elif team.leads:
             again = f"; ngvae train --resume {folder} writes them again"
             with stage("writing the report"), files.writing(folder / "metrics.json", again):
@@ -372,20 +468,36 @@ def _end(
 
 def _add_results(folder: Path, result: Fit, spec: RunSpec, held_out: ImageData) -> dict[str, Any]:
     """All that :func:`save_run` writes; ``metrics.json`` comes last, which says that it is done."""
-    results = folder / ".results.partial"
-    shutil.rmtree(results, ignore_errors=True)
+    results = folder / _UNFINISHED
+    files.check_no_link(folder, _UNFINISHED)
+    files.remove(results, _results)
     results.mkdir()
     try:
         metrics = save_run(results, result, spec, held_out)
-        for path in sorted(results.iterdir(), key=lambda path: path.name == METRICS):
-            place = folder / path.name
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            path.replace(place)
+        names = {path.relative_to(results).as_posix() for path in _results(results)[0]}
+        names = _there(results, names)
+        check_own(folder, names)
+        # The record comes first, and names what it had before as well.
+        known = names | _there(folder, own_files(folder))
+        write_json(results / RECORD, {**load_record(results), "files": sorted(known)})
+        for name in sorted(names, key=lambda name: (name == METRICS) - (name == RECORD)):
+            place = folder / name
+            if place.parent != folder:
+                files.make_folder(place.parent)
+            elif name == METRICS:
+                for parent in {(folder / each).parent for each in names}:
+                    files.flush(parent)
+            (results / name).replace(place)
         files.flush(folder)
     finally:
-        shutil.rmtree(results, ignore_errors=True)
+        files.remove(results, _results)
     return metrics
+
+
+def _results(folder: Path) -> files.Contents:
+    """What a folder of results holds, told apart."""
+    own = {path.as_posix() for path in files.with_partial(*RESULTS)}
+    return files.contents(folder, lambda name: name in own or name == "figures/")
 
 
 # Reading -------------------------------------------------------------------------------------
@@ -398,7 +510,7 @@ def finished(folder: str | Path) -> bool:
 
 def unfinished(folder: str | Path) -> bool:
     """Whether a folder is a run that :func:`resume` can go on with."""
-    return not finished(folder) and (Path(folder) / CHECKPOINTS).is_dir()
+    return not finished(folder) and bool(Checkpoints(Path(folder) / CHECKPOINTS).names())
 
 
 def _check_finished(folder: Path) -> None:
@@ -462,8 +574,8 @@ def load_metrics(folder: str | Path) -> dict[str, Any]:
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """``run.json`` of a run folder: its seed, its seconds and where it was trained."""
-    return read_json(Path(folder) / "run.json", RunRecord)
+    """``run.json`` of a run folder: its seed, its seconds, where it was trained, its files."""
+    return read_json(Path(folder) / RECORD, RunRecord)
 
 
 def load_posterior(folder: str | Path) -> Any:

@@ -26,9 +26,11 @@ There ``elbo`` and ``reconstruction`` are the ones to use: no other score misses
 
 import csv
 import io
+import json
+import os
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +41,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ngvae_pyro import diagnostics, files, plots, runs, uncertainty
+from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.images import ImageData
@@ -185,7 +187,8 @@ def score_run(
         has one row an image.
 
     Raises:
-        UserError: If the folder is no run, or images are missing, too few, or of another shape.
+        UserError: If the folder is no run, images are missing, too few, or of another shape, or a
+            file that is to be written is there already and no earlier score has written it.
     """
     folder = Path(folder)
     # Before the work, which takes a minute.
@@ -193,6 +196,22 @@ def score_run(
         raise UserError(f"{out}: expected the name of a .json file")
     if out is not None and not Path(out).parent.is_dir():
         raise UserError(f"{out}: expected the folder {Path(out).parent} to be there")
+    runs.load_spec(folder)
+    within = out is None or Path(out).parent.resolve() == folder.resolve()
+    # With files elsewhere to write it only reads the run.
+    with locks.held(folder) if within else nullcontext():
+        return _score_run(folder, within, other, size, fit_images, out, device)
+
+
+def _score_run(
+    folder: Path,
+    within: bool,
+    other: Mapping[str, Any] | None,
+    size: int,
+    fit_images: bool,
+    out: str | Path | None,
+    device: str,
+) -> dict[str, Any]:
     fit, spec = runs.load_run(folder, device)
     seed = runs.data_seed(spec)
     train, held_out = runs.load_data(spec, fit.device)
@@ -209,9 +228,13 @@ def score_run(
     stem = f"score_{re.sub('[^A-Za-z0-9.-]+', '_', name or 'held_out').strip('_.')[:100]}"
     if out is not None:
         paths = [Path(out).with_suffix(suffix) for suffix in (".json", ".csv", ".png")]
+        _check_replaced(paths)
+        names = [path.name for path in paths]
     else:
-        figures = files.make_folder(folder / "figures")
-        paths = [folder / f"{stem}.json", folder / f"{stem}.csv", figures / f"{stem}.png"]
+        names = [f"{stem}.json", f"{stem}.csv", f"figures/{stem}.png"]
+        paths = [folder / name for name in names]
+    if within:
+        runs.check_own(folder, names)
 
     known = reference(fit, train)
     values = {label: scores(fit, images, known, seed=seed) for label, images in sets.items()}
@@ -226,8 +249,28 @@ def score_run(
             if key in values["held out"]
         },
     }
+    if within:
+        runs.claim(folder, names)
+        files.make_folder(paths[-1].parent)
     _write(paths, result, values, name)
     return {**result, "files": [str(path) for path in paths]}
+
+
+def _check_replaced(paths: list[Path]) -> None:
+    """Raise a UserError if one of the files is there and no earlier score has written it."""
+    # All three have come from a score if the first has.
+    ours = {"run", "other", "images", "scores"} <= {*_keys(paths[0])}
+    for path in paths:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not ours):
+            raise UserError(f"{path}: is not of a score, and is not replaced; move it")
+
+
+def _keys(path: Path) -> Iterable[str]:
+    try:
+        values = json.loads(files.read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return values if isinstance(values, dict) else ()
 
 
 def _other_images(
