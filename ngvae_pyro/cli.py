@@ -53,10 +53,10 @@ class Command(TyperCommand):
     """A command that takes no option with two values: by itself click goes by the last of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        collecting = copy.copy(self)
+        collecting: Any = copy.copy(self)
         collecting.params = [copy.copy(param) for param in self.params]
-        once = [p for p in collecting.params if p.param_type_name == "option"]
-        once = [p for p in once if not (p.multiple or p.is_flag)]
+        options = [p for p in collecting.params if p.param_type_name == "option"]
+        once = [p for p in options if not (p.multiple or p.is_flag)]
         for param in once:
             param.multiple = True
         given = collecting.make_parser(ctx).parse_args(args=list(args))[0]
@@ -387,6 +387,7 @@ def inspect(
             style="bold" if row["probs"] > 0.5 else "dim",
         )
     out.print(table)
+    say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
@@ -399,7 +400,7 @@ def evaluate(
 ) -> None:
     """Add disentanglement metrics and the held-out log likelihood to a trained run."""
     from ngvae_pyro import evaluation
-    from ngvae_pyro.table import METRICS
+    from ngvae_pyro.table import DASH, footnotes, of_run
 
     with err.status("evaluating"):
         result = evaluation.evaluate_run(folder, device)
@@ -407,11 +408,13 @@ def evaluate(
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it means")
-    for metric in METRICS:
-        value = metric.of({"evaluation": result})
-        if value is not None:
-            table.add_row(metric.heading, metric.show(value), metric.text)
+    rows = of_run({"evaluation": result})
+    for metric, value in rows:
+        shown = DASH if value is None else metric.show(value)
+        table.add_row(metric.heading, shown, metric.text)
     out.print(table)
+    for line in footnotes((metric.title, metric.needs) for metric, value in rows if value is None):
+        say(line, style="dim")
     say(f"written to {folder / 'evaluation.json'} and {folder / 'report.html'}")
 
 
@@ -517,7 +520,7 @@ def compare(
     interruption, and one with more pairs or seeds adds to it.
     """
     from ngvae_pyro import comparison, interrupts, provenance
-    from ngvae_pyro.table import groups
+    from ngvae_pyro.table import groups, notes
 
     values = _values(data, latents, steps, device, data_root, download, settings)
     named = [name for word in pairs or [] for name in word.split(",")]
@@ -534,6 +537,8 @@ def compare(
         raise typer.Exit(code) from None
     for group in groups(result):
         out.print(_comparison_table(result, group))
+        for line in notes(result, group):
+            say(line, style="dim")
     say("bold: best. Mean ± standard deviation over seeds.", style="dim")
     for name in ("table.md", "table.csv", "comparison.json", "figures/page.png", "report.html"):
         say(f"  {out_folder / name}")

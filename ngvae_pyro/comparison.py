@@ -273,7 +273,7 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
             metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
             found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
             seeds[run.pair].append(run.seed)
-            factors = len(numbers["factors"]) if "factors" in numbers else None
+            factors = table.known_count(numbers.get("factors"))
     spec = planned[0].spec
     return {
         "data": spec.data.name,

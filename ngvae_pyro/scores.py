@@ -78,7 +78,7 @@ class Reference:
     """What the training images look like to the guide.
 
     ``loc`` (K,) and ``covariance`` (K, K) are the moments of the aggregate posterior
-    1/N sum_i q(z | x_i), ``probs`` (K,) the mean weights of the informative component.
+    1/N sum_i q(z | x_i), ``probs`` (K,) the mean p of each latent.
     """
 
     loc: Tensor
@@ -185,7 +185,8 @@ def score_run(
         has one row an image.
 
     Raises:
-        UserError: If the folder is no run, or images are missing, too few, or of another shape.
+        UserError: If the folder is no run, images are missing, too few, or of another shape, or the
+            images of the run are not those that it was trained with.
     """
     folder = Path(folder)
     # Before the work, which takes a minute.
@@ -195,7 +196,7 @@ def score_run(
         raise UserError(f"{out}: expected the folder {Path(out).parent} to be there")
     fit, spec = runs.load_run(folder, device)
     seed = runs.data_seed(spec)
-    train, held_out = runs.load_data(spec, fit.device)
+    train, held_out = runs.run_images(folder, spec, fit.device)
     sets = {"held out": held_out.subset(slice(0, size))}
     name, fitted = None, ""
     if other is not None:
