@@ -1,5 +1,6 @@
 """The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
+import copy
 import io
 import os
 import sys
@@ -16,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from ngvae_pyro import __version__, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
@@ -48,6 +50,25 @@ def complain(message: object) -> None:
     print(f"ngvae: {one_line(message)}", file=sys.stderr)
 
 
+class Command(TyperCommand):
+    """A command that takes no option with two values: by itself click goes by the last of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        collecting: Any = copy.copy(self)
+        collecting.params = [copy.copy(param) for param in self.params]
+        options = [p for p in collecting.params if p.param_type_name == "option"]
+        once = [p for p in options if not (p.multiple or p.is_flag)]
+        for param in once:
+            param.multiple = True
+        given = collecting.make_parser(ctx).parse_args(args=list(args))[0]
+        for param in once:
+            values = list(dict.fromkeys(given.get(param.name, ())))
+            if len(values) > 1:
+                said = " and ".join(map(repr, values))
+                raise UserError(f"{param.opts[0]}: is given as {said}; pass one of them")
+        return super().parse_args(ctx, args)
+
+
 def _path(text: str) -> Path:
     """A path of the command line; the empty one would be the current folder."""
     if not text or "\0" in text:
@@ -62,10 +83,10 @@ def _titled(title: str) -> Table:
 # Arguments and options that several commands have.
 FolderArgument = Annotated[Path, typer.Argument(parser=_path, metavar="FOLDER", help="Run folder.")]
 DataOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="sprites, sprites:x,y,size, sprites:background=0.4..0.8, mnist, fashion_mnist, "
-        "cifar10, a .npz or IDX file."
+        help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
+        "fashion_mnist, cifar10, a .npz or IDX file."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
@@ -189,7 +210,8 @@ def assign(values: dict[str, Any], assignment: str) -> None:
     """Apply one ``--set key=value``: a dotted key, a TOML value or a bare string.
 
     Raises:
-        UserError: If it is not of that form, or its key starts in no part of a run.
+        UserError: If it is not of that form, its key starts in no part of a run, or is set to
+            another value already.
     """
     key, equals, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
@@ -205,28 +227,43 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         value = text.strip()
-    table = values
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise UserError(f"--set {assignment}: '{part}' is set to a value already")
-    table[parts[-1]] = value
+    for part in reversed(parts):
+        value = {part: value}
+    _put(values, value, f"--set {assignment}")
+
+
+def _put(values: dict[str, Any], changes: dict[str, Any], option: str, path: str = "") -> None:
+    """Add what an option sets to what others have set, which it must not contradict."""
+    for key, value in changes.items():
+        dotted = f"{path}.{key}" if path else key
+        old = values.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            _put(old, value, option, dotted)
+        elif old is None:
+            values[key] = value
+        elif old != value:
+            raise UserError(
+                f"{option}: {dotted} is set to {old!r} already; pass one of the two values"
+            )
 
 
 def _values(
-    data: str,
+    data: str | None,
     latents: int | None,
     steps: int | None,
     device: str | None,
     data_root: str | None,
     download: bool,
     settings: list[str] | None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """The tables of a run that options of the command line set."""
-    values: dict[str, Any] = {"fit": {}, "data": {"name": data}, "model": {}, "guide": {}}
+    values: dict[str, Any] = {"fit": {}, "data": {}, "model": {}, "guide": {}}
     for table, key, value in (
+        ("data", "name", data),
         ("model", "latent_size", latents),
         ("fit", "steps", steps),
+        ("fit", "seed", seed),
         ("fit", "device", device),
         ("data", "root", data_root),
         ("data", "download", download or None),
@@ -235,10 +272,11 @@ def _values(
             values[table][key] = value
     for assignment in settings or []:
         assign(values, assignment)
+    values["data"].setdefault("name", "sprites")
     return values
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     context: typer.Context,
     model: Annotated[
@@ -251,7 +289,7 @@ def train(
         Path | None,
         typer.Option("--out", parser=_path, metavar="FOLDER", help="Run folder to write."),
     ] = None,
-    data: DataOption = "sprites",
+    data: DataOption = None,
     latents: LatentsOption = None,
     steps: StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
@@ -288,9 +326,7 @@ def train(
         return
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")
-    values = _values(data, latents, steps, device, data_root, download, settings)
-    if seed is not None:
-        values["fit"].setdefault("seed", seed)
+    values = _values(data, latents, steps, device, data_root, download, settings, seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
     from ngvae_pyro import runs
@@ -357,7 +393,7 @@ def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     folder: FolderArgument,
 ) -> None:
@@ -383,19 +419,20 @@ def inspect(
             style="bold" if row["probs"] > 0.5 else "dim",
         )
     out.print(table)
+    say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     folder: FolderArgument,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Add disentanglement metrics and the held-out log likelihood to a trained run."""
     from ngvae_pyro import evaluation
-    from ngvae_pyro.table import METRICS
+    from ngvae_pyro.table import DASH, footnotes, of_run
 
     with err.status("evaluating"):
         result = evaluation.evaluate_run(folder, device)
@@ -403,15 +440,17 @@ def evaluate(
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it means")
-    for metric in METRICS:
-        value = metric.of({"evaluation": result})
-        if value is not None:
-            table.add_row(metric.heading, metric.show(value), metric.text)
+    rows = of_run({"evaluation": result})
+    for metric, value in rows:
+        shown = DASH if value is None else metric.show(value)
+        table.add_row(metric.heading, shown, metric.text)
     out.print(table)
+    for line in footnotes((metric.title, metric.needs) for metric, value in rows if value is None):
+        say(line, style="dim")
     say(f"written to {folder / 'evaluation.json'} and {folder / 'report.html'}")
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     folder: FolderArgument,
     data: Annotated[
@@ -481,7 +520,7 @@ def score(
         say(f"  {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     out_folder: Annotated[
         Path,
@@ -493,7 +532,7 @@ def compare(
             help="model+guide, several by commas or by repeating; default: the slides' table."
         ),
     ] = None,
-    data: DataOption = "sprites",
+    data: DataOption = None,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds.")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     jobs: Annotated[
@@ -513,7 +552,7 @@ def compare(
     interruption, and one with more pairs or seeds adds to it.
     """
     from ngvae_pyro import comparison, provenance
-    from ngvae_pyro.table import groups
+    from ngvae_pyro.table import groups, notes
 
     values = _values(data, latents, steps, device, data_root, download, settings)
     named = [name for word in pairs or [] for name in word.split(",")]
@@ -529,6 +568,8 @@ def compare(
         raise typer.Exit(code) from None
     for group in groups(result):
         out.print(_comparison_table(result, group))
+        for line in notes(result, group):
+            say(line, style="dim")
     say("bold: best. Mean ± standard deviation over seeds.", style="dim")
     for name in ("table.md", "table.csv", "comparison.json", "figures/page.png", "report.html"):
         say(f"  {out_folder / name}")
@@ -558,7 +599,7 @@ def _comparison_table(result: dict[str, Any], group: str) -> Table:
     return table
 
 
-@app.command("variants")
+@app.command("variants", cls=Command)
 def list_variants() -> None:
     """List the declared models and guides."""
     for kind in variants.KINDS:

@@ -89,8 +89,14 @@ def plan(
         changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with keys to change in all.
 
     Raises:
-        UserError: If a pair or the data do not exist or do not fit, or a folder holds another run.
+        UserError: If a pair or the data do not exist or do not fit, a folder holds another run or
+            one of other images, or the changes name a seed of their own.
     """
+    if "seed" in changes.get("fit", {}):
+        raise UserError(
+            "fit.seed: the runs of a comparison have a seed each; pass the first of them with "
+            f"--first-seed {changes['fit']['seed']}, and their number with --seeds"
+        )
     planned: list[Run] = []
     images: ImageData | None = None
     for pair in pairs:
@@ -346,7 +352,7 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
             metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
             found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
             seeds[run.pair].append(run.seed)
-            factors = len(numbers["factors"]) if "factors" in numbers else None
+            factors = table.known_count(numbers.get("factors"))
     spec = planned[0].spec
     return {
         "data": spec.data.name,

@@ -266,6 +266,9 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
         raise UserError(f"{path}: cannot read the IDX file: {error}") from error
 
 
+# How the names of files end that `load` takes.
+FILES = (".npz", "idx3-ubyte", "idx3-ubyte.gz")
+
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),

@@ -45,17 +45,18 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     """Numbers of a fit on held-out data.
 
     Returns:
-        ``informative``: latents whose mean posterior weight of the informative component exceeds
-        1/2 (other guides have none: there, variance below 1/2 for most images, and for counts a
-        rate that varies more over the images than counts about it). ``discrete``: whether z
-        are counts.
+        ``informative``: latents whose p exceeds 1/2. What p is depends on the guide, which says it
+        by its ``p_is``: of a Normal-Gamma mixture the mean weight of the informative component; of
+        the gaussian, gaussian_mixture and epanechnikov guides the share of images whose inferred
+        variance is below 1/2; of counts 1 where the rate varies over the images by more than the
+        counts do about it. ``discrete``: whether z are counts.
         ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
         ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
         at the posterior mean of z. ``kl``: for each site its ``total``, nats per image, and the
         shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
         posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
-        images and draws. ``probs`` and ``variance_of_loc``: for each latent its mean weight and
-        the variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. The
+        images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
+        variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. The
         same seed gives the same numbers on the same machine.
     """
     log_likelihood, squared_error = 0.0, 0.0

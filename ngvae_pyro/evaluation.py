@@ -49,13 +49,15 @@ def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
 
 def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
     """The images that codes are measured on, and a few words on what they are."""
-    if spec.data.name.partition(":")[0] != "sprites":
+    values = {"resolution": spec.data.resolution}
+    # Images from elsewhere may come with a spec that names sprites, its default.
+    if not (
+        runs.rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1, **values).name
+    ):
         images = held_out.subset(slice(0, POINTS))
         return images, f"{len(images):,} held-out images"
-    seed = spec.fit.seed if spec.data.seed is None else spec.data.seed
-    resolution = spec.data.resolution
-    images = data.load(spec.data.name, seed=seed + NEW_SEED, n=POINTS, resolution=resolution)
-    return images, f"{POINTS:,} new sprites"
+    seed = runs.data_seed(spec) + NEW_SEED
+    return data.load(spec.data.name, seed=seed, n=POINTS, **values), f"{POINTS:,} new sprites"
 
 
 def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
@@ -83,7 +85,8 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
 
     Returns:
         What ``evaluation.json`` holds; scores that need factors are left out where none vary, and
-        the comparison of the aggregate posterior with Normal(0, 1) where z are counts.
+        the comparison of the aggregate posterior with Normal(0, 1) where z are counts. A score that
+        says nothing with a single factor, or a single latent, is None.
     """
     seconds = {}
     began = time.perf_counter()
@@ -115,7 +118,9 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
     if names:
         began = time.perf_counter()
         result["factors"] = names
-        result["scores"] = metrics.disentanglement(loc, factors, seed=spec.fit.seed)
+        scores = metrics.disentanglement(loc, factors, seed=spec.fit.seed)
+        # JSON has no nan.
+        result["scores"] = {k: None if math.isnan(v) else v for k, v in scores.items()}
         result["slides"]["disentanglement"] = result["scores"]["factor_vae_score"]
         gaps = metrics.mutual_information_gaps(loc, factors)
         result["mig_per_factor"] = dict(zip(names, gaps.tolist(), strict=True))
@@ -137,8 +142,9 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
 
     Raises:
-        UserError: If the folder is not a run that can be read, another process writes it, its data
-            are not there, or somebody's file is where one is to be written.
+        UserError: If the folder is not a run that can be read, another process writes it, its
+            images are not there or not those that it was trained with, or somebody's file is where
+            one is to be written.
     """
     folder, written = Path(folder), ("evaluation.json", "report.html")
     runs.load_spec(folder)
@@ -146,7 +152,7 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
         # Before the work, which takes minutes.
         runs.check_own(folder, written)
         fit, spec = runs.load_run(folder, device)
-        _, held_out = runs.load_data(spec, fit.device)
+        _, held_out = runs.run_images(folder, spec, fit.device)
         numbers = runs.load_metrics(folder)
         result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
         runs.claim(folder, written)

@@ -48,8 +48,8 @@ class Codes:
     """What a guide says of a batch, each (B, K).
 
     ``loc`` is the posterior mean of z, ``variance`` the inferred variance of z given x,
-    ``precision`` the posterior mean of its precision, ``probs`` the posterior weight of the
-    informative component.
+    ``precision`` the posterior mean of its precision, ``probs`` the weight p by which a latent is
+    informative, above one half: what it is the guide says by its ``p_is``.
     """
 
     loc: Tensor
@@ -67,6 +67,8 @@ class Guide(PyroModule):
         outputs: How many numbers the encoder gives for each latent.
     """
 
+    # What p is: a latent is informative where its mean over the images exceeds one half.
+    p_is = "what the guide says of each latent, mean of the images"
     # What of the spec the schedule multiplies, under its own name there.
     annealed: tuple[str, ...] = ()
 
@@ -129,6 +131,7 @@ class NormalGammaGuide(Guide):
     precision_k^-1/2).
     """
 
+    p_is = "the weight of the informative component, mean of the images"
     # Logits of p after a birth and a death: well inside the flat ends of the relaxation, yet not so
     # far that the gradient of a sigmoid is lost.
     settled = 2.5, -4.0
@@ -244,10 +247,11 @@ class MixtureGuide(RelaxedGuide):
 class LocationScaleGuide(Guide):
     """Base of the posteriors with a loc and a variance: the encoder gives it and its logarithm."""
 
+    p_is = "the share of images whose inferred variance is below one half, half that of the prior"
+
     def codes(self, x: Tensor) -> Codes:
         q = self.posterior(x)
-        # No mixture here: a latent counts as informative where its posterior is narrower than
-        # half the prior in variance.
+        # The sites have no mixture of an informative and an uninformative component.
         return Codes(q.mean, q.variance, 1.0 / q.variance, (q.variance < 0.5).to(q.mean))
 
 
@@ -308,6 +312,10 @@ class PoissonGuide(Guide):
     evaluated are counts.
     """
 
+    p_is = (
+        "1 where the rate varies over the images by more than the counts do about it, and else 0 "
+        "(mean of the batches that are looked at)"
+    )
     annealed = ("temperature",)
 
     def __init__(self, spec: PoissonGuideSpec, model: PoissonVAE) -> None:

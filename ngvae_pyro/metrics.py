@@ -10,6 +10,9 @@ class-valued factors, up to random draws.
   each taken at least twice on average. Other factors are continuous; where a metric needs classes
   they are cut into 20 bins of equal width.
 - Factors that never vary are left out of every metric.
+- What would be 1 (or 0) whatever the codes are is no number but nan: ``modularity``, the
+  disentanglement of ``dci``, ``factor_vae_score`` and ``beta_vae_score`` with a single factor that
+  varies, such as the label of MNIST, and the completeness of ``dci`` with a single latent.
 - ``sap``, ``dci`` and ``explicitness`` train on the first min(10,000, 2N/3) points and test on up
   to 5,000 that follow, so the points should come in random order. All others use every point.
 
@@ -170,20 +173,20 @@ def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
     Mean over latents of 1 - sum_{f != f*} I_kf^2 / (I_kf*^2 (F - 1)), where f* is the factor that
     latent k tells most of (Ridgeway and Mozer, 2018, arXiv 1802.05312). In [0, 1]: 1 where each
     latent tells of one factor; 0 where each tells the same of all factors, or nothing. So a latent
-    without information, such as a constant one, counts 0. With a single factor every informative
-    latent counts 1. Factors that never vary are left out.
+    without information, such as a constant one, counts 0. nan with a single factor, of which every
+    latent speaks only. Factors that never vary are left out.
 
     Args:
         codes: (N, K).
         factors: (N, F).
     """
     codes, factors = _points(codes, factors)
+    if _single(factors):
+        return math.nan
     squared = _mutual_information(codes, factors[:, _varies(factors)]) ** 2
     largest = squared.max(1)
-    # An only factor has no others; the sum over them is 0, whatever divides it.
-    others = max(squared.shape[1] - 1, 1)
     told = largest > 0
-    leaked = (squared.sum(1) - largest)[told] / (largest[told] * others)
+    leaked = (squared.sum(1) - largest)[told] / (largest[told] * (squared.shape[1] - 1))
     return float((1.0 - leaked).sum() / len(squared))
 
 
@@ -229,9 +232,10 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
     accuracy, or for a continuous factor the test R^2, at least 0: 1 where the codes predict every
     factor, 0 where none.
 
-    With a single factor disentanglement is 1, with a single latent completeness is 1, and without
-    any importance (constant codes) both are 0. Factors that never vary are left out. The trees are
-    grown anew for each factor, and for each class of it: minutes for many of them.
+    With a single factor disentanglement is nan, with a single latent completeness is, since both
+    would be 1 whatever the codes are; without any importance (constant codes) both are 0. Factors
+    that never vary are left out. The trees are grown anew for each factor, and for each class of
+    it: minutes for many of them.
 
     Args:
         codes: (N, K), N at least 6.
@@ -309,7 +313,8 @@ def factor_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int =
     The majority vote of each latent in 10,000 rounds is its classifier; the score is its accuracy
     in 5,000 others (Kim and Mnih, 2018, arXiv 1802.05983). 1 where each factor has a latent of its
     own; 1 / F at chance; 0 where every latent has a standard deviation below 0.05, since
-    those are left out. Factors that never vary are left out.
+    those are left out; nan with a single factor, which every vote is for. Factors that never vary
+    are left out.
 
     Our reading of the slides' row "Disentanglement" (Jouffroy et al., 2022), who give no formula:
     they cite Kim and Mnih, and their 0.67 for the vanilla VAE lies where this score does.
@@ -328,6 +333,8 @@ def factor_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int =
     """
     codes, factors = _points(codes, factors)
     rng = _generator(seed)
+    if _single(factors):
+        return math.nan
     variance = codes.var(0, ddof=1)
     active = np.sqrt(variance) >= PRUNED
     if not active.any():
@@ -353,8 +360,9 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
     factor's class. The features are the means of |z_1 - z_2|, one for each latent. A logistic
     regression learns the factor from 10,000 rounds; the score is its accuracy in 5,000 others
     (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl). 1 where the factor is always
-    told, 1 / F at chance; 1 with a single factor. It is lenient: codes that mix factors reach 1 as
-    well, as long as the mixtures differ. Factors that never vary are left out.
+    told, 1 / F at chance; nan with a single factor, which there is nothing to tell from. It is
+    lenient: codes that mix factors reach 1 as well, as long as the mixtures differ. Factors that
+    never vary are left out.
 
     Points are drawn as in :func:`factor_vae_score`.
 
@@ -368,8 +376,8 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
     """
     codes, factors = _points(codes, factors)
     rng = _generator(seed)
-    if np.count_nonzero(_varies(factors)) == 1:
-        return 1.0
+    if _single(factors):
+        return math.nan
 
     def batch(rounds: int) -> tuple[Array, Array]:
         features, labels = [], []
@@ -424,7 +432,8 @@ def disentanglement(
     As Locatello et al. (2019): ``mig``, ``factor_vae_score``, ``beta_vae_score``, ``modularity``
     and ``irs`` of the first 10,000 points; ``sap``, ``dci_disentanglement``, ``dci_completeness``,
     ``dci_informativeness`` and ``explicitness`` of the first 15,000, of which a third is for
-    testing. Nearly all of the time goes to the trees of :func:`dci`.
+    testing. Nearly all of the time goes to the trees of :func:`dci`. What a single factor or a
+    single latent leaves without meaning is nan.
 
     Args:
         codes: (N, K), N at least 6.
@@ -591,6 +600,11 @@ def _varies(values: Array) -> Array:
     return values.min(0) < values.max(0)
 
 
+def _single(factors: Array) -> bool:
+    """Whether one factor alone varies."""
+    return np.count_nonzero(_varies(factors)) == 1
+
+
 def _class_valued(column: Array) -> bool:
     """Whether a factor has classes, by the rule of the module's docstring."""
     values = np.unique(column)
@@ -684,10 +698,10 @@ def _accuracy(task: _Task, k: int) -> float:
 def _concentration(importance: Array) -> float:
     """How far each column (R, C) rests on one row: 1 - H / log R, weighted by the columns' sums."""
     rows, total = len(importance), importance.sum()
+    if rows == 1:
+        return math.nan
     if total == 0:
         return 0.0
-    if rows == 1:
-        return 1.0
     # The small number gives columns of zeros an entropy; their weight is 0.
     concentration = 1.0 - entropy(importance + 1e-11, base=rows)
     return float(concentration @ importance.sum(0) / total)

@@ -88,7 +88,7 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
 
 
 def selection(path: Path, fit: Fit) -> None:
-    """Weight of the informative component of each latent, and the KLs, against the step."""
+    """p of each latent, by which it is informative, and the KLs, against the step."""
     with new_figure(path, 7.0, 4.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [row["step"] for row in fit.history]
@@ -105,7 +105,7 @@ def selection(path: Path, fit: Fit) -> None:
             for move in fit.moves
             if move.accepted
         }
-        top.set(ylim=(-0.03, 1.08), ylabel="mean weight p")
+        top.set(ylim=(-0.03, 1.08), ylabel="p, mean of the images")
         count = int(final.sum())
         top.set_title(f"{count} of {len(final)} latents end up informative")
         _legend(top, *moves.values(), loc="center right")

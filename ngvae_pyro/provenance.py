@@ -54,6 +54,14 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def renderer(device: torch.device) -> str:
+    """What the rounding of a computed image depends on: device, its instructions, torch."""
+    kind = device.type
+    if kind == "cpu":
+        kind += f" {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, torch {version('torch')}"
+
+
 def here(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a part of a training was started by and where: one entry of ``run.json``."""
     return {

@@ -65,16 +65,30 @@ class Metrics(Record):
         return self
 
 
-class RunRecord(Record):
-    """``run.json``: the seconds of a training, and where each of its processes was started.
+# SHA-256, in hexadecimal digits.
+Digest = Annotated[str, Field(min_length=64, max_length=64)]
 
-    ``files`` are those that the run has written into its folder, besides checkpoints.
+
+class Images(Record):
+    """Digests of the images of a run, and by what they were computed if they were rendered."""
+
+    train: Digest | None
+    held_out: Digest
+    renderer: Text | None = None
+
+
+class RunRecord(Record):
+    """``run.json``: the seconds of a training, where its processes were started, its images.
+
+    ``files`` are those that the run has written into its folder, besides checkpoints. A run of an
+    older version does not say which its images and its files were.
     """
 
     seed: Count
     seconds: float
     starts: list[dict[str, Any]]
     files: list[Text] | None = None
+    images: Images | None = None
 
 
 class SavedMove(Spec):
@@ -140,7 +154,7 @@ class Evaluation(Record):
     slides: dict[str, float | None]
     log_likelihood: LogLikelihood
     per_image: PerImage
-    scores: dict[str, float] | None = None
+    scores: dict[str, float | None] | None = None
     factors: list[Text] | None = None
     active_units: Count
     total_correlation: float | None

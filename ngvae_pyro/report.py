@@ -13,13 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import whole
+from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.specs import SavedRun
-from ngvae_pyro.table import FIT, METRICS, SLIDES
+from ngvae_pyro.table import DASH, FIT, SLIDES, known_count, notes, of_run
 
 # Share of images with a bad Pareto k above which a log likelihood comes with a warning.
 MANY_BAD = 0.1
 
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
 
 PNG = b"\x89PNG\r\n\x1a\n"
 # Of a figure's pixels to those of the page; the figures have 150 dots per inch.
@@ -147,6 +148,8 @@ def write_run_report(
             rows=rows,
             evaluation=evaluation,
             likelihood=evaluation.get("log_likelihood"),
+            p_is=GUIDES[type(spec.guide)].p_is,
+            labelled=known_count(evaluation.get("factors")) is None,
             many_bad=MANY_BAD,
             scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},
             aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
@@ -186,7 +189,8 @@ def write_comparison_report(folder: str | Path, comparison: Mapping[str, Any]) -
             models=comparison["models"],
             groups={title: metrics for title, metrics in groups.items() if metrics},
             values=values,
-            notes=_notes,
+            unit=_unit,
+            footnotes={title: notes(comparison, title) for title in groups},
             figures=_figures(folder, COMPARISON_FIGURES, leave_out=("page",)),
         )
     )
@@ -208,7 +212,7 @@ def number(value: float | None, decimals: int = 2, digits: int = 5) -> str:
     return f"{value:z,.{decimals}f}".replace("-", MINUS)
 
 
-def _notes(metric: Mapping[str, Any], factors: int | None) -> str:
+def _unit(metric: Mapping[str, Any], factors: int | None) -> str:
     """Unit of a metric, and which values of it are good."""
     better = metric["better"] and f"{metric['better']} is better"
     if metric["better"] == "factors":
@@ -219,13 +223,12 @@ def _notes(metric: Mapping[str, Any], factors: int | None) -> str:
 def _scores(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The metrics of a run by group; those of the fit are among its key numbers already."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for metric in METRICS:
-        value = metric.of(run)
-        if value is not None and metric.group != FIT:
+    for metric, value in of_run(run):
+        if metric.group != FIT:
             score = {
                 "title": metric.heading,
-                "text": metric.text,
-                "value": metric.show(value),
+                "text": metric.text if value is not None else f"no number: needs {metric.needs}",
+                "value": DASH if value is None else metric.show(value),
                 "bar": value if metric.fraction else None,
             }
             groups.setdefault(metric.group, []).append(score)

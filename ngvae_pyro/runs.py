@@ -3,6 +3,7 @@
 import json
 import os
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -14,14 +15,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ngvae_pyro import _arviz, data, diagnostics, files, locks, memory, plots, provenance, report
+from ngvae_pyro import (
+    _arviz,
+    data,
+    diagnostics,
+    files,
+    locks,
+    memory,
+    plots,
+    provenance,
+    report,
+    variants,
+)
 from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.files import read_text
-from ngvae_pyro.guide import Guide, load_guide
+from ngvae_pyro.guide import GUIDES, Guide, load_guide
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.model import VAE, load_model
+from ngvae_pyro.model import MODELS, VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
@@ -49,9 +61,48 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageD
     Args:
         spec: What is run. Its own device is not looked at: a run may be read on another machine.
         device: Where images are rendered, if they are.
+
+    Raises:
+        UserError: If the images are not there, or were given in Python.
     """
     seed = data_seed(spec)
-    return load_images(spec.data, seed, device).split(spec.data.held_out, seed)
+    return load_images(located(spec), seed, device).split(spec.data.held_out, seed)
+
+
+def located(spec: RunSpec) -> DataSpec:
+    """The data of a run; a saved one's relative paths start from the folder it was trained in.
+
+    Where there is nothing, as on another machine, they start from the current folder.
+
+    Raises:
+        UserError: If the images were given in Python, and no name leads to them.
+    """
+    if not isinstance(spec, SavedRun):
+        return spec.data
+    if spec.images is not None:
+        raise UserError(
+            f"data '{spec.data.name}': the images of this run were given in Python, and the "
+            "command line does not know them; evaluate them there: ng.evaluate(fit, images)"
+        )
+    paths = {}
+    for key in _paths(spec.data) if spec.folder is not None else ():
+        text = getattr(spec.data, key)
+        path = Path(spec.folder or "", text)
+        if path.exists() or not Path(text).exists():
+            paths[key] = str(path)
+    return spec.data.model_copy(update=paths)
+
+
+def _paths(spec: DataSpec) -> list[str]:
+    """The keys that are paths: of a file, or of torchvision's folder where that is used."""
+    if spec.name.endswith(data.FILES):
+        return ["name"]
+    return [] if rendered(spec) else ["root"]
+
+
+def rendered(spec: DataSpec) -> bool:
+    """Whether the images are computed, and read from no file."""
+    return spec.name.partition(":")[0] == "sprites"
 
 
 def data_seed(spec: RunSpec) -> int:
@@ -110,15 +161,26 @@ def _check_place(folder: Path, overwrite: bool) -> None:
 
 def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...]) -> SavedRun:
     """What ``config.toml`` holds: enough to build the pair of a run again."""
+    before = spec if isinstance(spec, SavedRun) else None
     return SavedRun(
         **{
             **{name: getattr(spec, name) for name in RunSpec.model_fields},
             # The model's own spec is the resolved one: what is trained.
             "model": model.spec,
             "image_shape": image_shape,
+            "folder": (before and before.folder) or _start_of_paths(spec.data),
+            "images": before and before.images,
             "versions": provenance.versions(),
         }
     )
+
+
+def _start_of_paths(spec: DataSpec) -> str | None:
+    """The current folder, where the data have a relative path."""
+    folder = str(Path.cwd())
+    relative = any(not Path(getattr(spec, key)).is_absolute() for key in _paths(spec))
+    # A folder of a name that TOML cannot hold is left out.
+    return folder if relative and folder.isprintable() else None
 
 
 def save_config(folder: Path, saved: SavedRun) -> None:
@@ -128,12 +190,100 @@ def save_config(folder: Path, saved: SavedRun) -> None:
 
 
 def save_record(
-    folder: Path, spec: RunSpec, starts: list[dict[str, Any]], seconds: float = 0.0
+    folder: Path,
+    spec: RunSpec,
+    starts: list[dict[str, Any]],
+    held_out: ImageData,
+    device: torch.device,
+    train: str | None = None,
+    seconds: float = 0.0,
 ) -> None:
-    """Write ``run.json``, which names the files that are there."""
-    names = {RECORD} | _there(folder, own_files(folder) | RESULTS)
-    record = {"seed": spec.fit.seed, "seconds": seconds, "starts": starts, "files": sorted(names)}
+    """Write ``run.json``, which names the files that are there.
+
+    Args:
+        folder: The run folder.
+        spec: What is run.
+        starts: Where its processes were started.
+        held_out: Images that are not trained on.
+        device: Where the images were rendered, if they were.
+        train: Digest of the training images, once the training is done: until then the checkpoints
+            have it.
+        seconds: Of the training.
+    """
+    images = {
+        "train": train,
+        "held_out": held_out.digest,
+        "renderer": provenance.renderer(device) if rendered(spec.data) else None,
+    }
+    # The metrics come last, after this record.
+    names = {RECORD, METRICS} | _there(folder, own_files(folder) | RESULTS)
+    record = {
+        "seed": spec.fit.seed,
+        "seconds": seconds,
+        "starts": starts,
+        "images": images,
+        "files": sorted(names),
+    }
     write_json(folder / RECORD, record)
+
+
+def check_images(
+    folder: Path, spec: RunSpec, images: tuple[ImageData, ImageData], device: torch.device | str
+) -> None:
+    """Refuse images that are not those of a run; one that does not say so is a Notice.
+
+    So is another rounding, of sprites that were rendered elsewhere than here.
+
+    Args:
+        folder: The run folder, of which ``run.json`` is read.
+        spec: What was run.
+        images: (train, held-out) images, as the data of the run are now.
+        device: Where they were rendered, if they were.
+
+    Raises:
+        UserError: If they are others.
+    """
+    known, name = load_record(folder).get("images"), spec.data.name
+    if known is None:
+        warnings.warn(
+            f"{folder}: does not say what its images were, as runs of older versions do not: "
+            f"whether {name} still holds them is not checked",
+            Notice,
+            stacklevel=2,
+        )
+        return
+    for key, part in zip(("train", "held_out"), images, strict=True):
+        if known[key] is None or known[key] == (digest := part.digest):
+            continue
+        if rendered(spec.data):
+            here = provenance.renderer(torch.device(device))
+            if known.get("renderer") != here:
+                warnings.warn(
+                    f"{folder}: its sprites were rendered by {known.get('renderer')}, and here by "
+                    f"{here}: they are the same but for rounding",
+                    Notice,
+                    stacklevel=2,
+                )
+                return
+        what = {"train": "training", "held_out": "held-out"}[key]
+        raise UserError(
+            f"{folder}: its {what} images are not those that {name} holds now (SHA-256 "
+            f"{known[key][:12]}..., not {digest[:12]}...); put back the file and the [data] of "
+            "config.toml that it was trained with, or train again"
+        )
+
+
+def run_images(
+    folder: Path, spec: RunSpec, device: torch.device | str = "cpu"
+) -> tuple[ImageData, ImageData]:
+    """(train, held-out) images of a run folder, as :func:`load_data` finds them, checked.
+
+    Raises:
+        UserError: If they are not there, or not those of the run.
+    """
+    images = load_data(spec, device)
+    check_images(folder, spec, images, device)
+    return images
 
 
 def save_weights(folder: Path, model: VAE, guide: Guide) -> None:
@@ -154,24 +304,106 @@ def save_run(
 ) -> dict[str, Any]:
     """Write configuration, weights, metrics, history, posterior draws, figures and report.
 
-    ``run.json`` says where the result comes from: the seed, the seconds of the training, and for
-    each of the starts that it took the command line, device, threads, system and versions.
+    What is written is what was done: model, guide, schedule and settings of the training are those
+    of the fit, whatever ``spec`` says of them. Of ``spec`` are the names, and ``data`` if it leads
+    to these very images, training and held-out ones; else the run says that its images were given
+    in Python, and ``ngvae evaluate`` refuses it in one line.
+
+    ``run.json`` says where the result comes from: the seed, the seconds of the training, digests of
+    the images, and for each of the starts that it took the command line, device, threads, system
+    and versions.
 
     Args:
-        folder: An existing folder.
+        folder: Where to; made if it is not there.
         fit: From :func:`ngvae_pyro.fit`.
         spec: What was run.
         held_out: Images that were not trained on.
 
     Returns:
         The metrics, as written to ``metrics.json``.
+
+    Raises:
+        UserError: If model or guide are of a class of one's own, which no run folder builds again,
+            or the folder cannot be written, or another process writes it, or it holds a file of
+            one of these names that is not of a run; nothing is written then.
     """
     folder = Path(folder)
+    done = _done(fit, spec, held_out)
+    with locks.held(folder), files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RECORD).exists() and (others := sorted(_there(folder, RESULTS))):
+            raise UserError(f"{folder / others[0]}: is not of a run, and is not replaced; move it")
+        check_own(folder, {*RESULTS, "evaluation.json"})
+        # It would be of other weights.
+        (folder / "evaluation.json").unlink(missing_ok=True)
+        return _write_run(folder, fit, done, held_out)
+
+
+def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
+    """What was done, where a spec may say otherwise."""
+    guide = fit.guide.spec
+    known = MODELS[type(fit.model.spec.prior)], GUIDES[type(guide)]
+    for part, declared in zip((fit.model, fit.guide), known, strict=True):
+        if type(part) is not declared:
+            raise UserError(
+                f"save_run: expected a {declared.__name__}, which a run folder builds again, got "
+                f"a {type(part).__name__}; keep its state_dict() with safetensors or torch.save"
+            )
+    if fit.schedule is not None:
+        guide = guide.model_copy(update={"schedule": fit.schedule})
+    done = spec.model_copy(
+        update={
+            "model_name": _name("models", spec.model_name, fit.model.spec.prior.family),
+            "guide_name": _name("guides", spec.guide_name, guide.family),
+            "model": fit.model.spec,
+            "guide": guide,
+            "fit": fit.spec,
+            "data": spec.data.model_copy(update={"download": False}),
+        }
+    )
+    images = None
+    if not _leads_to(done, fit, held_out):
+        values: dict[str, Any] = {"name": held_out.name}
+        if fit.count is not None:
+            values["size"] = fit.count + len(held_out)
+            values["held_out"] = len(held_out) / values["size"]
+        done = done.model_copy(update={"data": parse(DataSpec, values, "save_run: data")})
+        images = "given in Python"
+    saved = saved_run(done, fit.model, held_out.image_shape)
+    saved = saved.model_copy(update={"images": images})
+    # What cannot be read again, such as a schedule out of range, is not written.
+    readable: SavedRun = parse(
+        SavedRun, saved.model_dump(mode="json", exclude_none=True), "save_run"
+    )
+    return readable
+
+
+def _name(kind: variants.Kind, name: str, family: str) -> str:
+    """The name of a variant, or the family of what was trained where the variant is of another."""
+    try:
+        declared = variants.spec_of(kind, name, {})
+    except UserError:
+        return family
+    return name if (declared.prior if kind == "models" else declared).family == family else family
+
+
+def _leads_to(spec: RunSpec, fit: Fit, held_out: ImageData) -> bool:
+    """Whether the data that a spec names are the images of a fit."""
+    if rendered(spec.data) and not held_out.name.startswith("sprites"):
+        return False
+    try:
+        found = load_data(spec, fit.device)
+    except UserError:
+        return False
+    return fit.digest in (None, found[0].digest) and found[1].digest == held_out.digest
+
+
+def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> dict[str, Any]:
+    """What :func:`save_run` writes, of a spec that says what was done; the metrics come last."""
     saved = saved_run(spec, fit.model, held_out.image_shape)
     save_config(folder, saved)
     save_weights(folder, fit.model, fit.guide)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
-    write_json(folder / METRICS, metrics)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
     write_json(folder / "history.json", history)
     attrs = {
@@ -185,7 +417,8 @@ def save_run(
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     report.write_run_report(folder, saved, metrics)
-    save_record(folder, spec, fit.starts, fit.seconds)
+    save_record(folder, spec, fit.starts, held_out, fit.device, fit.digest, fit.seconds)
+    write_json(folder / METRICS, metrics)
     return metrics
 
 
@@ -323,7 +556,7 @@ def train(
             saved = saved_run(spec, model, images.image_shape)
             with files.writing(out):
                 save_config(new.path, saved)
-            save_record(new.path, spec, [provenance.here(device, team.size)])
+            save_record(new.path, spec, [provenance.here(device, team.size)], held_out, device)
             checkpoints = Checkpoints(
                 new.path / CHECKPOINTS,
                 spec.fit.checkpoint_every,
@@ -393,6 +626,8 @@ def resume(
             team.check_device(spec.fit.device)
             target = resolve_device(spec.fit.device)
         images, held_out = _load_shared(spec, target, stage, team)
+        with team.together():
+            check_images(folder, spec, (images, held_out), target)
         model, guide = load_pair(spec, images)
         result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
         return _end(spec, folder, result, failure, held_out, stage, team)
@@ -473,7 +708,7 @@ def _add_results(folder: Path, result: Fit, spec: RunSpec, held_out: ImageData) 
     files.remove(results, _results)
     results.mkdir()
     try:
-        metrics = save_run(results, result, spec, held_out)
+        metrics = _write_run(results, result, spec, held_out)
         names = {path.relative_to(results).as_posix() for path in _results(results)[0]}
         names = _there(results, names)
         check_own(folder, names)
@@ -565,6 +800,8 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
         )
     fit.steps, fit.extra_steps = metrics["steps"], metrics["extra_steps"]
     fit.seconds, fit.starts = record["seconds"], record["starts"]
+    images = record.get("images") or {}
+    fit.schedule, fit.digest = spec.guide.schedule, images.get("train")
     return fit, spec
 
 

@@ -80,7 +80,7 @@ class Reference:
     """What the training images look like to the guide.
 
     ``loc`` (K,) and ``covariance`` (K, K) are the moments of the aggregate posterior
-    1/N sum_i q(z | x_i), ``probs`` (K,) the mean weights of the informative component.
+    1/N sum_i q(z | x_i), ``probs`` (K,) the mean p of each latent.
     """
 
     loc: Tensor
@@ -187,8 +187,9 @@ def score_run(
         has one row an image.
 
     Raises:
-        UserError: If the folder is no run, images are missing, too few, or of another shape, or a
-            file that is to be written is there already and no earlier score has written it.
+        UserError: If the folder is no run, images are missing, too few, of another shape, or not
+            those that the run was trained with, or a file that is to be written is there already
+            and no earlier score has written it.
     """
     folder = Path(folder)
     # Before the work, which takes a minute.
@@ -214,7 +215,7 @@ def _score_run(
 ) -> dict[str, Any]:
     fit, spec = runs.load_run(folder, device)
     seed = runs.data_seed(spec)
-    train, held_out = runs.load_data(spec, fit.device)
+    train, held_out = runs.run_images(folder, spec, fit.device)
     sets = {"held out": held_out.subset(slice(0, size))}
     name, fitted = None, ""
     if other is not None:

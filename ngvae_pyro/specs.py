@@ -779,9 +779,15 @@ class RunSpec(Spec):
 
 
 class SavedRun(RunSpec):
-    """``config.toml`` of a run folder: the run, and what is needed to build its pair again."""
+    """``config.toml`` of a run folder: the run, and what is needed to build its pair again.
+
+    Relative paths of ``data`` start from ``folder``. ``images`` says so where the images were given
+    in Python, and ``data.name`` alone does not lead to them.
+    """
 
     image_shape: Annotated[tuple[Colours, Side, Side], BeforeValidator(_to_tuple)]
+    folder: Text | None = None
+    images: Literal["given in Python"] | None = None
     versions: dict[str, str] = {}
 
 

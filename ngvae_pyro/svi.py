@@ -78,10 +78,12 @@ class Fit:
     """A trained pair and the record of its training.
 
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
-    nats), ``kl`` per site (nats per image), the number of informative latents and the mean weight
+    nats), ``kl`` per site (nats per image), the number of informative latents and the mean p
     ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
     the forks that were not kept, ``seconds`` all of them. ``starts`` says of each process that
-    had a part in it, one after the other, what it was started by and where.
+    had a part in it, one after the other, what it was started by and where. ``schedule`` is the one
+    that was followed, and ``digest`` that of the training images, of which there were ``count``;
+    they are None for what was not trained here.
     """
 
     model: VAE
@@ -93,6 +95,9 @@ class Fit:
     steps: int = 0
     extra_steps: int = 0
     starts: list[dict[str, Any]] = field(default_factory=list)
+    schedule: ScheduleSpec | None = None
+    digest: str | None = None
+    count: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +223,9 @@ class Trainer:
         # How many of the actions of the schedule are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        self.fit = Fit(self.model, self.guide, spec)
+        self.fit = Fit(
+            self.model, self.guide, spec, schedule=schedule, digest=data.digest, count=len(data)
+        )
         self.steps = self._steps(groups)
         self.stop = Stop()
 
@@ -597,7 +604,7 @@ class Trainer:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What the training is, as plain values: a checkpoint is of this and of nothing else."""
-        data, versions = self.batches.data, provenance.versions()
+        versions = provenance.versions()
         return {
             "model": self.model.spec.model_dump(mode="json"),
             # The schedule may be another than the guide's own.
@@ -606,7 +613,10 @@ class Trainer:
             ),
             "schedule": self.schedule.model_dump(mode="json"),
             "fit": self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"]),
-            "images": {"shape": list(data.images.shape), "SHA-256": data.digest},
+            "images": {
+                "shape": list(self.batches.data.images.shape),
+                "SHA-256": self.fit.digest,
+            },
             "versions": {name: versions[name] for name in provenance.DECISIVE},
             "device": self.device.type,
         }

@@ -1,16 +1,22 @@
 """The table of a comparison: which numbers it has, how they are read, and how they are written."""
 
 import csv
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from ngvae_pyro.errors import printable
 
 SLIDES = "The slides' table"
 FIT = "Fit and cost"
 SCORES = "Disentanglement"
 POSTERIOR = "Aggregate posterior"
+DASH = "\N{EN DASH}"
+# What Markdown takes for more than itself.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class Metric:
     ``evaluation.`` for evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest
     to the number of factors) or None. ``digits`` is a format specification, or ``count`` for a
     number of latents; ``text`` says what it means, and ``fraction`` is true for what lies between 0
-    and 1.
+    and 1. ``needs`` says what there has to be for a number, and ``factors`` how many known factors
+    that vary.
     """
 
     key: str
@@ -33,6 +40,8 @@ class Metric:
     digits: str
     text: str
     fraction: bool = False
+    needs: str = ""
+    factors: int = 0
 
     @property
     def heading(self) -> str:
@@ -42,6 +51,9 @@ class Metric:
 
     def of(self, run: Mapping[str, Any]) -> float | None:
         """The number of a run, or None where it has none."""
+        # Of a single factor some scores were written down as 1, which they were for any codes.
+        if len(run.get("evaluation", {}).get("factors") or ()) < self.factors:
+            return None
         value: Any = run
         for key in self.path.split("."):
             if key not in value:
@@ -56,24 +68,35 @@ class Metric:
         return format(value, self.digits)
 
 
+# What scores need: of a single factor, or a single latent, some would be 1 for any codes.
+ONE, TWO = "a known factor that varies", "at least two known factors that vary"
+TWO_LATENTS = f"{ONE} and at least two latents"
+NORMAL = "latents whose prior is Normal(0, 1)"
+INDEPENDENT = "latents of which none follows from the others"
+
+
 def _slides(
-    key: str, title: str, unit: str, better: Any, digits: str, text: str, fraction: bool = False
+    key: str, title: str, unit: str, better: Any, digits: str, text: str, **more: Any
 ) -> Metric:
     path = f"evaluation.slides.{key}"
-    return Metric(key, title, unit, SLIDES, path, better, digits, text, fraction)
+    return Metric(key, title, unit, SLIDES, path, better, digits, text, **more)
 
 
-def _score(key: str, title: str, text: str) -> Metric:
-    path = f"evaluation.scores.{key}"
-    return Metric(key, title, "", SCORES, path, "higher", ".3f", text, fraction=True)
+def _score(key: str, title: str, text: str, needs: str = ONE) -> Metric:
+    path, factors = f"evaluation.scores.{key}", 2 if needs == TWO else 1
+    row = (key, title, "", SCORES, path)
+    return Metric(*row, "higher", ".3f", text, fraction=True, needs=needs, factors=factors)
 
 
 def _fit(key: str, title: str, unit: str, path: str, better: Any, digits: str, text: str) -> Metric:
     return Metric(key, title, unit, FIT, path, better, digits, text)
 
 
-def _posterior(key: str, title: str, unit: str, better: Any, digits: str, text: str) -> Metric:
-    return Metric(key, title, unit, POSTERIOR, f"evaluation.{key}", better, digits, text)
+def _posterior(
+    key: str, title: str, unit: str, better: Any, digits: str, text: str, needs: str = ""
+) -> Metric:
+    path = f"evaluation.{key}"
+    return Metric(key, title, unit, POSTERIOR, path, better, digits, text, needs=needs)
 
 
 METRICS = (
@@ -89,10 +112,12 @@ METRICS = (
         *("disentanglement", "Disentanglement", "", "higher", ".2f"),
         "FactorVAE score: 1 if each factor has a latent of its own, 1/F by chance",
         fraction=True,
+        needs=TWO,
+        factors=2,
     ),
     _slides(
         *("informative", "Informative latents", "", "factors", "count"),
-        "latents with a narrow posterior; best is the number of factors",
+        "latents with p above one half; best is the number of factors",
     ),
     _fit(
         *("mse", "Reconstruction MSE", "per pixel", "metrics.reconstruction_mse", "lower", ".2e"),
@@ -120,10 +145,12 @@ METRICS = (
     _score(
         *("dci_disentanglement", "DCI disentanglement"),
         "1 if each latent serves one factor, 0 if each serves all alike",
+        TWO,
     ),
     _score(
         *("dci_completeness", "DCI completeness"),
         "1 if one latent serves each factor, 0 if all are needed alike",
+        TWO_LATENTS,
     ),
     _score(
         *("dci_informativeness", "DCI informativeness"),
@@ -132,8 +159,13 @@ METRICS = (
     _score(
         *("beta_vae_score", "beta-VAE score"),
         "1 if a held factor can always be told, 1/F by chance; lenient to mixtures",
+        TWO,
     ),
-    _score("modularity", "Modularity", "1 if each latent knows of one factor, 0 if of all alike"),
+    _score(
+        *("modularity", "Modularity"),
+        "1 if each latent knows of one factor, 0 if of all alike",
+        TWO,
+    ),
     _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly: 0.5 by chance"),
     _score("irs", "IRS", "1 if a held factor holds its latents still, 0 if none does"),
     _posterior(
@@ -143,16 +175,58 @@ METRICS = (
     _posterior(
         *("total_correlation", "Total correlation", "nats", "lower", ".3f"),
         "of z, as if it were Gaussian: 0 if uncorrelated",
+        INDEPENDENT,
     ),
     _posterior(
         *("variance_law", "Variance law", "", None, ".3f"),
         "variance of loc + mean inferred variance, mean of the latents: 1 where the law holds",
+        NORMAL,
     ),
     _posterior(
         *("ks_statistic", "Distance from N(0, 1)", "", "lower", ".3f"),
         "Kolmogorov-Smirnov, of the aggregate posterior of a latent, mean: 0 if equal",
+        NORMAL,
     ),
 )
+
+
+def of_run(run: Mapping[str, Any]) -> list[tuple[Metric, float | None]]:
+    """The metrics of a run; one that lacks what it needs is None, in a group that has numbers."""
+    found = [(metric, metric.of(run)) for metric in METRICS]
+    named = {metric.group for metric, value in found if value is not None}
+    return [
+        (metric, value)
+        for metric, value in found
+        if value is not None or (metric.needs and metric.group in named)
+    ]
+
+
+def known_count(factors: Sequence[str] | None) -> int | None:
+    """How many factors the images are made from, where that is known; a class label does not say.
+
+    >>> known_count(["x", "y"]), known_count(["label"]), known_count(None)
+    (2, None, None)
+    """
+    return None if not factors or list(factors) == ["label"] else len(factors)
+
+
+def footnotes(missing: Iterable[tuple[str, str]]) -> list[str]:
+    """Why metrics have no number, of the title of each and what it needs: a line for each need."""
+    titles: dict[str, list[str]] = {}
+    for title, needs in missing:
+        if needs:
+            titles.setdefault(needs, []).append(title)
+    return [f"{DASH} {', '.join(names)}: needs {needs}." for needs, names in titles.items()]
+
+
+def notes(comparison: Mapping[str, Any], group: str) -> list[str]:
+    """The footnotes of a group's table: of the metrics for which some pair has no number."""
+    return footnotes(
+        (metric["title"], metric.get("needs", ""))
+        for metric in comparison["metrics"]
+        if metric["group"] == group
+        and any(None in cell["values"] for cell in comparison["values"][metric["key"]].values())
+    )
 
 
 def summarise(
@@ -176,7 +250,7 @@ def summarise(
             numbers = [value for value in found if value is not None]
             mean = statistics.fmean(numbers) if numbers else None
             std = statistics.stdev(numbers) if len(numbers) > 1 else None
-            shown = "–" if mean is None else metric.show(mean)
+            shown = DASH if mean is None else metric.show(mean)
             if std is not None:
                 shown += f" ± {metric.show(std)}"
             cells[pair] = {
@@ -228,10 +302,10 @@ def groups(comparison: Mapping[str, Any]) -> list[str]:
 def markdown(comparison: Mapping[str, Any]) -> str:
     """One Markdown table for each group; the best of a row is bold."""
     models = comparison["models"]
-    text = f"`{comparison['command']}`\n"
+    text = f"{code(comparison['command'])}\n"
     for group in groups(comparison):
         lines = [
-            f"| {group} | " + " | ".join(model["label"] for model in models) + " |",
+            f"| {group} | " + " | ".join(plain(model["label"]) for model in models) + " |",
             "|---|" + "---:|" * len(models),
         ]
         for metric in comparison["metrics"]:
@@ -239,8 +313,29 @@ def markdown(comparison: Mapping[str, Any]) -> str:
                 cells = [comparison["values"][metric["key"]][model["pair"]] for model in models]
                 shown = [f"**{c['shown']}**" if c["best"] else c["shown"] for c in cells]
                 lines.append(f"| {metric['heading']} | " + " | ".join(shown) + " |")
+        lines += [line for note in notes(comparison, group) for line in ("", note)]
         text += "\n" + "\n".join(lines) + "\n"
     return text
+
+
+def plain(text: str) -> str:
+    r"""Text for a cell of a Markdown table, which shows it as it is.
+
+    >>> plain("a|b_c")
+    'a\\|b\\_c'
+    """
+    return _SPECIAL.sub(r"\\\1", printable(text))
+
+
+def code(text: str) -> str:
+    """A code span of Markdown; its fence is longer than any run of backticks in the text.
+
+    >>> code("a `b`")
+    '`` a `b` ``'
+    """
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if len(fence) > 1 else ""
+    return f"{fence}{pad}{printable(text)}{pad}{fence}"
 
 
 def write_csv(path: Path, comparison: Mapping[str, Any]) -> None:
