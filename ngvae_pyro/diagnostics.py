@@ -12,7 +12,7 @@ from torch import Tensor
 from ngvae_pyro import _arviz
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import Fit, seeded, site_terms
+from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
 
 BATCH = 512
 
@@ -30,6 +30,7 @@ def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
 @torch.no_grad()
 def codes(fit: Fit, data: ImageData) -> Codes:
     """What the guide says of every image, each (N, K), on the CPU."""
+    check_fit(fit)
     parts = [fit.guide.codes(x) for x in batches(fit, data)]
     names = [field.name for field in fields(Codes)]
     return Codes(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in names))
@@ -59,6 +60,7 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
         variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. The
         same seed gives the same numbers on the same machine.
     """
+    check_fit(fit)
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
@@ -151,6 +153,7 @@ def to_arviz(
         ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
         (observation, factor) where they are known.
     """
+    check_fit(fit)
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))

@@ -40,6 +40,8 @@ from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
 from torch.distributions.utils import lazy_property
 
+from ngvae_pyro.errors import UserError
+
 __all__ = [
     "GammaMixture",
     "GeneralizedGamma",
@@ -1039,6 +1041,17 @@ def conditional_kl(p, q):
     return 0.5 * ((distance + mean_inverse) / variance - 1 + variance.log() + mean_log)
 
 
+def _mixtures_of_gammas(name, p, q, others=None):
+    """Refuses what the KL ``name`` is not for."""
+    if isinstance(p, GammaMixture) and isinstance(q, others or GammaMixture):
+        return
+    found = f"{type(p).__name__} and {type(q).__name__}"
+    pairs = any(isinstance(d, _ScaledPair | _IndependentPair) for d in (p, q))
+    hint = f"; of a pair pass its precision: {name}(p.precision, q.precision)" if pairs else ""
+    expected = "two GammaMixture" if others is None else "a GammaMixture, and one or a Gamma"
+    raise UserError(f"{name}: expected {expected}, got {found}{hint}")
+
+
 def kl_bound(p, q):
     r"""Upper bound of the KL between two mixtures of Gammas, by the chain rule, in nats.
 
@@ -1063,12 +1076,16 @@ def kl_bound(p, q):
         p: a :class:`GammaMixture`.
         q: another one. Their batch shapes broadcast.
 
+    Raises:
+        UserError: p or q is another distribution, such as a pair whose ``precision`` is meant.
+
     Example:
         >>> gammas = {"concentration": (1000.0, 100.0), "rate": (0.1, 100.0)}
         >>> prior = GammaMixture(0.02, concentration=(1.0, 100.0), rate=(1e-4, 100.0))
         >>> kl_bound(GammaMixture(torch.tensor([0.0, 0.5, 1.0]), **gammas), prior)
         tensor([0.0202, 2.7906, 6.9473])
     """
+    _mixtures_of_gammas("kl_bound", p, q)
     first, second = p._log_weights.unbind(-1)
     prior_first, prior_second = q._log_weights.unbind(-1)
     labels = torch.stack((first - prior_first, second - prior_second), -1)
@@ -1094,7 +1111,11 @@ def kl_monte_carlo(p, q, draws=1):
         p: a :class:`GammaMixture`.
         q: another one, or a Gamma. Their batch shapes broadcast.
         draws: S, for each component.
+
+    Raises:
+        UserError: p is another distribution, or q is none of a precision.
     """
+    _mixtures_of_gammas("kl_monte_carlo", p, q, (GammaMixture, torch.distributions.Gamma))
     value = p._components.rsample((draws,))
     # The components' axis comes last, where log_prob would take it for the batch.
     value = value.movedim(-1, 0)

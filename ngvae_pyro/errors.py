@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any
 
 
 class UserError(ValueError):
@@ -33,6 +35,37 @@ def one_line(message: object) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
+
+
+def described(value: Any) -> str:
+    """A value in a few words, for a message: short ones as they are, of an array the shape.
+
+    >>> described("a.png"), described([1.0]), described(None)
+    ("'a.png'", 'a list', 'None')
+    """
+    if value is None or isinstance(value, (str, int, float, PurePath)):
+        return repr(str(value)) if isinstance(value, (str, PurePath)) else str(value)
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    article = "the class" if isinstance(value, type) else "an" if name[0] in "AEIOUaeiou" else "a"
+    shape = getattr(value, "shape", None)
+    return f"{article} {name}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
+
+
+def expect(what: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Refuse an argument that is of none of some types.
+
+    Args:
+        what: The name of the argument.
+        value: What was passed.
+        kinds: The types that will do. True and False are no numbers here.
+        expected: What to pass, in words.
+
+    Raises:
+        UserError: ``what: expected ..., got ...``.
+    """
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise UserError(f"{what}: expected {expected}, got {described(value)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

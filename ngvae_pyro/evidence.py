@@ -17,10 +17,10 @@ from torch.distributions import Distribution, MultivariateNormal
 from torch.func import jacfwd, vmap
 
 from ngvae_pyro import _arviz
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
-from ngvae_pyro.svi import Fit, seeded
+from ngvae_pyro.svi import Fit, check_fit, seeded
 
 # Decoded images at once; few, so that they stay in the processor's cache.
 CHUNK = 2048
@@ -131,6 +131,8 @@ def log_likelihood(
     Raises:
         UserError: For fewer than 25 draws, which have no Pareto k.
     """
+    check_fit(fit)
+    expect("draws", draws, int, "a whole number")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
     model, prior, values, pareto_k = fit.model, fit.model.marginal, [], []

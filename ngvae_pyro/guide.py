@@ -17,7 +17,7 @@ from ngvae_pyro.distributions import (
     NormalGammaMixture,
     RelaxedNormalGammaMixture,
 )
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE, PoissonVAE
 from ngvae_pyro.nn import Encoder
@@ -75,6 +75,7 @@ class Guide(PyroModule):
     def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
         super().__init__()
         self.spec = spec
+        self.image_shape, self.latent_size = model.image_shape, model.latent_size
         for name in self.annealed:
             # A buffer, because it changes in training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
@@ -367,6 +368,37 @@ PAIRS: dict[type[VAE], tuple[type[Guide], ...]] = {
 }
 
 
+def guides_for(model: VAE) -> tuple[type[Guide], ...]:
+    """Which guides fit a model of one of our classes, or of a subclass; none fit another."""
+    fits = [guides for kind, guides in PAIRS.items() if isinstance(model, kind)]
+    return fits[0] if fits else ()
+
+
+def check_pair(model: VAE, guide: Guide) -> None:
+    """Refuse a guide that infers the latents of another kind of model, or images of another shape.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    expect("model", model, VAE, "a model from ngvae_pyro.load_model, then the guide")
+    expect("guide", guide, Guide, "a guide from ngvae_pyro.load_guide, then the data")
+    ours = tuple(kind for guides in PAIRS.values() for kind in guides)
+    fits = guides_for(model)
+    # Somebody's own guide, or model, may fit what it was written for.
+    if fits and isinstance(guide, ours) and not isinstance(guide, fits):
+        raise UserError(
+            f"a {type(guide).__name__} does not fit a {type(model).__name__}; "
+            "expected ngvae_pyro.load_guide(..., model) of this model"
+        )
+    for name in ("image_shape", "latent_size"):
+        own, expected = getattr(guide, name), getattr(model, name)
+        if own != expected:
+            raise UserError(
+                f"the guide is of a model with {name} {own}, not {expected}; "
+                "expected ngvae_pyro.load_guide(..., model) of this model"
+            )
+
+
 def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     """The guide q(z, precision | x) that a variant declares, for a model.
 
@@ -380,8 +412,15 @@ def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     Raises:
         UserError: If the variant does not exist, is not valid, or does not fit the model.
     """
+    expect("model", model, VAE, "a model from ngvae_pyro.load_model")
+    if not (fits := guides_for(model)):
+        known = ", ".join(kind.__name__ for kind in PAIRS)
+        raise UserError(
+            f"model: expected one of {known}, or of a subclass, got a {type(model).__name__}"
+        )
     spec = spec_of("guides", variant, changes)
-    guide, fits = GUIDES[type(spec)], PAIRS[type(model)]
+    expect("variant", spec, tuple(GUIDES), "the spec of a guide, e.g. a RelaxedGuideSpec")
+    guide = GUIDES[type(spec)]
     if guide not in fits:
         families = [s.model_fields["family"].default for s, g in GUIDES.items() if g in fits]
         raise UserError(

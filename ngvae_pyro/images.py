@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +121,12 @@ class ImageData(Dataset[Tensor]):
         white = 255 if self.images.dtype == torch.uint8 else 1
         return bool(((self.images == 0) | (self.images == white)).all())
 
+    @property
+    def varies(self) -> bool:
+        """Whether any image differs from another."""
+        # In parts, most of which are not looked at where images differ.
+        return any(bool((part != self.images[:1]).any()) for part in self.images.split(1024))
+
     @staticmethod
     def to_unit(images: Tensor) -> Tensor:
         """Stored images as float32 in [0, 1], on the device where they are.
@@ -205,3 +212,20 @@ class ImageData(Dataset[Tensor]):
             )
         order = torch.randperm(len(self), generator=generator(seed))
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def check_images(data: Any, image_shape: Sequence[int]) -> None:
+    """Refuses what are no images of the shape (C, H, W) that a model is of.
+
+    Raises `UserError`. Other shapes may pass a network, and be compared pixel by pixel with what
+    they are not.
+    """
+    if not isinstance(data, ImageData):
+        raise UserError(
+            f"expected images as ngvae_pyro.ImageData(name, images), got {type(data).__name__}"
+        )
+    if data.image_shape != tuple(image_shape):
+        raise UserError(
+            f"data '{data.name}' has images of shape {data.image_shape}, "
+            f"the model expects {tuple(image_shape)}"
+        )

@@ -6,6 +6,7 @@ distributions", AI and physics conference.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
+from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.nn import Decoder
 from ngvae_pyro.pixels import GaussianPixels
@@ -187,6 +189,19 @@ MODELS: dict[type[Spec], type[VAE]] = {
 }
 
 
+def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
+    """(C, H, W) of images, and whether they hold only 0 and 1."""
+    if getattr(images, "ndim", 0) == 4:
+        images = ImageData("images", torch.as_tensor(images))
+    if isinstance(images, ImageData):
+        return images.image_shape, images.binary
+    sizes = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else []
+    if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+        got = images if sizes else described(images)
+        raise UserError(f"images: expected ngvae_pyro.ImageData or a shape (C, H, W), got {got}")
+    return tuple(sizes), False
+
+
 def load_model(
     variant: str | Path | ModelSpec = "normal_gamma",
     images: ImageData | Sequence[int] = (3, 32, 32),
@@ -198,16 +213,16 @@ def load_model(
 
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
-        images: The data, or their shape (C, H, W). The likelihood ``auto`` looks at the data, and
-            is gaussian where only a shape is given.
+        images: The data, a tensor or an array (N, C, H, W) of them, or their shape (C, H, W). The
+            likelihood ``auto`` looks at the data, and is gaussian where only a shape is given.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:
-        UserError: If the variant does not exist or its spec is not valid.
+        UserError: If the variant does not exist, its spec is not valid, or ``images`` are none of
+            these.
     """
     spec = spec_of("models", variant, changes)
-    image_shape, binary = (
-        (images.image_shape, images.binary) if isinstance(images, ImageData) else (images, False)
-    )
+    expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")
+    image_shape, binary = _of_images(images)
     spec = spec.model_copy(update={"likelihood": spec.likelihood.resolved(binary)})
     return MODELS[type(spec.prior)](spec, image_shape)

@@ -4,7 +4,7 @@ Informative latents are blue and uninformative ones grey in every figure; the tw
 lightness too, so the figures survive colour blindness and a black-and-white printer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
-from ngvae_pyro.files import whole
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import Fit
+from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.files import whole, writing
+from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.svi import Fit, check_fit
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 STYLE: Any = {
@@ -43,14 +44,49 @@ STYLE: Any = {
 SHOWN = 200
 
 
+# A latent of the rows: its number, its mean weight and what else `most_informative_first` says.
+Row = dict[str, Any]
+
+
 @contextmanager
-def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is written when the block has ended well.
+
+    Raises:
+        UserError: If the file cannot be written, or its suffix names no kind of picture.
+    """
+    expect("path", path, (str, Path), "the name of a file to write, e.g. 'figure.png'")
+    path = Path(path)
     # A bare Figure needs no display and leaves no state in pyplot.
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        known = figure.canvas.get_supported_filetypes()
+        if path.suffix.lower().removeprefix(".") not in known:
+            raise UserError(f"{path}: expected a name that ends in .png, .pdf or .svg")
         yield figure
         with whole(path) as partial:
             figure.savefig(partial)
+
+
+def _rows(rows: Any) -> list[Row]:
+    """The latents of a figure with a row for each, also from the metrics that they come from."""
+    if isinstance(rows, Mapping) and "probs" in rows:
+        rows = most_informative_first(dict(rows))[:SHOWN]
+    if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
+        raise UserError(
+            "rows: expected the metrics of ngvae_pyro.evaluate, or what most_informative_first "
+            f"makes of them, got {described(rows)}"
+        )
+    return rows
+
+
+def _codes_of(name: str, values: Any) -> Tensor:
+    """Numbers (N, K) on the CPU, as :func:`ngvae_pyro.diagnostics.codes` gives them."""
+    expect(name, values, (Tensor, np.ndarray), "an array (N, K)")
+    values = torch.as_tensor(values).detach().cpu()
+    if values.dim() != 2 or 0 in values.shape:
+        raise UserError(f"{name}: expected an array (N, K), got shape {tuple(values.shape)}")
+    return values
 
 
 def literal(text: str) -> str:
@@ -58,10 +94,13 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save_all(folder: Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
-    """Write every figure of a run as PNG into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = most_informative_first(metrics)[:SHOWN]
+def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
+    """Write every figure of a run as PNG into ``folder``, which is made where it is not there."""
+    expect("folder", folder, (str, Path), "the name of a folder")
+    check_fit(fit)
+    rows, folder = _rows(metrics), Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     code = codes(fit, data)
     selection(folder / "selection.png", fit)
     precisions(folder / "precisions.png", rows)
@@ -71,11 +110,11 @@ def save_all(folder: Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -
     traversals(folder / "traversals.png", fit, data, rows)
 
 
-def _colours(rows: list[dict[str, Any]]) -> list[str]:
+def _colours(rows: list[Row]) -> list[str]:
     return [INFORMATIVE if row["probs"] > 0.5 else UNINFORMATIVE for row in rows]
 
 
-def _names(rows: list[dict[str, Any]]) -> list[str]:
+def _names(rows: list[Row]) -> list[str]:
     return [f"z{row['latent']}" for row in rows]
 
 
@@ -87,8 +126,12 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
     axes.legend(handles=[*lines, *more], **where)
 
 
-def selection(path: Path, fit: Fit) -> None:
+def selection(path: str | Path, fit: Fit) -> None:
     """p of each latent, by which it is informative, and the KLs, against the step."""
+    expect("path", path, (str, Path), "the name of a file to write, e.g. 'selection.png'")
+    check_fit(fit)
+    if not fit.history:
+        raise UserError("fit: expected one with the history of its training, got none")
     with new_figure(path, 7.0, 4.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [row["step"] for row in fit.history]
@@ -117,8 +160,9 @@ def selection(path: Path, fit: Fit) -> None:
         bottom.legend()
 
 
-def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
+def precisions(path: str | Path, rows: list[Row]) -> None:
     """Forest plot of the posterior precisions."""
+    rows = _rows(rows)
     with new_figure(path, 7.0, 0.9 + 0.28 * len(rows)) as figure:
         axes = figure.subplots()
         for y, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
@@ -136,8 +180,14 @@ def precisions(path: Path, rows: list[dict[str, Any]]) -> None:
         _legend(axes, loc="center")
 
 
-def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, Any]]) -> None:
-    """Histogram of the inferred variances over images and latents."""
+def variances(path: str | Path, variance: Tensor, probs: Tensor, rows: list[Row]) -> None:
+    """Histogram of the inferred variances over images and latents, both (N, K)."""
+    rows, variance, probs = _rows(rows), _codes_of("variance", variance), _codes_of("probs", probs)
+    if variance.shape != probs.shape:
+        raise UserError(
+            f"probs: expected the shape of variance, {tuple(variance.shape)}, "
+            f"got {tuple(probs.shape)}"
+        )
     with new_figure(path, 7.0, 3.4) as figure:
         axes = figure.subplots()
         values = variance.clamp_min(1e-8).log10().numpy()
@@ -162,8 +212,9 @@ def variances(path: Path, variance: Tensor, probs: Tensor, rows: list[dict[str, 
         axes.legend(loc="upper center")
 
 
-def covariance(path: Path, loc: Tensor, rows: list[dict[str, Any]]) -> None:
+def covariance(path: str | Path, loc: Tensor, rows: list[Row]) -> None:
     """Scaled covariance of the posterior means: variances on the diagonal, correlations off it."""
+    loc, rows = _codes_of("loc", loc), _rows(rows)
     order = [row["latent"] for row in rows]
     cov = np.atleast_2d(np.cov(loc[:, order].numpy().T, bias=True))
     std = np.sqrt(np.diag(cov))
@@ -204,7 +255,9 @@ def draw_grid(axes: Any, images: Tensor) -> None:
 
 
 def scores(
-    path: Path, panels: list[tuple[str, np.ndarray, np.ndarray | None, str]], other: str | None
+    path: str | Path,
+    panels: list[tuple[str, np.ndarray, np.ndarray | None, str]],
+    other: str | None,
 ) -> None:
     """Histograms of per-image scores, held-out images against others.
 
@@ -244,9 +297,20 @@ def scores(
         figure.legend(handles=handles, loc="outside upper left", ncols=2)
 
 
+def _check_grid(fit: Any, data: Any, columns: Any) -> None:
+    """Refuses what no pictures of images can be drawn from."""
+    check_fit(fit)
+    check_images(data, fit.model.image_shape)
+    expect("columns", columns, int, "a whole number")
+    if columns < 1:
+        raise UserError(f"columns: expected at least 1, got {columns}")
+
+
 @torch.no_grad()
-def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) -> None:
+def reconstructions(path: str | Path, fit: Fit, data: ImageData, columns: int = 12) -> None:
     """Held-out images, their reconstructions, and ten times the absolute difference."""
+    expect("path", path, (str, Path), "the name of a file to write, e.g. 'reconstructions.png'")
+    _check_grid(fit, data, columns)
     x = ImageData.to_unit(data.images[:columns].to(fit.device))
     mean = reconstruct(fit, x)
     images = torch.stack([x, mean, (10.0 * (x - mean)).abs()])
@@ -259,8 +323,8 @@ def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) ->
 
 @torch.no_grad()
 def traverse(
-    fit: Fit, data: ImageData, rows: list[dict[str, Any]], columns: int, uninformative: int
-) -> tuple[Tensor, list[dict[str, Any]]]:
+    fit: Fit, data: ImageData, rows: list[Row], columns: int, uninformative: int
+) -> tuple[Tensor, list[Row]]:
     """Decoded images (rows, columns, C, H, W), a row for each latent moved, and those rows.
 
     All informative latents (15 at most), most informative first, and then up to ``uninformative``
@@ -287,14 +351,16 @@ def traverse(
 
 @torch.no_grad()
 def traversals(
-    path: Path, fit: Fit, data: ImageData, rows: list[dict[str, Any]], columns: int = 11
+    path: str | Path, fit: Fit, data: ImageData, rows: list[Row], columns: int = 11
 ) -> None:
     """Decoded images as one latent moves over the range it has in the data.
 
     The rows are all informative latents, most informative first, and up to two uninformative
     ones, which change nothing; the other latents stay at those of one held-out image.
     """
-    images, shown = traverse(fit, data, rows, columns, uninformative=2)
+    expect("path", path, (str, Path), "the name of a file to write, e.g. 'traversals.png'")
+    _check_grid(fit, data, columns)
+    images, shown = traverse(fit, data, _rows(rows), columns, uninformative=2)
     with new_figure(path, 0.62 * columns + 1.6, 0.62 * len(shown) + 0.9) as figure:
         axes = figure.subplots()
         draw_grid(axes, images)

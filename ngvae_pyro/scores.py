@@ -42,11 +42,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import DataSpec, parse
-from ngvae_pyro.svi import Fit, seeded, site_terms
+from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
 
 # Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4
@@ -93,6 +93,7 @@ def reference(fit: Fit, train: ImageData) -> Reference:
 
     The covariance is Cov[loc] + diag(E[variance]), which is regular however still a latent is.
     """
+    check_fit(fit)
     codes = diagnostics.codes(fit, train.subset(slice(0, REFERENCE_IMAGES)))
     loc = codes.loc.double()
     covariance = torch.atleast_2d(loc.T.cov()) + codes.variance.double().mean(0).diag()
@@ -126,6 +127,8 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
         known: From :func:`reference`.
         seed: Of the draws.
     """
+    check_fit(fit)
+    expect("known", known, Reference, "what ngvae_pyro.scores.reference(fit, train) gives")
     log_likelihood, kl, error = [], [], []
     with seeded(seed, fit.device), pyro.get_param_store().scope():
         for x in diagnostics.batches(fit, data):

@@ -27,15 +27,15 @@ from ngvae_pyro import provenance
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
-from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.errors import Notice, UserError, described, expect
+from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide, check_pair
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
-from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec
+from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec, merge, parse
 from ngvae_pyro.steps import NonFiniteLoss, Steps
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
@@ -104,6 +104,18 @@ class Fit:
         return next(self.model.parameters()).device
 
 
+def check_fit(fit: Any) -> None:
+    """Refuse what is no fit.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    if isinstance(fit, type) or not (hasattr(fit, "model") and hasattr(fit, "guide")):
+        raise UserError(
+            f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"
+        )
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU.
 
@@ -111,7 +123,7 @@ def resolve_device(name: str) -> torch.device:
         UserError: If it is none of auto, cpu, cuda and cuda:N, or CUDA is asked for and there is
             none.
     """
-    if not re.fullmatch(DEVICE, name):
+    if not (isinstance(name, str) and re.fullmatch(DEVICE, name)):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -326,7 +338,12 @@ class Trainer:
         return seeded(self.spec.seed, self.device)
 
     def loss(self) -> float:
-        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it."""
+        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it.
+
+        Raises:
+            NonFiniteLoss: If the last step has left weights whose posterior cannot be drawn from.
+        """
+        self.finite_codes(self.monitor_images)
         with self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
             x = self.monitor_images
             return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
@@ -478,13 +495,18 @@ class Trainer:
 
     @torch.no_grad()
     def silence(self) -> None:
-        """Take the last trace of the data out of uninformative latents that leak little.
+        """Make latents uninformative that carry next to nothing, and take its last trace out.
 
-        What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork; without
-        this it fades so slowly that it outlasts the training.
+        What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork. In
+        uninformative latents it otherwise fades so slowly that it outlasts the training. In
+        informative ones, of data that hardly vary, it costs their price all the same, and only as
+        many as there are moves would be tried.
         """
         codes = self.codes(self.monitor_images)
-        faint = (codes.probs.mean(0) < 0.5) & (codes.loc.var(0) < LEAK)
+        # Times the precision it is the ratio of signal to noise; the uninformative have about 1.
+        informative = codes.probs.mean(0) >= 0.5
+        precision = torch.where(informative, codes.precision.mean(0), 1.0)
+        faint = codes.loc.var(0) * precision < LEAK
         for k in faint.nonzero().flatten().tolist():
             jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
 
@@ -503,9 +525,8 @@ class Trainer:
             return
         loc = torch.cat([code.loc[:, latents] for code in codes])
         before, loss = self.state(), self.loss()
-        decorrelate(self.model, self.mixture, self.optimizer, latents, loc)
-        # Written so that NaN, from two latents that are copies of each other, is undone too.
-        if not self.loss() <= loss + FREE:
+        changed = decorrelate(self.model, self.mixture, self.optimizer, latents, loc)
+        if changed and not self.loss() <= loss + FREE:
             self.set_state(before)
 
     @torch.no_grad()
@@ -709,6 +730,7 @@ def fit(
     team: Team = ALONE,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
+    **changes: Any,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
@@ -717,7 +739,8 @@ def fit(
     Args:
         model: From :func:`ngvae_pyro.load_model`.
         guide: From :func:`ngvae_pyro.load_guide` for that model.
-        data: Training images of the model's shape.
+        data: Training images of the model's shape; a tensor or an array (N, C, H, W) goes by the
+            name of "images".
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
         schedule: Annealing and moves; the guide's own by default.
         progress: Show a bar with the loss, the KL of each site and the informative latents.
@@ -728,25 +751,39 @@ def fit(
         resume: Go on from the newest of the checkpoints, for a model and a guide as they were
             before their training. The result is that of an uninterrupted training to the last bit,
             on the same machine with the same number of threads.
+        changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
         The same model and guide, trained in place, with the record of the training.
 
     Raises:
-        UserError: If the images do not fit the model, the device is not there, the processes of
-            the team cannot share a batch evenly, or a checkpoint cannot be written, cannot be read
-            or is of another training.
+        UserError: If an argument is not what it should be, the guide or the images do not fit the
+            model, the device is not there, the processes of the team cannot share a batch evenly,
+            or a checkpoint cannot be written, cannot be read or is of another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
         Interrupted: If a signal asked for the end and there are checkpoints.
     """
-    spec = spec or FitSpec()
-    if tuple(data.image_shape) != tuple(model.image_shape):
-        raise UserError(
-            f"data '{data.name}' has images of shape {tuple(data.image_shape)}, "
-            f"the model expects {tuple(model.image_shape)}"
-        )
+    check_pair(model, guide)
+    if isinstance(data, Tensor) or hasattr(data, "__array__"):
+        data = ImageData("images", torch.as_tensor(data))
+    check_images(data, model.image_shape)
+    spec = FitSpec() if spec is None else spec
+    expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")
+    if schedule is not None:
+        expect("schedule", schedule, ScheduleSpec, "a ScheduleSpec")
+    if checkpoints is not None:
+        expect("checkpoints", checkpoints, Checkpoints, "ngvae_pyro.Checkpoints(folder)")
+    if changes:
+        spec = parse(FitSpec, merge(spec.model_dump(exclude_unset=True), changes), "fit")
     if len(data) < 2:
         raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
+    if team.leads and not data.varies:
+        warnings.warn(
+            f"data '{data.name}': all {len(data):,} images are the same, so that no latent has "
+            "anything to tell; the training goes on, and 0 informative latents are right",
+            Notice,
+            stacklevel=2,
+        )
     if resume and checkpoints is None:
         raise UserError("resume: expected checkpoints to go on from, got none")
     if checkpoints is not None and not resume and checkpoints.names():

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import Fit, seeded
+from ngvae_pyro.svi import Fit, check_fit, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,9 @@ def in_batches(
     fit: Fit, data: ImageData, precisions: int, draws: int, seed: int
 ) -> Iterator[Uncertainty]:
     """The uncertainty of a few images at a time, on the CPU."""
+    check_fit(fit)
     for name, value in (("precisions", precisions), ("draws", draws)):
+        expect(name, value, int, "a whole number")
         if value < 2:
             raise UserError(f"{name}: expected at least 2, got {value}")
     step = max(1, CHUNK // (precisions * draws))

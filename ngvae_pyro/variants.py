@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.errors import UserError, expect, nearest
 from ngvae_pyro.files import read_text
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]
     """The spec of a variant, given by name, path or as a spec, with changes on top."""
     from ngvae_pyro.specs import DECLARED, Spec, merge, parse
 
+    article = "a name, a path to a .toml file or the spec of a"
+    expect("variant", variant, (str, Path, Spec), f"{article} {kind.removesuffix('s')}")
     if isinstance(variant, Spec):
         if not changes:
             return variant
