@@ -5,10 +5,13 @@ import fcntl
 import io
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
+import stat
 import sys
+from contextlib import suppress
 from hashlib import sha256
 from types import SimpleNamespace
 from unittest import mock
@@ -458,12 +461,32 @@ def test_a_closed_terminal_ends_a_training_as_sigterm_does(
         said_by_main(patch, capsys, 0, *train(tmp_path / "other"))
 
 
+def test_what_cannot_be_shown_any_more_ends_nothing(run, monkeypatch):
+    terminal, handle = pty.openpty()
+    with open(handle, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "argv", ["ngvae", "inspect", str(run)])
+        monkeypatch.setattr(runs, "load_metrics", closes(runs.load_metrics, terminal))
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 0
+
+
+def closes(call, handle):
+    def closing(*words):
+        with suppress(OSError):
+            os.close(handle)
+        return call(*words)
+
+    return closing
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
 def test_folders_that_cannot_be_flushed_are_one_notice(train, tmp_path, monkeypatch, number):
     fsync = os.fsync
 
     def refuse(handle):
-        if os.path.isdir(f"/dev/fd/{handle}"):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError(number, os.strerror(number))
         fsync(handle)
 
