@@ -1,6 +1,7 @@
 """The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
 
 import copy
+import errno
 import io
 import os
 import sys
@@ -123,13 +124,34 @@ def _show_warning(
     print(f"ngvae: {one_line(message)}" if notice else text.rstrip(), file=file or sys.stderr)
 
 
+class _Terminal(io.FileIO):
+    """A terminal, which may be closed while there is still something to say."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def _tolerant(stream: Any, errors: str) -> Any:
+    """A stream that shows otherwise what its encoding does not have, and then ends nothing."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if stream.isatty():
+        terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+        return io.TextIOWrapper(terminal, stream.encoding, errors, line_buffering=True)
+    stream.reconfigure(errors=errors)
+    return stream
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        # What an encoding does not have is shown otherwise, and ends nothing.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+    sys.stdout = _tolerant(sys.stdout, "replace")
+    sys.stderr = _tolerant(sys.stderr, "backslashreplace")
     try:
         _check_words(sys.argv[1:])
         with interrupts.raised(), _team() as team:

@@ -213,11 +213,11 @@ def started() -> Team:
     rank, local_rank = _variable("RANK", 0, size - 1), _variable("LOCAL_RANK", 0, size - 1)
     _variable("MASTER_PORT", 1, 65_535)
     if not os.environ.get("MASTER_ADDR"):
-        raise UserError(f"MASTER_ADDR: expected the name of a machine{_AS_TORCHRUN}")
+        raise UserError(f"MASTER_ADDR: expected the name of a machine{_HINT}")
     return Team(rank, size, local_rank)
 
 
-_AS_TORCHRUN = ", which torchrun sets; start with torchrun, or unset WORLD_SIZE"
+_HINT = "; start with torchrun, or unset WORLD_SIZE"
 
 
 def _variable(name: str, low: int, high: int = 10**6) -> int:
@@ -225,7 +225,8 @@ def _variable(name: str, low: int, high: int = 10**6) -> int:
     text = os.environ.get(name, "nothing")
     if not (text.isascii() and text.isdecimal() and low <= int(text[:9]) <= high):
         raise UserError(
-            f"{name}: expected a whole number from {low} to {high:,}, got {text}{_AS_TORCHRUN}"
+            f"{name}: expected a whole number from {low} to {high:,} as torchrun sets it, "
+            f"got {text}{_HINT}"
         )
     return int(text)
 
