@@ -11,6 +11,11 @@ schedule has done once by then, with three files:
 Nothing in it is a pickle, and reading one runs no code. It is written beside its place, flushed to
 the disk and renamed; then the one before it is removed. So at every moment the newest one is whole.
 Only these files are removed, and no link is followed.
+
+The hashes tell what is damaged or mixed up. They are no signature: whoever can write the folder can
+change what is in it and make them good again. Such a checkpoint is refused where it is no state
+that its training could be in (:mod:`ngvae_pyro.restoring`), and taken where it is one; so trust a
+checkpoint as far as its folder.
 """
 
 import hashlib
@@ -27,6 +32,8 @@ from torch import Tensor
 
 from ngvae_pyro import files
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.records import State
+from ngvae_pyro.specs import parse
 
 # Of the files; another number is another layout.
 FORMAT = 1
@@ -41,17 +48,24 @@ class Snapshot:
     """A training between two steps.
 
     ``weights`` and ``optimizer`` are tensors by name, ``position`` what else changes in a training
-    and ``identity`` what does not: both are plain values, as JSON has them.
+    and ``identity`` what does not: both are plain values, as JSON has them. ``source`` is the
+    folder that it was read from, for messages.
     """
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     position: Mapping[str, Any]
     identity: Mapping[str, Any]
+    source: Path = Path()
 
     @property
     def step(self) -> int:
         return int(self.position["step"])
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"step-{self.step:09d}-{self.position['acted']}"
 
 
 def _sha256(content: bytes) -> str:
@@ -148,7 +162,7 @@ class Checkpoints:
         self.check_links()
         before = self.names()
         consequence = f"; the checkpoint {before[-1]} is kept" if before else ""
-        name = f"step-{snapshot.step:09d}-{snapshot.position['acted']}"
+        name = snapshot.name
         if name in before:
             # From there the training comes to this very state: only a look may lie between.
             return
@@ -219,7 +233,10 @@ class Checkpoints:
                 tensors[name] = load(contents[name])
             except SafetensorError as error:
                 raise UserError(f"{folder / name}: damaged: {error}") from None
-        found = Snapshot(tensors[WEIGHTS], tensors[OPTIMIZER], state["position"], state["identity"])
+        plain = state["position"], state["identity"]
+        found = Snapshot(tensors[WEIGHTS], tensors[OPTIMIZER], *plain, folder)
+        if found.name != folder.name:
+            raise UserError(f"{folder}: its {STATE} is that of {found.name}")
         if difference := first_difference(found.identity, identity):
             key, there, wanted = difference
             raise UserError(
@@ -245,6 +262,7 @@ class Checkpoints:
             )
         if not intact:
             raise UserError(f"{path}: damaged: its SHA-256 is not the one it states")
+        parse(State, state, str(path))
         return dict(state)
 
 

@@ -49,15 +49,13 @@ def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
 
 def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
     """The images that codes are measured on, and a few words on what they are."""
-    values = {"resolution": spec.data.resolution}
     # Images from elsewhere may come with a spec that names sprites, its default.
-    if not (
-        runs.rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1, **values).name
-    ):
-        images = held_out.subset(slice(0, POINTS))
-        return images, f"{len(images):,} held-out images"
-    seed = runs.data_seed(spec) + NEW_SEED
-    return data.load(spec.data.name, seed=seed, n=POINTS, **values), f"{POINTS:,} new sprites"
+    if runs.rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
+        seed, resolution = runs.data_seed(spec) + NEW_SEED, spec.data.resolution
+        images = data.load(spec.data.name, seed=seed, n=POINTS, resolution=resolution)
+        return images, f"{POINTS:,} new sprites"
+    images = held_out.subset(slice(0, POINTS))
+    return images, f"{len(images):,} held-out images"
 
 
 def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:

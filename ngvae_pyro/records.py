@@ -77,6 +77,16 @@ class Images(Record):
     renderer: Text | None = None
 
 
+class Start(Record):
+    """What a process of a training was started by, and where."""
+
+    command: str
+    began: str
+    device: str
+    threads: Annotated[int, Field(gt=0, le=10**6)]
+    processes: Annotated[int, Field(gt=0, le=10**6)]
+
+
 class RunRecord(Record):
     """``run.json``: the seconds of a training, where its processes were started, its images.
 
@@ -86,7 +96,7 @@ class RunRecord(Record):
 
     seed: Count
     seconds: float
-    starts: list[dict[str, Any]]
+    starts: list[Start]
     files: list[Text] | None = None
     images: Images | None = None
 
@@ -109,6 +119,41 @@ class HistoryRow(Record):
     kl: dict[str, float]
     informative: Count
     probs: list[float]
+
+
+class Place(Record):
+    """Where a training is: its step, and how many of its actions are done."""
+
+    step: Count
+    acted: Count
+
+
+class Recording(Record):
+    """What decides over the recordings of a step, :meth:`ngvae_pyro.steps.Steps.state`."""
+
+    fast: bool
+    recorded: bool
+    since: Count
+
+
+class Position(Place):
+    """``position`` in the ``state.json`` of a checkpoint: what else changes in a training."""
+
+    exact: bool
+    steps: Recording
+    history: Annotated[list[HistoryRow], Field(min_length=1)]
+    moves: list[SavedMove]
+    extra_steps: Count
+    seconds: Annotated[float, Field(ge=0.0, le=1e12)]
+    starts: Annotated[list[Start], Field(min_length=1)]
+
+
+class State(Record):
+    """``state.json`` of a checkpoint, whatever it is of."""
+
+    position: Place
+    identity: dict[str, Any]
+    sha256: dict[str, str]
 
 
 class History(Record):

@@ -810,6 +810,7 @@ _EXPECTED = {
     "greater_than_equal": "a number >= {ge:g}",
     "less_than": "a number < {lt:g}",
     "less_than_equal": "a number <= {le:g}",
+    "too_short": "an array of at least {min_length}",
     "too_long": "an array of at most {max_length}",
     "string_too_long": "at most {max_length} characters",
     "string_unicode": "text that UTF-8 can write",

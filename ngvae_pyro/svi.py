@@ -23,7 +23,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ngvae_pyro import provenance
+from ngvae_pyro import provenance, restoring
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
@@ -556,7 +556,8 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last look, after the last step, is done."""
         history = self.fit.history
-        return bool(history) and history[-1]["step"] == self.spec.steps
+        looked = bool(history) and history[-1]["step"] == self.spec.steps
+        return looked and self.step == self.spec.steps
 
     @property
     def seconds(self) -> float:
@@ -674,13 +675,11 @@ class Trainer:
         """Go on where a snapshot was taken: the next step is to the last bit what it was to be.
 
         Raises:
-            UserError: If it is not of such a training, whatever its identity says.
+            UserError: If it is no state of such a training, whatever its identity says; nothing is
+                changed then.
         """
-        try:
-            self._restore(snapshot)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the checkpoint does not fit its training: {reason}") from None
+        restoring.check(self, snapshot)
+        self._restore(snapshot)
         # They decide over the order of sums, and so over the last bits.
         before, now = self.fit.starts[-2:]
         for name in ("threads", "processes"):

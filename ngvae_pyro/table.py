@@ -52,7 +52,8 @@ class Metric:
     def of(self, run: Mapping[str, Any]) -> float | None:
         """The number of a run, or None where it has none."""
         # Of a single factor some scores were written down as 1, which they were for any codes.
-        if len(run.get("evaluation", {}).get("factors") or ()) < self.factors:
+        factors = run.get("evaluation", {}).get("factors")
+        if factors is not None and len(factors) < self.factors:
             return None
         value: Any = run
         for key in self.path.split("."):
@@ -225,7 +226,10 @@ def notes(comparison: Mapping[str, Any], group: str) -> list[str]:
         (metric["title"], metric.get("needs", ""))
         for metric in comparison["metrics"]
         if metric["group"] == group
-        and any(None in cell["values"] for cell in comparison["values"][metric["key"]].values())
+        and any(
+            None in cell.get("values", ())
+            for cell in comparison["values"].get(metric["key"], {}).values()
+        )
     )
 
 

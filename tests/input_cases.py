@@ -30,7 +30,7 @@ import tomllib
 import typing
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -225,6 +225,28 @@ def toml(values: Any) -> bytes:
         sys.set_int_max_str_digits(limit)
 
 
+def once(words: Iterable[Any]) -> list[str]:
+    """Words of which a later ``--set`` or option takes the place of an earlier one of its name."""
+    kept: list[tuple[str, list[str]]] = []
+    rest = iter(map(str, words))
+    for word in rest:
+        name = word
+        group = [word]
+        if word == "--set":
+            group.append(next(rest))
+            name = f"--set {group[1].partition('=')[0]}"
+            kept = [(n, g) for n, g in kept if n != name and not n.startswith(f"{name}.")]
+        elif word in REPLACED:
+            group.append(next(rest))
+            kept = [(n, g) for n, g in kept if n != name]
+        kept.append((name, group))
+    return [word for _, group in kept for word in group]
+
+
+# Options that small words have, and a test may have again.
+REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
+
+
 def small_words(model: str, guide: str, out: str = "run") -> list[str]:
     words = ["train", model, guide, "--out", out, "--data", IMAGES]
     for part, table in SMALL.items():
@@ -283,7 +305,8 @@ def _of_option(part: str, key: Key, value: Any) -> Case:
         if isinstance(table, dict) and table:
             words += ["--set", f"{part}.{name}={_inline(table)}"]
     dotted = ".".join(map(str, key.path))
-    return Case(f"{part} key, --set", [*words, "--set", f"{part}.{dotted}={_literal(value)}"])
+    words += ["--set", f"{part}.{dotted}={_literal(value)}"]
+    return Case(f"{part} key, --set", once(words))
 
 
 def _inline(table: Any) -> str:
@@ -656,8 +679,8 @@ def whole_cases(count: int) -> list[Case]:
             ["evaluate", "run"],
             ["score", "run", "--size", "4"],
             ["inspect", "nowhere"],
-            [*small_words("gaussian", "gaussian"), "--set", "fit.batch_size=1"],
-            [*small_words("gaussian", "factor"), "--set", "model.decoder.width=100000"],
+            once([*small_words("gaussian", "gaussian"), "--set", "fit.batch_size=1"]),
+            once([*small_words("gaussian", "factor"), "--set", "model.decoder.width=100000"]),
             ["variants", "--no"],
             ["train", "a\nb", "relaxed", "--out", "run"],
             small_words("gaussian", "epanechnikov", "a\nb"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from input_cases import once
 from test_runs import SHORT, ngvae
 from test_steps import CONV, SMALL, load
 
@@ -529,7 +530,7 @@ def test_a_diverged_run_has_no_checkpoint_to_go_on_from(tmp_path):
 
 
 def start(*words):
-    command = [sys.executable, "-m", "ngvae_pyro", *map(str, words)]
+    command = [sys.executable, "-m", "ngvae_pyro", *once(words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 

@@ -160,14 +160,21 @@ def test_all_constant_codes(factors):
 
 
 def test_a_single_factor(factors):
+    """What would be 1 for any codes, labels that have nothing to do with them among these."""
     codes, one = perfect(factors)[:150], factors[:150, :1]
-    assert modularity(codes, one) == 1.0
-    assert dci(codes, one).disentanglement == 1.0
-    assert factor_vae_score(codes, one) == beta_vae_score(codes, one) == 1.0
-    assert dci(0 * codes, one)[:2] == (0.0, 0.0)
-    assert modularity(0 * codes, one) == 0.0
-    # The factor's latent is one of three.
+    unrelated = np.random.default_rng(5).normal(size=codes.shape)
+    for some in (codes, unrelated, 0 * codes):
+        assert math.isnan(modularity(some, one)) and math.isnan(dci(some, one).disentanglement)
+        assert math.isnan(factor_vae_score(some, one)) and math.isnan(beta_vae_score(some, one))
+    # One that does not vary is none.
+    assert math.isnan(modularity(codes, np.insert(one, 1, 7, axis=1)))
+    # The others tell: the factor's latent is one of three.
     assert mig(codes, one) > 0.9 and dci(codes, one).completeness > 0.99
+    assert mig(unrelated, one) < 0.1 and dci(0 * codes, one).completeness == 0.0
+    named = disentanglement(codes, one)
+    assert [key for key, value in named.items() if math.isnan(value)] == [
+        *("dci_disentanglement", "factor_vae_score", "beta_vae_score", "modularity"),
+    ]
 
 
 def test_a_single_latent(factors):
@@ -176,7 +183,7 @@ def test_a_single_latent(factors):
     # Without a second latent a gap is the whole share; this latent tells the first factor.
     entropy_ = mutual_information(factors, factors).diagonal()
     assert mutual_information_gaps(codes, factors) == pytest.approx(information[0] / entropy_)
-    assert dci(codes, factors[:, :2]).completeness == 1.0
+    assert math.isnan(dci(codes, factors[:, :2]).completeness)
     assert sap(codes, factors[:, :1]) > 0.9
     assert total_correlation(codes) == 0.0 and decorrelation(codes) == 1.0
 
@@ -186,7 +193,7 @@ def test_factors_that_never_vary_are_left_out(factors):
     padded = np.insert(factors, 1, 7, axis=1)
     for metric in CHEAP:
         assert metric(codes, padded) == metric(codes, factors), metric.__name__
-    assert dci(codes, padded[:, :2]) == dci(codes, factors[:, :1])
+    assert dci(codes, padded[:, :3]) == dci(codes, factors[:, :2])
     information = mutual_information(codes, padded)
     assert (information[:, 1] == 0).all() and (information[:, [0, 2, 3]] > 0).all()
     assert mutual_information_gaps(codes, padded)[1] == 0.0

@@ -266,8 +266,9 @@ def test_a_run_says_what_was_found(run_page):
     ):
         assert text in page.text
     assert page.row("MIG")[1].strip() == "0.312"
-    # What has no number is left out.
-    assert "Total correlation" not in page.text
+    # What has no number says why.
+    title, value = page.row("Total correlation")
+    assert value.strip() == "–" and "needs latents of which none follows from" in title
     assert page.row("Distance from N(0, 1)")[1].strip() == "0.031"
     order = ["What was run", "Key numbers", "Most informative first", "Scores"]
     order += [

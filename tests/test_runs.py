@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
+from input_cases import once
 from typer.testing import CliRunner
 
 import ngvae_pyro
@@ -26,8 +27,11 @@ SHORT += ["--set", "guide.encoder.width=8", "--set", "fit.monitor_every=3"]
 
 
 def ngvae(*words, code=0):
-    """Runs the command line in this process; a UserError becomes what `main` makes of it."""
-    result = CliRunner().invoke(app, [str(w) for w in words])
+    """Runs the command line in this process; a UserError becomes what `main` makes of it.
+
+    A later word of a test takes the place of an earlier one, of SHORT for instance.
+    """
+    result = CliRunner().invoke(app, once(words))
     if isinstance(result.exception, UserError):
         assert code == 2, result.exception
         return str(result.exception)

@@ -13,7 +13,7 @@ from test_runs import SHORT, ngvae
 
 from ngvae_pyro import runs, scores
 from ngvae_pyro.diagnostics import codes
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.svi import Fit
@@ -214,4 +214,11 @@ def test_no_run_and_a_run_of_few_images(folder, tmp_path):
     config = (few / "config.toml").read_text()
     (few / "config.toml").write_text(config.replace("size = 120", "size = 10"))
     message = ngvae("score", few, code=2)
+    assert f"{few}: its training images are not those that sprites holds now" in message
+    # Of an older version, which does not say so.
+    record = json.loads((few / "run.json").read_text())
+    del record["images"]
+    (few / "run.json").write_text(json.dumps(record))
+    with pytest.warns(Notice, match="few: does not say what its images were"):
+        message = ngvae("score", few, code=2)
     assert message == "sprites: expected at least 2 images to score, got 1"
