@@ -21,14 +21,18 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 
 from ngvae_pyro import files, runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import input_cases
+try:
+    import hypothesis
+    import input_cases
+    from hypothesis import HealthCheck, Phase, given, settings
+except ModuleNotFoundError:
+    # Of an extra, which --help does without.
+    hypothesis = None
 
 # Of all cases; the rest are those of the keys.
 SHARES = {"toml": 0.1, "images": 0.2, "commands": 0.15, "folders": 0.15}
@@ -91,6 +95,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", type=int, default=24, help="cases in a process of their own")
     words = parser.parse_args()
+    if hypothesis is None:
+        parser.error("needs hypothesis: pip install 'ngvae_pyro[test]'")
     words.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     counts, seconds, failures = {}, Counter(), []

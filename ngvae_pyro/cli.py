@@ -253,6 +253,11 @@ def train(
             say(f"{resume}: was finished already")
         _train(resume, context.obj, partial(runs.resume, resume, device=device, download=download))
         return
+    # First, because a name that is wrong is more to know than an option that is missing.
+    named: tuple[tuple[variants.Kind, str | None], ...] = (("models", model), ("guides", guide))
+    for kind, name in named:
+        if name is not None:
+            variants.read(kind, name)
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")
     values = _values(data, latents, steps, device, data_root, download, settings)

@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save
 from ngvae_pyro import _arviz, data, diagnostics, files, memory, plots, provenance, report
 from ngvae_pyro.checkpoints import Checkpoints
 from ngvae_pyro.distributed import ALONE, Team
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect, nearest
 from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import Guide, load_guide
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
+from ngvae_pyro.svi import Fit, check_fit, fit, resolve_device, seeded
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
@@ -155,15 +155,25 @@ def save_run(
     each of the starts that it took the command line, device, threads, system and versions.
 
     Args:
-        folder: An existing folder.
+        folder: A folder, which is made where it is not there.
         fit: From :func:`ngvae_pyro.fit`.
         spec: What was run.
         held_out: Images that were not trained on.
 
     Returns:
         The metrics, as written to ``metrics.json``.
+
+    Raises:
+        UserError: If an argument is not what it should be, the images are of another shape than
+            the model's, or something cannot be written.
     """
+    expect("folder", folder, (str, Path), "the name of a folder")
+    check_fit(fit)
+    expect("spec", spec, RunSpec, "an ngvae_pyro.RunSpec, what was run")
+    check_images(held_out, fit.model.image_shape)
     folder = Path(folder)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     saved = saved_run(spec, fit.model, held_out.image_shape)
     save_config(folder, saved)
     save_weights(folder, fit.model, fit.guide)
@@ -405,12 +415,39 @@ def _check_finished(folder: Path) -> None:
         )
 
 
+def _runs_in(folder: Path) -> list[str]:
+    """Names of the run folders in a folder, sorted; none where it cannot be looked into."""
+    try:
+        return sorted(path.parent.name for path in folder.glob("*/config.toml"))
+    except OSError:
+        return []
+
+
+def _check_run(folder: Path) -> None:
+    """Raise a UserError, which names the run that may be meant, if a folder is none."""
+    if (folder / "config.toml").exists():
+        return
+    if folder.is_dir():
+        inside = _runs_in(folder)
+        hint = f"; did you mean '{folder / inside[0]}'?" if inside else ""
+        raise UserError(f"{folder}: is not a run folder (no config.toml){hint}")
+    prefix = "" if folder.parent == Path() else f"{folder.parent / 'x'}"[:-1]
+    hint = nearest(folder.name, _runs_in(folder.parent), prefix)
+    there = "is not a folder" if folder.exists() else "no such run folder"
+    raise UserError(f"{folder}: {there}{hint}")
+
+
 def load_spec(folder: str | Path) -> SavedRun:
     """``config.toml`` of a run folder.
 
     Its ``data.download`` is not obeyed: the folder may be another's, and reading it fetches
     nothing.
+
+    Raises:
+        UserError: If the folder is not there or no run, or the file is damaged.
     """
+    expect("folder", folder, (str, Path), "the name of a run folder")
+    _check_run(Path(folder))
     path = Path(folder) / "config.toml"
     saved = parse(SavedRun, _read(path, tomllib.loads), str(path))
     return saved.model_copy(update={"data": saved.data.model_copy(update={"download": False})})
@@ -422,8 +459,8 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     Raises:
         UserError: If a file is missing, damaged or does not fit the others.
     """
-    folder = Path(folder)
     spec = load_spec(folder)
+    folder = Path(folder)
     _check_finished(folder)
     model, guide = load_pair(spec, spec.image_shape)
     weights = folder / "weights.safetensors"
