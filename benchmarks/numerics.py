@@ -22,7 +22,6 @@ import itertools
 import math
 from pathlib import Path
 
-import mpmath as mp
 import numpy as np
 import torch
 from pyro.distributions import Normal, Poisson
@@ -33,6 +32,12 @@ from ngvae_pyro import distributions as ng
 from ngvae_pyro import runs
 from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
+
+try:
+    import mpmath as mp
+except ModuleNotFoundError:
+    # Of an extra, which --help does without.
+    mp = None
 
 DIGITS = 50
 TINY = float(np.finfo(np.float32).tiny)
@@ -591,6 +596,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     words = parser.parse_args()
+    if mp is None:
+        parser.error("needs mpmath: pip install 'ngvae_pyro[bench]'")
     torch.set_num_threads(1)
     mp.mp.dps = DIGITS
     rows = [row(name, words.points, words.seed) for name in words.rows]

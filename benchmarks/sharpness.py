@@ -18,6 +18,7 @@ of a decoder at an MSE of 1e-3.
 """
 
 import argparse
+import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ngvae_pyro import diagnostics, metrics, runs, svi
 from ngvae_pyro.guide import load_guide
@@ -100,6 +100,9 @@ def load_features(out, data, seed):
 
 @torch.no_grad()
 def distance(features, real, made):
+    # Of an extra, which --help does without.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     fid = FrechetInceptionDistance(feature=features, normalize=True, input_img_size=(3, 64, 64))
     for images, is_real in ((real, True), (made, False)):
         for part in images.split(250):
@@ -194,6 +197,8 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--weight", type=float, default=ADVERSARY.weight)
     words = parser.parse_args()
+    if importlib.util.find_spec("torchmetrics") is None:
+        parser.error("needs torchmetrics: pip install 'ngvae_pyro[bench]'")
     words.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     data = sprites(TRAIN, words.seed, resolution=64, vary=FACTORS, edge=0.5)

@@ -346,6 +346,11 @@ def train(
         where = {"device": device, "data_root": data_root, "download": download}
         _train(resume, context.obj, partial(runs.resume, resume, **where))
         return
+    # First, because a name that is wrong is more to know than an option that is missing.
+    named: tuple[tuple[variants.Kind, str | None], ...] = (("models", model), ("guides", guide))
+    for kind, name in named:
+        if name is not None:
+            variants.read(kind, name)
     if model is None or guide is None or out_folder is None:
         raise UserError("train: expected a model, a guide and --out, or --resume alone")
     values = _values(data, latents, steps, device, data_root, download, settings, seed)

@@ -68,7 +68,10 @@ def expect(what: str, value: Any, kinds: type | tuple[type, ...], expected: str)
         raise UserError(f"{what}: expected {expected}, got {described(value)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
+
+    The prefix, such as the folder of the names, is put before the one that is found.
+    """
     match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{match[0]}'?" if match else ""
+    return f"; did you mean '{prefix}{match[0]}'?" if match else ""

@@ -60,6 +60,9 @@ from ngvae_pyro.specs import (
     Spec,
 )
 
+# Of posterior means over a batch: the square of a float32 rounding of values of about 10.
+LEAST_VARIANCE = 1e-12
+
 # Annotated loosely because the losses are not on Pyro's base class.
 ELBOS: dict[str, Any] = {
     "Trace_ELBO": TraceELBO,
@@ -411,7 +414,9 @@ class GamixELBO(PenalisedELBO):
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         if len(z) < 2:
             raise UserError("the GAMIX-VAE needs batches of at least 2 images, got 1")
-        mixture = Normal(q.mean.mean(0), q.mean.std(0, correction=0))
+        # Of images that are all the same V is 0, or a rounding error, whose logarithm says nothing.
+        variance = q.mean.var(0, correction=0).clamp(min=LEAST_VARIANCE)
+        mixture = Normal(q.mean.mean(0), variance.sqrt())
         of_the_batch = len(z) * kl_divergence(mixture, Normal(p.mean[0], p.stddev[0])).sum()
         alone = kl_divergence(q, p).sum()
         return of_the_batch - alone + self.regulariser * collapse(q).sum()

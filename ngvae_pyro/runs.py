@@ -29,16 +29,16 @@ from ngvae_pyro import (
 )
 from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
-from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.errors import Notice, UserError, expect, nearest
 from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import GUIDES, Guide, load_guide
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import MODELS, VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import Fit, fit, resolve_device, seeded
+from ngvae_pyro.svi import Fit, check_fit, fit, resolve_device, seeded
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
@@ -227,7 +227,7 @@ def save_record(
     write_json(folder / RECORD, record)
 
 
-def check_images(
+def check_recorded(
     folder: Path, spec: RunSpec, images: tuple[ImageData, ImageData], device: torch.device | str
 ) -> None:
     """Refuse images that are not those of a run; one that does not say so is a Notice.
@@ -282,7 +282,7 @@ def run_images(
         UserError: If they are not there, or not those of the run.
     """
     images = load_data(spec, device)
-    check_images(folder, spec, images, device)
+    check_recorded(folder, spec, images, device)
     return images
 
 
@@ -323,10 +323,15 @@ def save_run(
         The metrics, as written to ``metrics.json``.
 
     Raises:
-        UserError: If model or guide are of a class of one's own, which no run folder builds again,
-            or the folder cannot be written, or another process writes it, or it holds a file of
-            one of these names that is not of a run; nothing is written then.
+        UserError: If an argument is not what it should be, the images are of another shape than the
+            model's, model or guide are of a class of one's own, which no run folder builds again,
+            the folder cannot be written, another process writes it, or it holds a file of one of
+            these names that is not of a run; nothing is written then.
     """
+    expect("folder", folder, (str, Path), "the name of a folder")
+    check_fit(fit)
+    expect("spec", spec, RunSpec, "an ngvae_pyro.RunSpec, what was run")
+    check_images(held_out, fit.model.image_shape)
     folder = Path(folder)
     done = _done(fit, spec, held_out)
     with locks.held(folder), files.writing(folder):
@@ -627,7 +632,7 @@ def resume(
             target = resolve_device(spec.fit.device)
         images, held_out = _load_shared(spec, target, stage, team)
         with team.together():
-            check_images(folder, spec, (images, held_out), target)
+            check_recorded(folder, spec, (images, held_out), target)
         model, guide = load_pair(spec, images)
         result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
         return _end(spec, folder, result, failure, held_out, stage, team)
@@ -755,12 +760,39 @@ def _check_finished(folder: Path) -> None:
         )
 
 
+def _runs_in(folder: Path) -> list[str]:
+    """Names of the run folders in a folder, sorted; none where it cannot be looked into."""
+    try:
+        return sorted(path.parent.name for path in folder.glob("*/config.toml"))
+    except OSError:
+        return []
+
+
+def _check_run(folder: Path) -> None:
+    """Raise a UserError, which names the run that may be meant, if a folder is none."""
+    if (folder / "config.toml").exists():
+        return
+    if folder.is_dir():
+        inside = _runs_in(folder)
+        hint = f"; did you mean '{folder / inside[0]}'?" if inside else ""
+        raise UserError(f"{folder}: is not a run folder (no config.toml){hint}")
+    prefix = "" if folder.parent == Path() else f"{folder.parent / 'x'}"[:-1]
+    hint = nearest(folder.name, _runs_in(folder.parent), prefix)
+    there = "is not a folder" if folder.exists() else "no such run folder"
+    raise UserError(f"{folder}: {there}{hint}")
+
+
 def load_spec(folder: str | Path) -> SavedRun:
     """``config.toml`` of a run folder.
 
     Its ``data.download`` is not obeyed: the folder may be another's, and reading it fetches
     nothing.
+
+    Raises:
+        UserError: If the folder is not there or no run, or the file is damaged.
     """
+    expect("folder", folder, (str, Path), "the name of a run folder")
+    _check_run(Path(folder))
     path = Path(folder) / "config.toml"
     saved = parse(SavedRun, _read(path, tomllib.loads), str(path))
     return saved.model_copy(update={"data": saved.data.model_copy(update={"download": False})})
@@ -772,8 +804,8 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     Raises:
         UserError: If a file is missing, damaged or does not fit the others.
     """
-    folder = Path(folder)
     spec = load_spec(folder)
+    folder = Path(folder)
     _check_finished(folder)
     model, guide = load_pair(spec, spec.image_shape)
     weights = folder / "weights.safetensors"

@@ -10,7 +10,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -48,6 +48,13 @@ DECORRELATION_IMAGES = 20_000
 
 # A team asks its processes for signals in one of so many steps: each asking takes a message.
 HEED_EVERY = 10
+
+# Inputs of a linear layer up to which its weights have the learning rate as it is. A first step of
+# Adam moves all weights by that, and each output by as much for every input: with more of them the
+# encoder's outputs are thrown to where float32 has no precision. With the rate divided by the
+# number of inputs they move alike at all sizes (Yang and Hu, 2021, "Tensor programs IV: feature
+# learning in infinite-width neural networks", arXiv:2011.14522). 12,288 are RGB images of 64x64.
+MOST_INPUTS = 12_288
 
 # What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
 FREE = 0.1
@@ -149,6 +156,18 @@ def convolutional(*modules: torch.nn.Module) -> bool:
     return any(p.dim() == 4 for module in modules for p in module.parameters())
 
 
+def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list[dict[str, Any]]:
+    """Groups of Adam: the weights of layers of very many inputs have a smaller rate."""
+    wide = [p for p in parameters if p.dim() == 2 and p.shape[1] > MOST_INPUTS]
+    # By identity, because tensors compare by their values.
+    rest = [p for p in parameters if all(p is not other for other in wide)]
+    rates = [learning_rate * MOST_INPUTS / p.shape[1] for p in wide]
+    return [
+        {"params": rest, "initial_lr": learning_rate},
+        *({"params": [p], "initial_lr": rate} for p, rate in zip(wide, rates, strict=True)),
+    ]
+
+
 def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     """The gradient with the strides of its parameter, which fused kernels take for granted."""
     if gradient is None or gradient.stride() == parameter.stride():
@@ -213,13 +232,15 @@ class Trainer:
         )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
-        groups: list[dict[str, Any]] = [{"params": pair, "initial_lr": spec.learning_rate}]
+        groups = parameter_groups(pair, spec.learning_rate)
         self.elbo = load_objective(guide.spec, spec, self.model, len(data))
+        own: list[dict[str, Any]] = []
         if isinstance(self.elbo, Objective):
-            groups += self.elbo.parameter_groups(self.device)
-        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+            own = self.elbo.parameter_groups(self.device)
+            groups += own
         # Those of the objective, such as a discriminator's.
-        self.own_parameters = self.parameters[len(pair) :]
+        self.own_parameters: list[Tensor] = [p for group in own for p in group["params"]]
+        self.parameters: list[Tensor] = [*pair, *self.own_parameters]
         # Of a batch that is shared with other processes.
         self.shared_loss = (
             SharedLoss(team, self.elbo, self.model, self.guide, self.own_parameters)

@@ -51,8 +51,12 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     if not text.endswith(".toml") and "/" not in text and "\\" not in text:
         known = names(kind)
         if text not in known:
+            hint = nearest(text, known)
+            for other in KINDS:
+                if text in names(other):
+                    hint = f", which is a {other[:-1]}"
             raise UserError(
-                f"unknown {kind[:-1]} '{text}'{nearest(text, known)} "
+                f"unknown {kind[:-1]} '{text}'{hint} "
                 f"(known: {', '.join(known)}, or a path to a .toml file)"
             )
         path, source = folder(kind) / f"{text}.toml", f"{kind}/{text}.toml"

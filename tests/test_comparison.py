@@ -197,7 +197,7 @@ def test_evaluate_adds_the_metrics_to_a_run(done, images, tmp_path):
     inside = evaluation.load_evaluation(done[0] / "gaussian+beta_27" / "seed-0")
     assert evaluation.load_evaluation(tmp_path / "run")["scores"] == inside["scores"]
     message = ngvae("evaluate", tmp_path, code=2)
-    assert "config.toml: cannot read the file" in message
+    assert f"{tmp_path}: is not a run folder (no config.toml); did you mean" in message
 
 
 def test_images_without_factors_have_no_scores(tmp_path):

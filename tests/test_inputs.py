@@ -122,7 +122,7 @@ def test_a_message_is_one_printable_line(text, times):
         (["train", "\udcff.toml", "b", "--out", "x"], r"\udcff.toml: cannot read the file"),
         (["train", "a" * 9999, "b", "--out", "x"], "aaa ... "),
         (["inspect", "a" * 300], "File name too long"),
-        (["evaluate", "x", "--device", "gpu"], "x/config.toml: cannot read the file"),
+        (["evaluate", "x", "--device", "gpu"], "x: no such run folder"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(bench, tmp_path, words, line):
