@@ -50,6 +50,9 @@ def linear():
 
     model = SimpleNamespace(
         discrete=False,
+        latent_size=K,
+        image_shape=(1, SIDE, SIDE),
+        spec=SimpleNamespace(decoder=MLPSpec(width=1, depth=1)),
         marginal=torch.distributions.Normal(torch.zeros(K), 1.0),
         decoder=decoder,
         likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
