@@ -18,7 +18,7 @@ from torch.func import jacfwd, vmap
 
 from ngvae_pyro import _arviz
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import Fit, seeded
 
@@ -133,6 +133,7 @@ def log_likelihood(
     """
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
+    check_images(data, fit.model.image_shape)
     model, prior, values, pareto_k = fit.model, fit.model.marginal, [], []
     step = max(1, CHUNK // draws)
     with seeded(seed, fit.device):

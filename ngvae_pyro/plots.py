@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
 from ngvae_pyro.files import whole
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
@@ -247,6 +247,7 @@ def scores(
 @torch.no_grad()
 def reconstructions(path: Path, fit: Fit, data: ImageData, columns: int = 12) -> None:
     """Held-out images, their reconstructions, and ten times the absolute difference."""
+    check_images(data, fit.model.image_shape)
     x = ImageData.to_unit(data.images[:columns].to(fit.device))
     mean = reconstruct(fit, x)
     images = torch.stack([x, mean, (10.0 * (x - mean)).abs()])

@@ -21,7 +21,7 @@ from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import read_text
 from ngvae_pyro.guide import Guide, load_guide
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
@@ -46,7 +46,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageD
         device: Where images are rendered, if they are.
     """
     seed = data_seed(spec)
-    return load_images(spec.data, seed, device).split(spec.data.held_out, seed)
+    return load_images(spec.data, seed, device).split(spec.data.held_out, seed, in_place=True)
 
 
 def data_seed(spec: RunSpec) -> int:
@@ -164,6 +164,7 @@ def save_run(
         The metrics, as written to ``metrics.json``.
     """
     folder = Path(folder)
+    check_images(held_out, fit.model.image_shape)
     saved = saved_run(spec, fit.model, held_out.image_shape)
     save_config(folder, saved)
     save_weights(folder, fit.model, fit.guide)

@@ -29,7 +29,7 @@ from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.model import VAE
 from ngvae_pyro.objectives import Objective, load_objective
@@ -727,11 +727,7 @@ def fit(
         Interrupted: If a signal asked for the end and there are checkpoints.
     """
     spec = spec or FitSpec()
-    if tuple(data.image_shape) != tuple(model.image_shape):
-        raise UserError(
-            f"data '{data.name}' has images of shape {tuple(data.image_shape)}, "
-            f"the model expects {tuple(model.image_shape)}"
-        )
+    check_images(data, model.image_shape)
     if len(data) < 2:
         raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
     if resume and checkpoints is None:
