@@ -216,6 +216,8 @@ class Checkpoints:
         contents = {}
         for name in (STATE, WEIGHTS, OPTIMIZER):
             try:
+                if name == STATE:
+                    files.check_text(folder / name)
                 contents[name] = (folder / name).read_bytes()
             except OSError as error:
                 raise UserError(

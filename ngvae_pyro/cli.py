@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
-from ngvae_pyro import __version__, interrupts, variants
+from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
@@ -244,6 +244,11 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         hint = nearest(parts[0], known)
         raise UserError(
             f"--set {assignment}: unknown part '{parts[0]}'{hint} (known: {', '.join(known)})"
+        )
+    if len(assignment) > files.TOML_BYTES:
+        raise UserError(
+            f"--set {key[:80]}: too long: expected at most {files.TOML_BYTES:,} characters, "
+            f"got {len(assignment):,}"
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]

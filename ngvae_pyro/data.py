@@ -10,9 +10,9 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,36 +20,105 @@ from torch import Tensor
 
 from ngvae_pyro import memory
 from ngvae_pyro.errors import UserError, nearest
-from ngvae_pyro.images import ImageData, generator
+from ngvae_pyro.images import (
+    BLOCK,
+    ImageData,
+    channels_axis,
+    checked_values,
+    generator,
+    stored_dtype,
+)
 from ngvae_pyro.rendering import sprites
 
-_READ_BYTES = 2**24
+_Array = TypeVar("_Array", np.ndarray, Tensor)
 
 
-def _read_array(
-    file: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype, where: str
-) -> np.ndarray:
-    """Exactly the bytes of one C-ordered array, up to the end of the file."""
+def _blocks(memory: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
+    """Views of the memory in the order of its indices, each about as much as is read at once."""
+    row = memory[:1].size * itemsize
+    if memory.ndim > 1 and row > BLOCK:
+        for part in memory:
+            yield from _blocks(part, itemsize)
+    else:
+        rows = max(1, BLOCK // max(1, row))
+        for start in range(0, len(memory), rows):
+            yield memory[start : start + rows]
+
+
+def _read_into(
+    room: np.ndarray, file: IO[bytes] | gzip.GzipFile, dtype: np.dtype, where: str
+) -> None:
+    """Exactly the bytes of one C-ordered array, up to the end of the file.
+
+    The room for them has the array's shape, and may be of another layout and type.
+    """
+    claim = f"{where}: expected {room.size * dtype.itemsize} bytes of data for {room.shape}"
+    filled = 0
+    for block in _blocks(room, dtype.itemsize):
+        content = file.read(block.size * dtype.itemsize)
+        filled += len(content)
+        if len(content) < block.size * dtype.itemsize:
+            raise UserError(f"{claim}, got {filled}")
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused later
+            block[...] = np.frombuffer(content, dtype).reshape(block.shape)
+    # Reading past the end is also what makes zip and gzip verify their checksum.
+    if file.read(1):
+        raise UserError(f"{claim}, got more")
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> np.ndarray:
+    """Memory for an array, if there is enough for it and for what is made of it."""
     size = math.prod(shape) * dtype.itemsize
-    # Once as they are read, and once as what is made of them.
-    memory.check(f"{where}: shape {shape}", 2 * size)
+    memory.check(f"{where}: shape {shape}", memory.DATA_PEAK * size)
     try:
-        array = np.empty(shape, dtype)
-        buffer = array.reshape(-1).view(np.uint8)
+        return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
         # ValueError: more elements than an index can count, e.g. (0, 2**62, 2**62).
         raise UserError(f"{where}: no room for the claimed shape {shape}: {error}") from error
-    filled = 0
-    while filled < size:
-        part = file.read(min(size - filled, _READ_BYTES))
-        if not part:
-            raise UserError(f"{where}: expected {size} bytes of data for {shape}, got {filled}")
-        buffer[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
-        filled += len(part)
-    # Reading past the end is also what makes zip and gzip verify their checksum.
-    if file.read(1):
-        raise UserError(f"{where}: expected {size} bytes of data for {shape}, got more")
+
+
+def _read_array(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+) -> np.ndarray:
+    """One array of a file, in the machine's own byte order, which is all that torch knows."""
+    array = _room(shape, dtype.newbyteorder("="), where)
+    _read_into(np.atleast_1d(array.T if fortran else array), file, dtype, where)
     return array
+
+
+def _read_images(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+) -> Tensor:
+    """The images of a file as they are stored, with no second copy of them on the way."""
+    axis, stored = channels_axis(shape, where), stored_dtype(dtype, where)
+    count, *sizes = shape
+    if count < 2:
+        raise UserError(f"{where}: expected at least 2 images, got shape {shape}")
+    channels = 1 if axis is None else sizes.pop(axis - 1)
+    images = _room((count, channels, *sizes), stored, where)
+    # The same memory with the axes of the file.
+    room = images[:, 0] if axis is None else np.moveaxis(images, 1, axis)
+    boolean = dtype.kind == "b"
+    _read_into(room.T if fortran else room, file, np.dtype(np.uint8) if boolean else dtype, where)
+    return torch.from_numpy(checked_values(images, where, boolean, own=True))
+
+
+def _named(name_or_path: object) -> str | Path:
+    if not isinstance(name_or_path, (str, Path)):
+        raise UserError(
+            "expected data by name or path, as str or Path, got "
+            f"{type(name_or_path).__name__}; ngvae_pyro.ImageData(name, images) takes arrays and "
+            "tensors"
+        )
+    return name_or_path
 
 
 def _check_file(path: Path, kind: str) -> None:
@@ -63,10 +132,7 @@ def load_npz(path: str | Path) -> ImageData:
     """An `.npz` file with the keys of dSprites.
 
     Keys:
-        imgs: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, N at least 2. uint8 in
-            0..255, or holding only 0 and 1, which then mean black and white; bool; or
-            floating point in [0, 1]. A 4-d shape whose second and last axes could both be C
-            is refused.
+        imgs: an array as `ImageData` takes it, of at least 2 images.
         latents_values (or, without it, latents_classes): optional, (N, F) or (N,), numbers.
         latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
 
@@ -74,7 +140,7 @@ def load_npz(path: str | Path) -> ImageData:
     ever unpickled. Raises `UserError` for anything that does not fit, into memory neither: a
     member is not inflated beyond the shape in its own header.
     """
-    path = Path(path)
+    path = Path(_named(path))
     _check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,12 +157,12 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     if "imgs" not in keys:
         raise UserError(f"{path}: imgs: expected this key, got {keys}")
-    images = _image_tensor(_read_npy(path, archive, "imgs", "buf"), f"{path}: imgs")
+    images = _read_npy(path, archive, "imgs", "buf", _read_images)
     source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
     if source is None:
-        return ImageData(path.stem, images)
+        return ImageData.stored(path.stem, images)
 
-    values = _read_npy(path, archive, source, "biuf")
+    values = _read_npy(path, archive, source, "biuf", _read_array)
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or values.shape[1] == 0 or len(values) != len(images):
@@ -112,7 +178,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
 
     names = tuple(f"factor_{i}" for i in range(values.shape[1]))
     if "latents_names" in keys:
-        array = _read_npy(path, archive, "latents_names", "U")
+        array = _read_npy(path, archive, "latents_names", "U", _read_array)
         try:
             # numpy itself never checks the code points, and Python may stop on a wrong one.
             array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
@@ -125,11 +191,13 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
                 f"{path}: latents_names: expected {values.shape[1]} different printable names, "
                 f"got shape {array.shape}: {', '.join(map(repr, names))}"
             )
-    return ImageData(path.stem, images, torch.from_numpy(values), names)
+    return ImageData.stored(path.stem, images, torch.from_numpy(values), names)
 
 
-def _read_npy(path: Path, archive: zipfile.ZipFile, key: str, kinds: str) -> np.ndarray:
-    """One array of an `.npz`, if its dtype's kind is in `kinds`.
+def _read_npy(
+    path: Path, archive: zipfile.ZipFile, key: str, kinds: str, read: Callable[..., _Array]
+) -> _Array:
+    """What is read of one array of an `.npz`, if its dtype's kind is in `kinds`.
 
     numpy's own reader evaluates the header as Python and, on a broken one, may raise almost
     anything; plain numeric and string headers need no more than three patterns.
@@ -164,12 +232,7 @@ def _read_npy(path: Path, archive: zipfile.ZipFile, key: str, kinds: str) -> np.
         there = archive.getinfo(name).file_size - len(start) - width - length
         if size != there:
             raise UserError(f"{where}: expected {size} bytes of data for {shape}, got {there}")
-        if order[1] == "True":
-            array = _read_array(file, shape[::-1], dtype, where).T
-        else:
-            array = _read_array(file, shape, dtype, where)
-    # torch knows the machine's own byte order only.
-    return np.ascontiguousarray(array, dtype.newbyteorder("="))
+        return read(file, shape, dtype, where, order[1] == "True")
 
 
 _KINDS = {"buf": "uint8, bool or float", "biuf": "bool, integer or float", "U": "unicode (U)"}
@@ -179,40 +242,6 @@ def _dtype_name(descr: str) -> str:
     return "object (pickled)" if "O" in descr else repr(descr)
 
 
-def _image_tensor(array: np.ndarray, where: str) -> Tensor:
-    """(N, C, H, W), uint8 in 0..255 or float32 in [0, 1], from any accepted layout."""
-    if array.dtype.kind not in "bf" and array.dtype != np.uint8:
-        raise UserError(f"{where}: expected dtype uint8, bool or float, got {array.dtype}")
-    if array.ndim not in (3, 4) or len(array) < 2 or 0 in array.shape:
-        raise UserError(
-            f"{where}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N at least 2, "
-            f"got {array.shape}"
-        )
-    if array.ndim == 3:
-        array = array[:, None]
-    else:
-        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
-        if first == last:
-            problem = "could be both" if first else "is neither"
-            raise UserError(
-                f"{where}: expected 1 or 3 channels in either the second or the last axis, "
-                f"got {array.shape}, which {problem}"
-            )
-        if last:
-            array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    if array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # refuses NaN too
-            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
-        return torch.from_numpy(array.astype(np.float32))
-    is_bool, array = array.dtype.kind == "b", array.view(np.uint8)
-    if is_bool:
-        np.minimum(array, 1, out=array)  # a file can put any byte into a bool array
-    if array.max() <= 1:
-        array *= np.uint8(255)
-    return torch.from_numpy(array)
-
-
 def load_idx(path: str | Path) -> ImageData:
     """The images of one IDX file (MNIST's format), gzipped or not.
 
@@ -220,23 +249,20 @@ def load_idx(path: str | Path) -> ImageData:
     name: `t10k-labels-idx1-ubyte` for `t10k-images-idx3-ubyte`. Raises `UserError` for a
     wrong magic number, truncation, broken gzip, and labels of another length.
     """
-    path = Path(path)
-    images = _read_idx(path, dims=3)
-    if len(images) < 2 or 0 in images.shape:
-        raise UserError(f"{path}: expected at least 2 non-empty images, got shape {images.shape}")
+    path = Path(_named(path))
+    images = _read_idx(path, 3, _read_images)
     stem = path.name.removesuffix(".gz")
-    data = ImageData(stem, torch.from_numpy(images)[:, None])
     labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
     labels_path = _plain_or_gz(path.with_name(labels_stem))
     if labels_stem == stem or labels_path is None:
-        return data
-    labels = _read_idx(labels_path, dims=1)
-    if len(labels) != len(data):
+        return ImageData.stored(stem, images)
+    labels = _read_idx(labels_path, 1, _read_array)
+    if len(labels) != len(images):
         raise UserError(
-            f"{labels_path}: expected {len(data)} labels for {path.name}, got {len(labels)}"
+            f"{labels_path}: expected {len(images)} labels for {path.name}, got {len(labels)}"
         )
     factors = torch.from_numpy(labels.astype(np.float32))[:, None]
-    return ImageData(stem, data.images, factors, ("label",))
+    return ImageData.stored(stem, images, factors, ("label",))
 
 
 def _plain_or_gz(path: Path) -> Path | None:
@@ -245,8 +271,8 @@ def _plain_or_gz(path: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
-def _read_idx(path: Path, dims: int) -> np.ndarray:
-    """The unsigned bytes of one IDX file of `dims` dimensions."""
+def _read_idx(path: Path, dims: int, read: Callable[..., _Array]) -> _Array:
+    """What is read of the unsigned bytes of one IDX file of `dims` dimensions."""
     _check_file(path, "an IDX file")
     try:
         with path.open("rb") as start:
@@ -261,7 +287,7 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
                     f"got 0x{header.hex()}"
                 )
             shape = struct.unpack(f">{dims}I", header[4:])
-            return _read_array(file, shape, np.dtype(np.uint8), str(path))
+            return read(file, shape, np.dtype(np.uint8), str(path))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the IDX file: {error}") from error
 
@@ -300,9 +326,8 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
 
     if name == "cifar10":
         source = _from_torchvision(name, root, download)
-        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-        labels = torch.tensor(source.targets, dtype=torch.float32)[:, None]
-        return ImageData(name, images, labels, ("label",))
+        labels = torch.tensor(source.targets, dtype=torch.float32)
+        return ImageData(name, source.data, labels, ("label",))
 
     if download:
         _from_torchvision(name, root, download)
@@ -313,7 +338,7 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
             f"{name}: found no train-images-idx3-ubyte in {folder}; --download fetches it"
         )
     data = load_idx(path)
-    return ImageData(name, data.images, data.factors, data.factor_names)
+    return ImageData.stored(name, data.images, data.factors, data.factor_names)
 
 
 def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
@@ -379,7 +404,7 @@ def load(
     >>> load("sprites:x,y", n=10)
     ImageData('sprites:x,y', 10 images of 3x32x32, x, y, size, red, green, blue, background)
     """
-    name = str(name_or_path)
+    name = str(_named(name_or_path))
     given: dict[str, Any] = {"vary": vary, "hold": hold, "ranges": ranges}
     given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
@@ -421,4 +446,6 @@ def load(
         return data
     if not 0 < n <= len(data):
         raise UserError(f"{name}: n: expected 1 to {len(data)} images, got {n}")
-    return data.subset(torch.randperm(len(data), generator=generator(seed))[:n])
+    order = torch.randperm(len(data), generator=generator(seed))[:n]
+    # Of more than half of them there may be no room for a copy.
+    return data.subset(order) if 2 * n <= len(data) else data.reordered(order)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
 
 BATCH = 512
+# Images that posterior draws are kept of by default.
+OBSERVATIONS = 50
 
 # Variance of the posterior mean over the data above which a latent is an active unit
 # (Burda, Grosse and Salakhutdinov, 2015).
@@ -22,7 +26,12 @@ ACTIVE = 0.01
 
 
 def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
-    """Images of a data set in order, float in [0, 1], on the device of the fit."""
+    """Images of a data set in order, float in [0, 1], on the device of the fit.
+
+    Raises:
+        UserError: If they are no images of the model's shape.
+    """
+    check_images(data, fit.model.image_shape)
     for start in range(0, len(data), BATCH):
         yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
 
@@ -38,7 +47,14 @@ def codes(fit: Fit, data: ImageData) -> Codes:
 
 @torch.no_grad()
 def reconstruct(fit: Fit, x: Tensor) -> Tensor:
-    """E[x | z] at the posterior mean of z, shaped as the images x."""
+    """E[x | z] at the posterior mean of z, shaped as the images x (B, C, H, W).
+
+    Raises:
+        UserError: For another shape than the model's.
+    """
+    if tuple(x.shape[1:]) != fit.model.image_shape:
+        expected = ", ".join(map(str, ("B", *fit.model.image_shape)))
+        raise UserError(f"x: expected images of shape ({expected}), got {tuple(x.shape)}")
     return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
 
 
@@ -123,7 +139,7 @@ def to_arviz(
     fit: Fit,
     data: ImageData,
     *,
-    observations: int = 50,
+    observations: int | None = None,
     chains: int = 4,
     draws_per_chain: int = 250,
     seed: int = 0,
@@ -139,9 +155,9 @@ def to_arviz(
     Args:
         fit: From :func:`ngvae_pyro.fit`.
         data: Images; the first ``observations`` of them are used.
-        observations: How many images.
-        chains: How many chains.
-        draws_per_chain: Draws in each.
+        observations: How many images, by default 50, or as many as there are.
+        chains: How many chains, at least 1; ArviZ's r_hat needs 2.
+        draws_per_chain: Draws in each, at least 1.
         seed: Of the draws.
         attrs: Further attributes.
 
@@ -152,8 +168,27 @@ def to_arviz(
         ``observed_data``: images (observation, channel, height, width), in [0, 1];
         ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
         (observation, factor) where they are known.
+
+    Raises:
+        UserError: For images of another shape than the model's, for fewer than are asked for, and
+            for fewer than one observation, chain or draw.
     """
     check_fit(fit)
+    check_images(data, fit.model.image_shape)
+    if observations is None:
+        observations = min(OBSERVATIONS, len(data))
+    for name, value in (
+        ("observations", observations),
+        ("chains", chains),
+        ("draws_per_chain", draws_per_chain),
+    ):
+        if not isinstance(value, Integral) or value < 1:
+            raise UserError(f"{name}: expected a whole number, at least 1, got {value!r}")
+    if observations > len(data):
+        raise UserError(
+            f"observations: expected at most the {len(data)} images of '{data.name}', "
+            f"got {observations}"
+        )
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import aggregate, data, diagnostics, evidence, locks, metrics, report, runs
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.records import Evaluation
@@ -85,10 +86,19 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         What ``evaluation.json`` holds; scores that need factors are left out where none vary, and
         the comparison of the aggregate posterior with Normal(0, 1) where z are counts. A score that
         says nothing with a single factor, or a single latent, is None.
+
+    Raises:
+        UserError: For a single image, whose codes have no variance, and for images of another shape
+            than the model's.
     """
     seconds = {}
     began = time.perf_counter()
     images, source = evaluation_images(spec, held_out)
+    if len(images) < 2:
+        raise UserError(
+            f"{held_out.name}: expected at least 2 held-out images to measure codes on, got 1; "
+            "a larger data.held_out has more"
+        )
     seen = sample(fit, images, spec.fit.seed)
     loc, z = seen.codes.loc.numpy(), seen.z.numpy()
     seconds["codes"] = time.perf_counter() - began

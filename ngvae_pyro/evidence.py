@@ -18,7 +18,7 @@ from torch.func import jvp, vmap
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import Fit, check_fit, seeded
 
@@ -433,6 +433,7 @@ def log_likelihood(
     expect("draws", draws, int, "a whole number")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
+    check_images(data, fit.model.image_shape)
     model, latents = fit.model, fit.model.latent_size
     step = max(1, CHUNK // draws)
     # The draws of an image, the random numbers that they are made of, and what is computed of them.

@@ -25,6 +25,13 @@ Contents = tuple[list[Path], list[Path]]
 _FOLDERS_ARE_NOT_FLUSHED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
+# tomllib takes seconds for a key of as many dots, and four times as long for twice as many. A
+# variant has 400 bytes, the configuration of a run 1,300.
+TOML_BYTES = 2**14
+# JSON is read in linear time. A row of a history takes about 25 bytes for each latent.
+JSON_BYTES = 2**28
+
+
 class CannotWrite(UserError):
     """What the disk refuses: it is full, the folder is read-only, and the like."""
 
@@ -108,15 +115,31 @@ def _replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8; one of a device, or of a pipe, might have no end.
+def check_text(path: Path) -> None:
+    """Refuses a text that may have no end, or that takes too long to be understood.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: For a device or a pipe, a file of more than `JSON_BYTES` whose name ends in .json,
+            and another one of more than `TOML_BYTES`.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    most = JSON_BYTES if path.suffix == ".json" else TOML_BYTES
+    if (size := path.stat().st_size) > most:
+        reason = f"too large: expected at most {most:,} bytes, got {size:,}"
+        raise OSError(errno.EFBIG, reason, str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OSError: If it cannot be read, or :func:`check_text` refuses it.
         UnicodeDecodeError: If it is not UTF-8.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    check_text(path)
     return path.read_text(encoding="utf-8")
 
 

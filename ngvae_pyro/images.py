@@ -1,15 +1,21 @@
 """Images in memory, with the factors that made them where these are known."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ngvae_pyro.errors import UserError
+
+# Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
+BLOCK = 2**22
+_Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -19,23 +25,152 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def parts(images: _Rows) -> Iterator[_Rows]:
+    """Views of the images in order, `BLOCK` bytes of them at a time."""
+    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
+
+
+# Reading arrays ------------------------------------------------------------------------------
+
+
+def channels_axis(shape: Sequence[int], where: str) -> int | None:
+    """Which axis of an array of images has the channels; None for (N, H, W).
+
+    Of (N, C, H, W) and (N, H, W, C) it is the one whose C is 1 or 3, or, where neither is, the one
+    with a C below both H and W.
+
+    Raises `UserError` for other shapes, and for those which could be both or are neither.
+    """
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise UserError(
+            f"{where}: expected shape (N, H, W), (N, C, H, W) or (N, H, W, C) without a 0, "
+            f"got {tuple(shape)}"
+        )
+    if len(shape) == 3:
+        return None
+    _, first, side, last = shape
+    if first == side == last == 1:
+        return 1
+    found = [first in (1, 3), last in (1, 3)]
+    if not any(found):
+        found = [first < min(side, last), last < min(first, side)]
+    if found[0] == found[1]:
+        problem = "could be both" if found[0] else "is neither"
+        raise UserError(
+            f"{where}: expected (N, C, H, W) or (N, H, W, C) with C 1, 3 or below H and W, got "
+            f"{tuple(shape)}, which {problem}; pass grey images as (N, H, W), and others to "
+            "ngvae_pyro.ImageData.stored, which takes (N, C, H, W) as it is"
+        )
+    return 1 if found[0] else 3
+
+
+def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
+    """What images of a type are stored as: uint8, or float32 for floating point."""
+    if dtype.kind not in "bf" and dtype != np.uint8:
+        raise UserError(f"{where}: expected dtype uint8, bool or float, got {dtype}")
+    return np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+
+
+def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """An array of images as a view (N, C, H, W)."""
+    return array[:, None] if axis is None else np.moveaxis(array, axis, 1)
+
+
+def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> np.ndarray:
+    """Images (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], from values of a stored type.
+
+    uint8 that holds only 0 and 1 means black and white. What is the caller's own changes in place.
+
+    Raises `UserError` for floating point out of range.
+    """
+    if images.dtype != np.uint8:
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for part in parts(images):
+            # Unlike Python's, these pass NaN on; and it fails every comparison.
+            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
+        return images
+    if not boolean and any(part.max() > 1 for part in parts(images)):
+        return images
+    white = images if own else np.empty_like(images)
+    for part, out in zip(parts(images), parts(white), strict=True):
+        # A file can put any byte into a bool array.
+        np.multiply(np.minimum(part, 1), np.uint8(255), out=out)
+    return white
+
+
+def image_tensor(images: Any, where: str) -> Tensor:
+    """Images of any accepted layout and type as they are stored: (N, C, H, W), on the CPU.
+
+    Arguments:
+        images: an array or a tensor, as for `ImageData`. It is left as it is, and shares its memory
+            with the result where it is stored like that.
+        where: what it is, for the message.
+    """
+    if isinstance(images, Tensor):
+        if images.layout != torch.strided:
+            raise UserError(f"{where}: expected a dense tensor, got {images.layout}")
+        images = images.detach().cpu()
+        if images.dtype == torch.bfloat16:  # which numpy does not know
+            images = images.float()
+        array = images.numpy()
+    elif hasattr(images, "__array__"):
+        array = np.asarray(images)
+    else:
+        raise UserError(f"{where}: expected an array or a tensor, got {type(images).__name__}")
+    axis, dtype = channels_axis(array.shape, where), stored_dtype(array.dtype, where)
+    boolean = array.dtype.kind == "b"
+    found = channels_first(array.view(np.uint8) if boolean else array, axis)
+    # torch warns of memory that may not be written to.
+    own = found.dtype != dtype or not (found.flags.c_contiguous and found.flags.writeable)
+    if own:
+        source, found = found, np.empty(found.shape, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
+            for part, out in zip(parts(source), parts(found), strict=True):
+                out[...] = part
+    return torch.from_numpy(checked_values(found, where, boolean, own))
+
+
+def factor_tensor(factors: Any, where: str) -> Tensor:
+    """Factors (N, F) or (N,) as they are stored: (N, F), float32, on the CPU."""
+    if isinstance(factors, Tensor):
+        factors = factors.detach().cpu().to(torch.float32).numpy()
+    array = np.asarray(factors)
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
+        raise UserError(
+            f"{where}: expected numbers of shape (N, F), got {array.dtype} of shape {array.shape}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where}: expected finite float32 values, got NaN or inf")
+    # A copy if the caller may not write to it, of which torch would warn.
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor[:, None] if tensor.ndim == 1 else tensor
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData(Dataset[Tensor]):
     """Images, with the factors that made them where these are known.
 
     Arguments:
         name: a short name for reports.
-        images: (N, C, H, W). uint8 stays in 0..255, bool becomes 0 and 255, and floating
-            point, which must lie in [0, 1], becomes float32.
-        factors: (N, F), stored as float32 in the factors' own units, or None. A factor that
+        images: an array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
+            both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, but where it
+            holds only 0 and 1, these mean black and white, as bool does, and become 0 and 255.
+            Floating point, which must lie in [0, 1], becomes float32. What is stored like that
+            already is not copied.
+        factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column.
         factor_names: the F names.
 
     Raises `UserError` for a wrong shape, type or range.
 
-    >>> data = ImageData("dots", torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
-    >>> data
-    ImageData('dots', 4 images of 1x8x8, no factors)
+    >>> ImageData("dots", np.zeros((4, 8, 8, 3), np.uint8))
+    ImageData('dots', 4 images of 3x8x8, no factors)
     """
 
     name: str
@@ -44,32 +179,54 @@ class ImageData(Dataset[Tensor]):
     factor_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        images, factors, names = self.images, self.factors, tuple(self.factor_names)
-        if images.ndim != 4 or 0 in images.shape:
+        if not isinstance(self.name, str):
             raise UserError(
-                f"{self.name}: images: expected a non-empty shape (N, C, H, W), "
-                f"got {tuple(images.shape)}"
+                "ImageData: expected a name and then the images, "
+                f"got {type(self.name).__name__} as the name"
             )
-        if images.dtype == torch.bool:
-            images = images.to(torch.uint8) * 255
-        elif images.is_floating_point():
-            low, high = images.aminmax()
-            # Written so that NaN, which fails every comparison, is refused too.
-            if not (low >= 0 and high <= 1):
-                raise UserError(
-                    f"{self.name}: images: expected values in [0, 1], "
-                    f"got {low.item():g} to {high.item():g}"
-                )
-            images = images.to(torch.float32)
-        elif images.dtype != torch.uint8:
+        images = image_tensor(self.images, f"{self.name}: images")
+        self._set(images, self.factors, self.factor_names)
+
+    @classmethod
+    def stored(
+        cls,
+        name: str,
+        images: Tensor,
+        factors: Tensor | None = None,
+        factor_names: Sequence[str] = (),
+    ) -> "ImageData":
+        """Images as they are stored, of which nothing is guessed: 0 and 1 are two dark greys.
+
+        Arguments:
+            name, factors, factor_names: as for the class.
+            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU.
+        """
+        if (
+            not isinstance(images, Tensor)
+            or images.ndim != 4
+            or 0 in images.shape
+            or images.dtype not in (torch.uint8, torch.float32)
+            or images.device.type != "cpu"
+        ):
             raise UserError(
-                f"{self.name}: images: expected uint8, bool or floating point, got {images.dtype}"
+                f"{name}: images: expected a non-empty tensor (N, C, H, W) of uint8 or float32 on "
+                f"the CPU, got {_described(images)}"
             )
+        if images.is_floating_point():
+            checked_values(images.detach().numpy(), f"{name}: images", boolean=False, own=False)
+        new = object.__new__(cls)
+        object.__setattr__(new, "name", name)
+        new._set(images.detach(), factors, factor_names)
+        return new
+
+    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str]) -> None:
+        # One name alone is no sequence of letters.
+        names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
             if names:
                 raise UserError(f"{self.name}: factor names without factors: {', '.join(names)}")
         else:
-            factors = factors.to(torch.float32)
+            factors = factor_tensor(factors, f"{self.name}: factors")
             if factors.shape != (len(images), len(names)):
                 raise UserError(
                     f"{self.name}: factors: expected shape {(len(images), len(names))} for "
@@ -79,11 +236,13 @@ class ImageData(Dataset[Tensor]):
                 raise UserError(
                     f"{self.name}: factor names: expected no name twice, got {', '.join(names)}"
                 )
-            if not factors.isfinite().all():
-                raise UserError(f"{self.name}: factors: expected finite values, got NaN or inf")
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "factor_names", names)
+
+    def _like(self, images: Tensor, factors: Tensor | None) -> "ImageData":
+        """Other images of this name, which are stored already."""
+        return type(self).stored(self.name, images, factors, self.factor_names)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_shape))
@@ -112,14 +271,17 @@ class ImageData(Dataset[Tensor]):
     @property
     def digest(self) -> str:
         """SHA-256 of the stored images, their type and shape."""
-        images = self.images.contiguous().numpy()
-        return hashlib.sha256(f"{images.dtype} {images.shape} ".encode() + images.data).hexdigest()
+        kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
+        digest = hashlib.sha256(f"{kind} {shape} ".encode())
+        for part in parts(self.images):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def binary(self) -> bool:
         """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
         white = 255 if self.images.dtype == torch.uint8 else 1
-        return bool(((self.images == 0) | (self.images == white)).all())
+        return all(bool(((p == 0) | (p == white)).all()) for p in parts(self.images))
 
     @property
     def varies(self) -> bool:
@@ -142,11 +304,25 @@ class ImageData(Dataset[Tensor]):
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
 
     def subset(self, index: Tensor | Sequence[int] | slice) -> "ImageData":
-        """The images, and their factors, at `index`."""
-        if not isinstance(index, (slice, Tensor)):
-            index = torch.as_tensor(index, dtype=torch.long)
-        factors = None if self.factors is None else self.factors[index]
-        return ImageData(self.name, self.images[index], factors, self.factor_names)
+        """The images, and their factors, at `index`: numbers, a mask (N,) of bool, or a slice."""
+        at: Any = index if isinstance(index, slice) else np.asarray(index)
+        if not isinstance(at, slice) and not at.size:
+            at = at.astype(int)  # an empty list is one of floats
+        # By numpy, which copies whole images where torch goes pixel by pixel.
+        images = torch.from_numpy(self.images.numpy()[at])
+        factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
+        return self._like(images, factors)
+
+    def reordered(self, order: Tensor) -> "ImageData":
+        """As `subset`, but in the memory of these images, which are in another order afterwards.
+
+        Arguments:
+            order: numbers of images, none of them twice.
+        """
+        found = _move(self.images.numpy(), order.numpy())
+        if self.factors is not None:
+            object.__setattr__(self, "factors", self.factors[found])
+        return self.subset(slice(0, len(order)))
 
     def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
         """The images in another shape, and what was done to them in words ("" for nothing).
@@ -186,14 +362,18 @@ class ImageData(Dataset[Tensor]):
             done.append("colours averaged to grey")
         elif channels != wanted:
             raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
-        return ImageData(self.name, images, self.factors, self.factor_names), ", ".join(done)
+        return self._like(images, self.factors), ", ".join(done)
 
-    def split(self, held_out: float, seed: int) -> tuple["ImageData", "ImageData"]:
+    def split(
+        self, held_out: float, seed: int, *, in_place: bool = False
+    ) -> tuple["ImageData", "ImageData"]:
         """Two disjoint parts, (train, held out), that together hold every image once.
 
         Arguments:
             held_out: a number of images (int) or a fraction in (0, 1) (float).
             seed: the permutation's seed; the same seed gives the same parts.
+            in_place: the parts take the memory of these images, which are in another order
+                afterwards, and not as much again.
 
         Raises `UserError` where one part would be empty.
 
@@ -201,8 +381,8 @@ class ImageData(Dataset[Tensor]):
         >>> [len(part) for part in data.split(0.2, seed=0)]
         [8, 2]
         """
-        if isinstance(held_out, int):
-            count = held_out
+        if isinstance(held_out, Integral):
+            count = int(held_out)
         else:
             count = round(held_out * len(self)) if 0 < held_out < 1 else 0
         if not 0 < count < len(self):
@@ -211,7 +391,37 @@ class ImageData(Dataset[Tensor]):
                 f"or a fraction in (0, 1) that leaves both parts some, got {held_out}"
             )
         order = torch.randperm(len(self), generator=generator(seed))
+        if in_place:
+            whole = self.reordered(order)
+            return whole.subset(slice(count, None)), whole.subset(slice(0, count))
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _described(images: Any) -> str:
+    if not isinstance(images, Tensor):
+        return type(images).__name__
+    return f"{tuple(images.shape)} of {images.dtype} on {images.device}"
+
+
+def _move(images: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Have ``images[order]`` first in the memory of the images; returns which image is where."""
+    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+    image, place = np.arange(len(images)), np.arange(len(images))
+    for start in range(0, len(order), rows):
+        sources = place[order[start : start + rows]]
+        stop = start + len(sources)
+        wanted = images[sources]
+        # What is in the way goes to where the wanted ones come from.
+        vacated = sources[sources >= stop]
+        stays = np.zeros(stop - start, bool)
+        stays[sources[sources < stop] - start] = True
+        moved = np.arange(start, stop)[~stays]
+        images[vacated] = images[moved]
+        image[vacated] = image[moved]
+        place[image[vacated]] = vacated
+        images[start:stop] = wanted
+        image[start:stop] = order[start:stop]
+    return image
 
 
 def check_images(data: Any, image_shape: Sequence[int]) -> None:

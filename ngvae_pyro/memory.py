@@ -7,6 +7,7 @@ is used.
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from ngvae_pyro.nn import Decoder, Encoder, PatchDiscriminator
 from ngvae_pyro.specs import BetaTCSpec, ConvSpec, FactorSpec, MLPSpec, ResNetV2Spec, RunSpec
 
 FLOAT_BYTES = 4
+# Of the size of data as stored: what loading, splitting and a training take at most. They go
+# through the images a few at a time, so the half is room for those, factors and indices.
+DATA_PEAK = 1.5
 # Of each latent: 1,000 for each of 50 images, of z and the precision, and once more to write them.
 DRAWS = 50 * 1_000 * 2 * 2
 # A weight, its gradient, and Adam's two moments.
@@ -23,13 +27,45 @@ COPIES_IN_TRAINING = 4
 
 
 def there(device: torch.device | str = "cpu") -> float:
-    """Bytes of memory that the machine, or its GPU, has; infinite where it does not say."""
+    """Bytes of memory that the machine, its container or its GPU has; infinite if none says."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if not hasattr(os, "sysconf"):
+    machine = math.inf
+    if hasattr(os, "sysconf"):
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, allowed())
+
+
+def allowed(root: Path = Path("/")) -> float:
+    """Bytes that Linux's control groups, of which containers are made, allow; infinite if none.
+
+    The limit is the smallest of the process's group and those above it: ``memory.max`` of version 2
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html), ``memory.limit_in_bytes`` of version 1.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    groups = root / "proc/self/cgroup"
+    if not groups.is_file():
         return math.inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [math.inf]
+    for line in groups.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Inside of a container the path may be that of the machine, and the container's own group
+        # is the top; so what is not there is passed over.
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            limit = top.joinpath(*parts[:depth], name)
+            if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+                limits.append(int(text))
+    return min(limits)
 
 
 def check(what: str, needed: float, device: torch.device | str = "cpu") -> None:

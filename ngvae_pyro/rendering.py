@@ -96,9 +96,8 @@ def sprites(
     if not 32 / resolution <= edge <= 32:
         raise UserError(f"sprites: edge: expected {32 / resolution:g} to 32 pixels, got {edge}")
 
-    # Once as rendered, and once more when they are split.
-    size = 2 * n * (3 * resolution**2 + memory.FLOAT_BYTES * len(SPRITE_FACTORS))
-    memory.check(f"sprites: {n} images of 3x{resolution}x{resolution}", size)
+    size = n * (3 * resolution**2 + memory.FLOAT_BYTES * len(SPRITE_FACTORS))
+    memory.check(f"sprites: {n} images of 3x{resolution}x{resolution}", memory.DATA_PEAK * size)
     factors = _draw_factors(n, seed, vary, held, SPRITE_FACTORS | own)
     images = torch.empty(n, 3, resolution, resolution, dtype=torch.uint8)
     # Small enough to stay in the processor's cache or in any accelerator's memory.
@@ -113,7 +112,7 @@ def sprites(
     # As `load` reads it.
     listed = spans.values() if vary == tuple(SPRITE_FACTORS) else [spans.get(k, k) for k in vary]
     label = "sprites:" + ",".join(listed) if listed else "sprites"
-    return ImageData(label, images, torch.stack([factors[k] for k in names], 1), tuple(names))
+    return ImageData.stored(label, images, torch.stack([factors[k] for k in names], 1), names)
 
 
 def _checked_names(vary: Iterable[str]) -> tuple[str, ...]:

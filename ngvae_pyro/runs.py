@@ -66,7 +66,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageD
         UserError: If the images are not there, or were given in Python.
     """
     seed = data_seed(spec)
-    return load_images(located(spec), seed, device).split(spec.data.held_out, seed)
+    return load_images(located(spec), seed, device).split(spec.data.held_out, seed, in_place=True)
 
 
 def located(spec: RunSpec) -> DataSpec:

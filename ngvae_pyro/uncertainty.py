@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit, check_fit, seeded
 
 
@@ -86,6 +86,7 @@ def in_batches(
         expect(name, value, int, "a whole number")
         if value < 2:
             raise UserError(f"{name}: expected at least 2, got {value}")
+    check_images(data, fit.model.image_shape)
     step = max(1, CHUNK // (precisions * draws))
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
