@@ -1,27 +1,39 @@
 """A function of tensors as a flat list of its tensor operations: recorded once, replayed often.
 
 A small VAE pays more for Python, Pyro's handlers and autograd's graph than for its arithmetic, and
-on every step for the same ones: the operations are those of the step before. :class:`Program`
-writes them down on one call, backward pass included, and plays them back without anything that led
-to them. What it plays back are the same kernels with the same arguments, so the numbers are the
-same to the last bit, and random ones are drawn anew from the same generator.
+on every step for the same ones: the operations are those of the step before. :class:`Recording`
+writes them down on one call, backward pass included, and :class:`Program` plays them back without
+anything that led to them. What it plays back are the same kernels with the same arguments, so the
+numbers are the same to the last bit, and random ones are drawn anew from the same generator.
 
 Recording freezes whatever is not a tensor operation: a Python number, a branch taken. What changes
 from call to call must be an input, or a tensor that is written to in place, as parameters and
-buffers are; a value that is read back (``tensor.item()``, ``if tensor:``) cannot be recorded, and
-:class:`NotRecordable` says so.
+buffers are. A value that is read back (``tensor.item()``, ``if tensor:``, ``tensor.numpy()``)
+cannot be recorded, and ``Recording.obstacle`` says so; what else has changed from one call to the
+next, :func:`difference` finds in the recordings of both.
 """
 
+import random
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    make_fx,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
@@ -48,41 +60,94 @@ _FROM_PYTHON = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 _VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default}
 
 
+# What of a tensor hands its values to others without an operation.
+_READS = {"numpy", "tolist", "__array__", "__dlpack__"}
+_LIBRARIES = tuple(str(Path(library.__path__[0])) + "/" for library in (torch, pyro))
+_PACKAGE = str(Path(__file__).parent) + "/"
+
+
 class NotRecordable(RuntimeError):
     """A function that does more than compute with tensors; the message is what it does."""
 
 
-class Program:
-    """The operations of ``function`` at some inputs, to be replayed at others of their shapes.
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a recording, for comparison with that of another.
+
+    ``arguments`` are plain values, the results of others by their positions. ``constant`` is a
+    tensor that comes from outside, with a copy of its values; ``written`` says whether the
+    function writes to it. ``place`` is the line of code that asked for the operation.
+    """
+
+    target: Any
+    arguments: Any
+    place: str
+    constant: Tensor | None = None
+    values: Tensor | None = None
+    written: bool = False
+
+
+class Recording:
+    """One call of ``function``, with the operations that it carried out.
+
+    It is a call like any other: what it draws, writes to and returns (``results``) is to the last
+    bit what it would be without being recorded.
 
     Args:
-        function: Takes the inputs, returns a tuple of tensors (or None). It is called once, and
-            draws random numbers as on any other call.
+        function: Takes the inputs, returns a tuple of tensors (or None). It is called once.
         inputs: What it is recorded at.
 
-    Raises:
-        NotRecordable: If it reads the value of a tensor back into Python, or makes a tensor whose
-            size depends on values.
+    Attributes:
+        results: Of the call.
+        obstacle: What of the call is no tensor operation, with its line; None if all is.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor) -> None:
-        try:
-            # In one thread: autograd's own threads would not be recorded.
-            with torch.autograd.set_multithreading_enabled(False):
-                self.module = make_fx(lambda *values: function(*values))(*inputs)
-        except RuntimeError as error:
-            # The only error that recording adds; all others are those of the function itself.
-            if "tracing tensor" not in str(error):
-                raise
-            raise NotRecordable(f"{_where(error)} reads the value of a tensor") from error
-        graph = self.module.graph
-        for node in graph.nodes:
+        self.results: tuple[Tensor | None, ...] = ()
+        watch = _Watch()
+
+        def watched(*values: Tensor) -> tuple[Tensor | None, ...]:
+            with watch, _WatchReads(watch):
+                self.results = function(*values)
+                watch.look_at_generators(sys._getframe())
+            return self.results
+
+        # In one thread: autograd's own threads would not be recorded.
+        with torch.autograd.set_multithreading_enabled(False):
+            self.module = make_fx(watched)(*inputs)
+        self.obstacle = watch.obstacle
+        for node in self.module.graph.nodes:
             if node.op == "get_attr":
                 # Older versions of torch do not say of what shape they are.
                 node.meta.setdefault("val", getattr(self.module, node.target))
-        for node in _operations(graph):
-            if _has_any_size(node):
-                raise NotRecordable(f"{node.target} makes a tensor whose size depends on values")
+        for node in _operations(self.module.graph):
+            if self.obstacle is None and _has_any_size(node):
+                self.obstacle = f"{node.target} makes a tensor whose size depends on values"
+        self.operations = [] if self.obstacle else _described(self.module)
+
+
+class Program:
+    """The operations of a recording, to be replayed at other inputs of the same shapes.
+
+    Args:
+        recording: Not to be used for another program.
+
+    Raises:
+        NotRecordable: If the recorded function reads the value of a tensor back into Python, makes
+            a tensor whose size depends on values, or draws from a generator that is not torch's.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        if recording.obstacle is not None:
+            raise NotRecordable(recording.obstacle)
+        self.module = recording.module
+        graph = self.module.graph
+        # Tensors from outside that a call writes to.
+        self.written = [o.constant for o in recording.operations if o.written]
+        # Of the coarsest type that it computes with.
+        values = [_value(node) for node in _operations(graph)]
+        types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+        self.eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
         written = _written(self.module)
         _fold(self.module, written)
         _merge(graph, written)
@@ -112,15 +177,164 @@ class Program:
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
 
-def _where(error: BaseException) -> str:
-    """File and line of what an error comes from, leaving out the libraries that it went through."""
-    libraries = [library.__path__[0] for library in (torch, pyro)]
-    place = "the function"
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        if not any(file.startswith(library) for library in libraries):
-            place = f"{Path(file).name}:{line}"
-    return place
+class _Watch(TorchDispatchMode):
+    """Notes the line of each operation, and what cannot be recorded, while a function is."""
+
+    # It passes on whatever it is given.
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.obstacle: str | None = None
+        self.generators = _generators()
+
+    def note(self, frame: FrameType | None, what: str) -> None:
+        """The first obstacle is the one to be told."""
+        if self.obstacle is None:
+            self.obstacle = f"{_place(frame) or 'the function'} {what}"
+
+    def look_at_generators(self, frame: FrameType | None) -> None:
+        """Python's and NumPy's, whose draws no recording has."""
+        if self.obstacle is None and (now := _generators()) != self.generators:
+            name = "Python's random" if now[0] != self.generators[0] else "numpy.random"
+            self.note(frame, f"draws from {name}")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, frame = kwargs or {}, sys._getframe(1)
+        self.look_at_generators(frame)
+        if kwargs.get("generator") is not None:
+            # Its state is neither saved nor set back with those of torch.
+            self.note(frame, "draws from a generator of its own")
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        mode = get_proxy_mode()
+        before = len(mode.tracer.graph.nodes) if mode is not None else 0
+        try:
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            # The only error that recording adds; all others are those of the function itself.
+            if "tracing tensor" not in str(error):
+                raise
+            self.note(frame, "reads the value of a tensor")
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        if mode is not None and (new := len(mode.tracer.graph.nodes) - before):
+            place = _place(frame)
+            for node, _ in zip(reversed(mode.tracer.graph.nodes), range(new), strict=False):
+                node.meta["place"] = place
+        return result
+
+
+class _WatchReads(TorchFunctionMode):
+    """Notes where the values of a tensor are taken without an operation."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _READS:
+            self.watch.note(sys._getframe(1), "reads the value of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+def _generators() -> tuple[Any, Any]:
+    """The states of the generators of Python and NumPy."""
+    _, keys, *rest = np.random.get_state()
+    return random.getstate(), (np.asarray(keys).tobytes(), *rest)
+
+
+def _place(frame: FrameType | None) -> str:
+    """File and line of the code that a frame was called from, torch and Pyro left out.
+
+    Best the user's; where the call went through none of it, that of this package.
+    """
+    own = ""
+    for caller, line in traceback.walk_stack(frame):
+        file = caller.f_code.co_filename
+        if caller.f_code is Recording.__init__.__code__:
+            break
+        if file.startswith(_LIBRARIES) or file == __file__:
+            continue
+        place = f"{Path(file).name}:{line}"
+        if not file.startswith(_PACKAGE):
+            return place
+        own = own or place
+    return own
+
+
+def _described(module: fx.GraphModule) -> list[Operation]:
+    """The operations of a module in their order."""
+    written = _written(module)
+    numbers = {node: n for n, node in enumerate(module.graph.nodes)}
+    described = []
+    for node in module.graph.nodes:
+        target, constant, values = node.target, None, None
+        if node.op == "get_attr":
+            # Named in the order in which they were met, which says nothing of what they are.
+            target, constant = node.op, getattr(module, str(node.target))
+            if isinstance(constant, Tensor) and not isinstance(constant, nn.Parameter):
+                values = constant.detach().clone()
+        elif node.op != "call_function":
+            target = node.op
+        by_number = fx.node.map_arg((node.args, node.kwargs), lambda other: _Result(numbers[other]))
+        described.append(
+            Operation(
+                target,
+                _hashable(by_number),
+                node.meta.get("place", ""),
+                constant,
+                values,
+                node.op == "get_attr" and node in written,
+            )
+        )
+    return described
+
+
+class _Result(int):
+    """The result of the operation of that number."""
+
+
+def difference(one: Recording, other: Recording) -> str | None:
+    """What is not the same in two recordings of a function, besides the values of its tensors.
+
+    Parameters, buffers and other tensors that are there all the time may have changed. A tensor
+    that was made for the call, of Python numbers or by NumPy, must have the same values in both.
+    """
+    for a, b in zip(one.operations, other.operations, strict=False):
+        at = f" at {a.place}" if a.place else ""
+        if a.target != b.target:
+            return f"{a.target}{at} in one step is {b.target} in the next"
+        if a.constant is not b.constant and (a.written or not same_values(a.values, b.values)):
+            return f"a tensor{at} that is no result of a recorded operation has other values"
+        if a.arguments != b.arguments:
+            changed = _changed(a.arguments, b.arguments)
+            return f"{a.target}{at} takes {changed[0]} in one step and {changed[1]} in the next"
+    count, other_count = len(one.operations), len(other.operations)
+    if count != other_count:
+        return f"{count} operations in one step are {other_count} in the next"
+    return None
+
+
+def _changed(a: Any, b: Any) -> tuple[Any, Any]:
+    """The innermost arguments that differ, of two that do."""
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        if len(a) == 2 and isinstance(a[0], type) and a[0] is b[0] and not isinstance(a[1], tuple):
+            return a[1], b[1]
+        return next(_changed(x, y) for x, y in zip(a, b, strict=True) if x != y)
+    return a, b
+
+
+def same_values(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are laid out alike and hold the same numbers, NaN being one."""
+    if a is None or b is None:
+        return a is b
+    like = (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+    return like and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _operations(graph: fx.Graph) -> Iterable[fx.Node]:
@@ -262,8 +476,8 @@ def _hashable(value: Any) -> Any:
         return tuple(map(_hashable, value))
     if isinstance(value, dict):
         return tuple((key, _hashable(item)) for key, item in value.items())
-    # 1, 1.0 and True are equal, and not the same argument.
-    return (type(value), value)
+    # 1, 1.0 and True are equal, and not the same argument; NaN is, and not equal.
+    return (type(value), repr(value) if isinstance(value, float) else value)
 
 
 def _keep(module: fx.GraphModule, written: set[fx.Node]) -> None:

@@ -5,31 +5,44 @@ the learning rates and the weights of the schedule, and the batch that the posit
 step is the same tensor operations every time, and after some literal ones it is recorded: on a CPU
 as a :class:`~ngvae_pyro.program.Program`, on CUDA as a graph of that program, which is launched by
 one call. Nothing is read back from a GPU unless it is asked for.
+
+Whether a step is the same operations every time depends on model and guide, which may be anybody's.
+So two literal steps are recorded and compared, and from then on a replayed step is compared with a
+literal one now and then. Every recording is one of the training's steps, so a model that counts its
+calls counts them as it does without recordings until it is found out.
 """
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import Notice
-from ngvae_pyro.program import NotRecordable, Program
+from ngvae_pyro.program import Program, Recording, difference, same_values
 
 # Literal steps before a recording, enough for optimizer and kernels to have what they allocate on
 # first use.
 WARM_UP = 10
-# Recording takes a second or two, and pays after some hundred steps.
+# Two recordings take a second or two, and pay after some hundred steps.
 PAYS_FROM = 300
+# A replayed step is compared with a literal one at 1, 2, 4, ... steps after a recording and then
+# every so many, for which a training takes less than 1 % longer.
+COMPARED_EVERY = 512
 # Steps of a recorded program on the stream of a CUDA graph before its capture, as torch asks for.
 CAPTURE_AFTER = 3
 # Rows of the schedule that are on the device at a time.
 ROWS = 4096
-# Of the loss, between a recording and the literal step with the same noise.
-TOLERANCE = 1e-3
+
+# A loss and its gradients by the parameters.
+Gradients = tuple[Tensor | None, ...]
+# States of generators, and tensors with their values.
+State = tuple[list[Tensor], list[tuple[Tensor, Tensor]]]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -61,13 +74,14 @@ class Steps:
         numbers: Learning rates and weights of a step, N numbers.
         row: Where those of the present step are put, shape (1, N).
         clip_norm: Largest norm of the gradient.
+        modules: By their names, what the gradients come from.
         key: What a recording holds for, besides the tensors: it is made anew when that changes.
         fast: Whether there are recordings at all.
     """
 
     def __init__(
         self,
-        gradients: Callable[[Tensor], tuple[Tensor | None, ...]],
+        gradients: Callable[[Tensor], Gradients],
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         batches: Batches,
@@ -76,12 +90,13 @@ class Steps:
         row: Tensor,
         *,
         clip_norm: float,
+        modules: Mapping[str, nn.Module],
         key: Callable[[], Hashable],
         fast: bool,
     ) -> None:
         self.gradients, self.parameters, self.optimizer = gradients, parameters, optimizer
         self.batches, self.count, self.numbers, self.row = batches, count, numbers, row
-        self.clip_norm, self.key, self.fast = clip_norm, key, fast
+        self.clip_norm, self.modules, self.key, self.fast = clip_norm, modules, key, fast
         self.device = row.device
         self.capturable = self.device.type == "cuda"
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -93,6 +108,10 @@ class Steps:
         self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next = 0
         self.program: Program | None = None
+        # What the program is of, until it is compared with a second one.
+        self.recording: Recording | None = None
+        # Whether replayed steps have been literal ones to the last bit.
+        self.exact = self.device.type == "cpu"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded_for: Hashable = None
         self.since = 0
@@ -110,8 +129,7 @@ class Steps:
     def set_state(self, state: Mapping[str, Any], step: int) -> None:
         """Go on before a step as the steps did that were in this state there.
 
-        Recordings are made at the same steps then: with convolutions they may differ from literal
-        steps by rounding.
+        What was replayed is replayed: on a GPU it may differ from literal steps by rounding.
         """
         self.fast, self.had_recording = state["fast"], state["recorded"]
         self.recorded_for, self.since = self.key(), state["since"]
@@ -120,8 +138,8 @@ class Steps:
             self.row.copy_(self.row.new_tensor([self.numbers(step - 1)]))
 
     def _forget(self) -> None:
-        self.program = self.graph = self.recorded_for = None
-        self.since = 0
+        self.program = self.recording = self.graph = self.recorded_for = None
+        self.since, self.exact = 0, self.device.type == "cpu"
 
     def __call__(self, step: int) -> None:
         """Carry out a step.
@@ -135,16 +153,18 @@ class Steps:
         self._tabulate(step)
         # Asked for in any case, because the answer also switches the objective.
         key = self.key()
-        if self.fast:
-            self._record(step, key)
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.program is not None and self.device.type == "cuda":
-            self._on_side_stream(self._step)
-        else:
-            # Shapes and supports are checked on the first step; they do not change afterwards.
-            with pyro.validation_enabled(step == 0 and self.program is None):
-                self._step()
+        if self.fast and key != self.recorded_for:
+            self._forget()
+            self.recorded_for = key
+        # Shapes and supports are checked on the first step; they do not change afterwards.
+        with pyro.validation_enabled(step == 0 and not self.had_recording):
+            if self.program is None:
+                due = self.fast and self._is_due(step)
+                self._step(self._record if due else self.gradients)
+            elif self.device.type == "cuda":
+                self._step_on_cuda(self.program)
+            else:
+                self._step(self._compare if self._compares else self.program)
         self.since += 1
         self.next = step + 1
         if self.device.type == "cpu":
@@ -170,17 +190,15 @@ class Steps:
 
     # What a step is --------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self, gradients: Callable[[Tensor], Gradients]) -> None:
         self._read_row()
-        x = self.batches.take(self.position)
-        gradients: Any = self.gradients if self.program is None else self.program
-        self._update(*gradients(x))
+        self._update(*gradients(self.batches.take(self.position)))
         self.position += self.failed == 0.0
 
     def _read_row(self) -> None:
         torch.index_select(self.table, 0, self.position % len(self.table), out=self.row)
 
-    def _update(self, loss: Tensor, *gradients: Tensor | None) -> None:
+    def _update(self, loss: Any, *gradients: Tensor | None) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
@@ -196,39 +214,144 @@ class Steps:
 
     # Recording -------------------------------------------------------------------------------
 
-    def _record(self, step: int, key: Hashable) -> None:
-        """Record where that is due."""
-        if key != self.recorded_for:
-            self._forget()
-            self.recorded_for = key
-        if self.program is None:
-            pays = self.since >= WARM_UP and self.count - step >= PAYS_FROM
-            if pays or self.had_recording:
-                self._make_program()
-        elif self.graph is None and self.capturable and self.since >= CAPTURE_AFTER:
-            self._capture()
+    def _is_due(self, step: int) -> bool:
+        """Whether to record now."""
+        pays = self.since >= WARM_UP and self.count - step >= PAYS_FROM
+        return pays or self.had_recording
 
-    def _make_program(self) -> None:
-        self.had_recording = False
-        self._read_row()
-        try:
-            # It draws as a step does, and is not one.
-            with torch.random.fork_rng(self._devices), pyro.validation_enabled(False):
-                self.program = Program(self.gradients, self.batches.take(self.position))
-        except NotRecordable as error:
-            self.fall_back(str(error))
-            return
-        self.since = 0
+    def _record(self, x: Tensor) -> Gradients:
+        """A literal step, recorded."""
+        goes_on, self.had_recording = self.had_recording, False
+        before, plain = self._state(), self._plain()
+        recording = Recording(self.gradients, x)
+        if reason := recording.obstacle or _change(plain, self._plain()):
+            self.fall_back(reason)
+            return recording.results
+        self.recording, self.program, self.since = recording, Program(recording), 0
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)
             if transfers := self.program.transfers:
                 self._do_without_graph(f"{transfers[0]} copies between devices")
+        if goes_on:
+            # In the training that goes on here this step was replayed.
+            self._set_state(before)
+            return self.program(x)
+        return recording.results
 
-    def _capture(self) -> None:
+    @property
+    def _compares(self) -> bool:
+        """Whether the next step is compared with a literal one: at 1, 2, 4, ... and then rarely."""
+        return self.since & (self.since - 1) == 0 or self.since % COMPARED_EVERY == 0
+
+    def _compare(self, x: Tensor) -> Gradients:
+        """A literal step and its replay; where the two are not the same, recordings end with it.
+
+        The first literal step after a recording is recorded as well, and compared with that.
+        """
+        assert self.program is not None
+        first, self.recording = self.recording, None
+        before, plain = self._state(), self._plain()
+        reason = None
+        if first is None:
+            literal = self.gradients(x)
+        else:
+            second = Recording(self.gradients, x)
+            literal = second.results
+            reason = second.obstacle or difference(first, second)
+        reason = reason or _change(plain, self._plain())
+        if reason is None:
+            after = self._state()
+            self._set_state(before)
+            replayed = self.program(x)
+            reason = self._unlike(literal, after, replayed, self._state(), x.numel())
+            if reason is None:
+                return replayed
+            self._set_state(after)
+        if self.since > 1:
+            steps = min(self.since // 2, COMPARED_EVERY)
+            reason += f"; {steps} steps ago that was not yet so"
+        self.fall_back(reason)
+        return literal
+
+    def _state(self) -> State:
+        """What gradients change besides their results: generators, and tensors written to."""
+        generators = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            generators.append(torch.cuda.get_rng_state(self.device))
+        tensors = [buffer for module in self.modules.values() for buffer in module.buffers()]
+        if self.program is not None:
+            tensors += self.program.written
+        return generators, [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def _set_state(self, state: State) -> None:
+        generators, tensors = state
+        torch.set_rng_state(generators[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(generators[1], self.device)
+        with torch.no_grad():
+            for tensor, value in tensors:
+                tensor.copy_(value)
+
+    def _unlike(
+        self, literal: Gradients, after: State, replayed: Gradients, now: State, summands: int
+    ) -> str | None:
+        """How a replayed step differs from the literal one, if it does.
+
+        On a CPU they are the same to the last bit. A GPU may choose other kernels, and older
+        versions of torch record some gradients as the formulas that they are: then they may differ
+        as sums of ``summands`` numbers in another order do, by the square root of that times the
+        resolution of a number, in the norm.
+        """
+        assert self.program is not None
+        names = {
+            id(parameter): f"the gradient of {part}.{name}"
+            for part, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        of = [names.get(id(p), "a gradient of the objective") for p in self.parameters]
+        pairs = list(zip(["the loss", *of], replayed, literal, strict=True))
+        pairs += [("a buffer", a[1], b[1]) for a, b in zip(now[1], after[1], strict=True)]
+        noise = [("the noise", a, b) for a, b in zip(now[0], after[0], strict=True)]
+        unlike = [pair for pair in pairs + noise if not same_values(pair[1], pair[2])]
+        if unlike and (self.since == 1 or not self.exact):
+            self.exact = False
+            tolerance = self.program.eps * summands**0.5
+            unlike = [pair for pair in pairs if not _close(pair[1], pair[2], tolerance)]
+        if not unlike:
+            return None
+        name, recorded, now_ = unlike[0]
+        if name == "the loss" and recorded is not None and now_ is not None:
+            what = f"the loss of a batch is {recorded:.9g} as recorded, and {now_:.9g} now"
+        else:
+            what = f"{name} is another as recorded than now"
+        return f"{what}; model, guide or objective have changed in something that is no tensor"
+
+    def _plain(self) -> dict[str, Hashable]:
+        """What model and guide have in their attributes that is no tensor."""
+        return {
+            f"{part}.{name}.{key}".replace("..", "."): _plain(value)
+            for part, module in self.modules.items()
+            for name, owner in module.named_modules()
+            for key, value in vars(owner).items()
+        }
+
+    def _step_on_cuda(self, program: Program) -> None:
+        """A recorded step on the stream of its graph, or that graph."""
+        if self._compares:
+            self._on_side_stream(partial(self._step, self._compare))
+            return
+        if self.graph is None and self.capturable and self.since > CAPTURE_AFTER:
+            self._capture(program)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._on_side_stream(partial(self._step, program))
+
+    def _capture(self, program: Program) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream):
-                self._step()
+                self._step(program)
         # What CUDA refuses to capture; the step is then as it was, recorded.
         except RuntimeError as error:
             self._do_without_graph(str(error).splitlines()[0])
@@ -245,34 +368,39 @@ class Steps:
             step()
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
-    @property
-    def _devices(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
-
     def fall_back(self, reason: str) -> None:
         """Go on without recordings, and say so."""
         warnings.warn(f"training goes step by step, unrecorded: {reason}", Notice, stacklevel=2)
         self._forget()
         self.fast = False
 
-    def verify(self) -> None:
-        """Compare a recording with a literal step of the same noise, and fall back if they differ.
 
-        They differ where a model has changed in something that is no tensor, such as a count of
-        its calls.
-        """
-        if self.program is None or self.key() != self.recorded_for:
-            return
-        x = self.batches.take(self.position)
-        losses = []
-        for gradients in (self.program, self.gradients):
-            with torch.random.fork_rng(self._devices), pyro.validation_enabled(False):
-                loss = gradients(x)[0]
-            assert loss is not None
-            losses.append(loss.item())
-        recorded, literal = losses
-        if not abs(recorded - literal) <= TOLERANCE * max(1.0, abs(literal)):
-            self.fall_back(
-                f"the loss of a batch is {recorded:g} as recorded, and {literal:g} now; "
-                "model, guide or objective have changed in something that is no tensor"
-            )
+def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
+    """Whether the norm of the difference is small beside that of one of them."""
+    if a is None or b is None or a.shape != b.shape:
+        return a is b
+    a, b = a.double(), b.double()
+    # A loss of nearly 0 is a difference of terms of some nats.
+    return bool((a - b).norm() <= tolerance * (b.norm() if b.dim() else b.abs().clamp(min=1.0)))
+
+
+def _change(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> str | None:
+    """Which attribute a step has changed that no recording would."""
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            return f"{name} changes in a step and is no tensor (a buffer would be recorded)"
+    return None
+
+
+def _plain(value: Any, holders: tuple[int, ...] = ()) -> Hashable:
+    """Numbers, texts and arrays, and tables of them; None of all else, which is not looked into."""
+    if isinstance(value, bool | int | float | complex | str | bytes):
+        # As texts, because NaN is not equal to itself.
+        return repr(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, Mapping | list | tuple | set | frozenset) and id(value) not in holders:
+        holders = (*holders, id(value))
+        items = value.items() if isinstance(value, Mapping) else value
+        return tuple(_plain(item, holders) for item in items)
+    return None

@@ -294,6 +294,7 @@ class Trainer:
             lambda step: [column(step / self.spec.steps) for column in columns],
             row,
             clip_norm=self.spec.clip_norm,
+            modules={"model": self.model, "guide": self.guide},
             key=self.phase,
             fast=self.spec.fast and self.team.size == 1,
         )
@@ -390,7 +391,6 @@ class Trainer:
     def look(self) -> dict[str, Any]:
         """A row of the history."""
         self.steps.check()
-        self.steps.verify()
         with self.fixed_noise(), pyro.validation_enabled(False):
             # First, because what is not finite cannot be drawn from.
             probs = self.finite_codes(self.monitor_images).probs.detach().mean(0)

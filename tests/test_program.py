@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyro import distributions as dist
 from torch import nn
 
-from ngvae_pyro.program import KEPT_BYTES, NotRecordable, Program
+from ngvae_pyro.program import KEPT_BYTES, NotRecordable, Program, Recording
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +18,10 @@ def unvalidated():
     """The checks of distributions read values."""
     with pyro.validation_enabled(False):
         yield
+
+
+def program_of(function, *inputs):
+    return Program(Recording(function, *inputs))
 
 
 def both(function, program, *inputs):
@@ -38,7 +42,7 @@ def test_a_training_step_is_the_same():
         loss = dist.Gamma(a, b).rsample().square().sum() + dist.Normal(a, 1.0).rsample().sum()
         return loss.detach(), *torch.autograd.grad(loss, parameters)
 
-    program = Program(step, torch.randn(300, 6))
+    program = program_of(step, torch.randn(300, 6))
     for _ in range(2):
         with torch.no_grad():
             # A program holds the parameters themselves.
@@ -51,7 +55,7 @@ def test_a_training_step_is_the_same():
 
 
 def test_noise_is_drawn_anew():
-    program = Program(lambda x: (x + torch.randn_like(x),), torch.zeros(5))
+    program = program_of(lambda x: (x + torch.randn_like(x),), torch.zeros(5))
     first, second = (program(torch.zeros(5))[0].clone() for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -61,13 +65,13 @@ def test_noise_that_nothing_uses_is_drawn_all_the_same():
         torch.rand(3)
         return (torch.rand(2) + x,)
 
-    plain, recorded = both(function, Program(function, torch.zeros(2)), torch.zeros(2))
+    plain, recorded = both(function, program_of(function, torch.zeros(2)), torch.zeros(2))
     assert torch.equal(plain[0], recorded[0])
 
 
 def test_large_results_keep_their_memory():
     size = KEPT_BYTES // 4
-    program = Program(lambda x: (x * 2, (x * 2)[:3] + 1), torch.zeros(size))
+    program = program_of(lambda x: (x * 2, (x * 2)[:3] + 1), torch.zeros(size))
     large, small = program(torch.ones(size))
     again, _ = program(torch.full((size,), 5.0))
     assert again.data_ptr() == large.data_ptr() and large[0] == 10
@@ -79,7 +83,7 @@ def test_constants_and_duplicates_cost_nothing():
         half = torch.full_like(x, 0.5).logit().exp() + torch.tensor(3.0)
         return (x.sin() + half + x.sin().expand(4).view(4),)
 
-    program = Program(function, torch.zeros(4))
+    program = program_of(function, torch.zeros(4))
     assert len(program) == 3  # sin, and two sums
     plain, recorded = both(function, program, torch.arange(4.0))
     assert torch.equal(plain[0], recorded[0])
@@ -116,7 +120,7 @@ def test_any_order_of_writes_and_views_is_kept(steps, size):
             tensors.append(OPERATIONS[name](tensors, which % len(tensors)))
         return tuple(tensors)
 
-    program = Program(function, torch.zeros(size))
+    program = program_of(function, torch.zeros(size))
     x, start = torch.arange(float(size)), torch.linspace(0, 1, size)
     results = []
     for call in (function, program):
@@ -131,7 +135,7 @@ def test_a_value_that_is_read_back_is_named():
         return (x * 2 if x.sum() > 0 else x,)
 
     with pytest.raises(NotRecordable, match=re.escape("test_program.py:")) as caught:
-        Program(function, torch.ones(3))
+        program_of(function, torch.ones(3))
     assert "reads the value of a tensor" in str(caught.value)
 
 
@@ -142,7 +146,7 @@ def test_a_value_read_within_a_pyro_model_is_named():
         return (x,)
 
     with pytest.raises(NotRecordable, match="test_program.py"):
-        Program(
+        program_of(
             lambda x: pyro.poutine.trace(model).get_trace(x).nodes["_RETURN"]["value"],
             torch.ones(3),
         )
@@ -153,21 +157,24 @@ def test_a_value_read_within_a_pyro_model_is_named():
 )
 def test_a_size_that_depends_on_values_is_refused(function):
     with pytest.raises(NotRecordable, match="aten.*makes a tensor whose size depends on values"):
-        Program(lambda x: (function(x),), torch.ones(3))
+        program_of(lambda x: (function(x),), torch.ones(3))
 
 
 def test_an_index_of_positions_is_recorded():
     where = torch.tensor([2, 0])
-    assert Program(lambda x: (x[where],), torch.zeros(3))(torch.arange(3.0))[0].tolist() == [2, 0]
+    assert program_of(lambda x: (x[where],), torch.zeros(3))(torch.arange(3.0))[0].tolist() == [
+        2,
+        0,
+    ]
 
 
 def test_copies_between_devices_are_listed():
     """To the device ``meta``, which every machine has."""
     number = torch.tensor(2.0)
-    program = Program(lambda x: (x.to("meta") * number,), torch.ones(3))
+    program = program_of(lambda x: (x.to("meta") * number,), torch.ones(3))
     assert program.transfers == ["aten._to_copy.default"]
 
 
 def test_other_errors_are_those_of_the_function():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Program(lambda x: (x @ x,), torch.ones(2, 3))
+        program_of(lambda x: (x @ x,), torch.ones(2, 3))

@@ -1,7 +1,12 @@
 """Recorded training steps against literal ones."""
 
 import copy
+import itertools
+import random
+import re
+import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -147,14 +152,179 @@ class Reading(ng.model.NormalGammaVAE):
 
 
 class Counting(ng.model.NormalGammaVAE):
-    """Weighs its images by how often it was called."""
+    """Weighs its latents by how often it was called, as a warm-up of the KL does."""
 
     calls = 0
 
-    def forward(self, x=None, size=1):
+    def sample_latents(self):
         self.calls += 1
-        with pyro.poutine.scale(scale=float(self.calls)):
-            return super().forward(x, size)
+        with pyro.poutine.scale(scale=min(1.0, self.calls / 10)):
+            return super().sample_latents()
+
+
+class Own(torch.nn.Module):
+    """Somebody's encoder: does something to the images before the encoder that was there."""
+
+    def __init__(self, inner, change):
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, x):
+        return self.inner(self.change(x))
+
+
+def counting(function):
+    """A function of images and of the number of the call."""
+    calls = itertools.count()
+    return lambda x: function(x, next(calls))
+
+
+def sometimes_brighter(seed):
+    generator = np.random.default_rng(seed)
+    return lambda x: x * generator.uniform(0.9, 1.1)
+
+
+def noisy(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: x + 0.1 * torch.rand(x.shape, generator=generator)
+
+
+def blurred(x):
+    """In NumPy, of the images themselves."""
+    return torch.from_numpy(np.roll(x.detach().numpy(), 1, -1))
+
+
+# Something other than tensor operations, made anew for each training; and what is said of it.
+READS, OTHER = r"test_steps.py:\d+ reads the value of a tensor", r"at test_steps.py:\d+ takes"
+KINDS = {
+    "numpy": (lambda: blurred, READS),
+    "asarray": (lambda: lambda x: x * np.asarray(x).max().item(), READS),
+    "tolist": (lambda: lambda x: x / max(x.flatten().tolist()), READS),
+    "float": (lambda: lambda x: x - float(x.mean()), READS),
+    "branch": (lambda: lambda x: x if x[0, 0, 0, 0] > 0.5 else 1.0 - x, READS),
+    "equal": (lambda: lambda x: x if torch.equal(x, x[:1]) else 1.0 - x, READS),
+    "random": (
+        lambda: lambda x: x if random.random() < 0.5 else 1.0 - x,
+        r"test_steps.py:\d+ draws from Python's random",
+    ),
+    "numpy.random": (
+        lambda: lambda x: x * np.random.uniform(0.9, 1.1),
+        r"test_steps.py:\d+ draws from numpy.random",
+    ),
+    "torch.Generator": (
+        lambda: noisy(0),
+        r"test_steps.py:\d+ draws from a generator of its own",
+    ),
+    "numpy.Generator": (lambda: sometimes_brighter(0), OTHER),
+    "time": (lambda: lambda x: x + 0.0 * (x * time.time()), OTHER),
+    "count": (lambda: counting(lambda x, n: x * (1.0 + n / 100)), OTHER),
+    "slow count": (lambda: counting(lambda x, n: x * (1.0 + n * 1e-9)), OTHER),
+    "count by numpy": (
+        lambda: counting(lambda x, n: x * torch.from_numpy(np.float32([1.0 + n / 100]))),
+        r"a tensor at test_steps.py:\d+ that is no result of a recorded operation has other values",
+    ),
+    "count in a tensor": (
+        lambda: counting(lambda x, n: x * torch.tensor(1.0 + n / 100)),
+        r"a tensor at test_steps.py:\d+ that is no result of a recorded operation has other values",
+    ),
+    "count in a branch": (
+        lambda: counting(lambda x, n: x * 0.9 if n % 2 else x + 0.1),
+        r"aten.\w+.Tensor at test_steps.py:\d+ in one step is aten.\w+.Tensor in the next",
+    ),
+    "count of operations": (
+        lambda: counting(lambda x, n: x * 1.0 if n % 2 else x),
+        r"at test_steps.py:\d+ in one step is",
+    ),
+}
+
+
+def with_own_encoder(data, change):
+    model, guide = load(data, "gaussian", "gaussian")
+    guide.encoder = Own(guide.encoder, change)
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_tensor_is_trained_literally(data, kind):
+    make, said = KINDS[kind]
+    trainers = []
+    for fast in (False, True):
+        random.seed(0)
+        np.random.seed(0)
+        pair = with_own_encoder(data, make())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainers.append(trained(pair, data, fast=fast, learning_rate=1e-3))
+    literal, fast = trainers
+    (notice,) = (w.message for w in caught)
+    assert isinstance(notice, Notice)
+    assert re.search(f"^training goes step by step, unrecorded: .*{said}", str(notice))
+    assert not fast.steps.fast and fast.steps.program is None
+    assert fast.trace == literal.trace
+    for a, b in zip(literal.parameters, fast.parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_model_that_counts_its_calls_is_trained_literally(data):
+    """To the last bit, whatever of it is looked at: each call is one of the training."""
+    fits = []
+    for fast in (False, True):
+        model, guide = load(data)
+        model.__class__ = Counting
+        spec = FitSpec(steps=14, batch_size=16, monitor_every=4, device="cpu", fast=fast)
+        said = (
+            pytest.warns(Notice, match=r"model\.calls changes in a step and is no tensor")
+            if fast
+            else nullcontext()
+        )
+        with said:
+            fits.append(ng.fit(model, guide, data, spec, progress=False))
+    literal, fast = fits
+    assert literal.history == fast.history
+    assert literal.model.calls == fast.model.calls
+
+
+def test_what_changes_later_is_found_by_comparison(data):
+    """To the last bit: a number that was the same in both recordings, and differs by 1e-6."""
+    pair = with_own_encoder(data, counting(lambda x, n: x * (1.0 + n // 5 * 1e-6)))
+    said = (
+        r"the (loss of a batch|gradient of guide\S+) is .*; model, guide or objective have changed "
+        r"in something that is no tensor; 2 steps ago that was not yet so"
+    )
+    with pytest.warns(Notice, match=said):
+        trainer = trained(pair, data, learning_rate=1e-3)
+    assert not trainer.steps.fast and trainer.steps.program is None
+
+
+def test_steps_are_compared_often_at_first_and_then_rarely(data, monkeypatch):
+    monkeypatch.setattr(steps, "COMPARED_EVERY", 16)
+    model, guide = load(data)
+    spec = FitSpec(steps=60, batch_size=16, device="cpu")
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(trainer.step))
+    trainer = svi.Trainer(model, guide, data, spec, guide.spec.schedule)
+    with svi.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+        for _ in range(40):
+            trainer.train_step()
+    # Two to warm up, two recordings, and then at so many steps after the first of them.
+    assert calls == [0, 1, 2, 3, *(2 + n for n in (2, 4, 8, 16, 32))]
+
+
+def test_a_comparison_changes_nothing(data):
+    """Not what a step writes to, buffers or not, and not the noise."""
+    trainers = []
+    for fast in (False, True):
+        memory = torch.zeros(())
+        pair = with_own_encoder(data, lambda x, memory=memory: x + 0.01 * memory.add_(x.mean()))
+        pair[1].encoder.norm = torch.nn.BatchNorm2d(3)
+        pair[1].encoder.inner = torch.nn.Sequential(pair[1].encoder.norm, pair[1].encoder.inner)
+        trainers.append(trained(pair, data, count=12, fast=fast, learning_rate=1e-3))
+        trainers[-1].memory = memory
+    assert_same(*trainers)
+    literal, fast = trainers
+    assert torch.equal(literal.memory, fast.memory)
+    for a, b in zip(literal.guide.buffers(), fast.guide.buffers(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_model_that_reads_values_is_trained_literally(data):
@@ -165,17 +335,6 @@ def test_a_model_that_reads_values_is_trained_literally(data):
     with pytest.warns(Notice, match=r"^training goes step by step.*test_steps.py:\d+ reads"):
         literal = trained((model, guide), data)
     assert not literal.steps.fast and literal.trace == plain.trace
-
-
-def test_a_model_that_changes_by_itself_is_found_out(data):
-    model, guide = load(data)
-    model.__class__ = Counting
-    trainer = trained((model, guide), data)
-    with pytest.warns(UserWarning, match=r"as recorded, and .* now; model, guide or objective"):
-        trainer.look()
-    assert not trainer.steps.fast and trainer.steps.program is None
-    # Once; then there is nothing left to verify.
-    trainer.look()
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -255,7 +414,7 @@ def test_a_step_on_cuda_neither_waits_nor_copies(data, model, guide, monkeypatch
         for exact in {False, guide == "mixture"}:
             pair[1].exact = exact
             with Watch() as watch:
-                step._step()
+                step._step(step.gradients)
             assert watch.count > 100
             assert watch.copies == []
 
