@@ -50,7 +50,7 @@ SHARES = {
     **{
         "contradictions": 0.02,
         "labels": 0.03,
-        "degenerate": 0.02,
+        "degenerate": 0.01,
         "arrays": 0.08,
         "calls": 0.1,
         "types": 0.04,

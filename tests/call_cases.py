@@ -28,7 +28,7 @@ from input_cases import Bench, Result, Slow, impatient, lightened, npz, snapshot
 import ngvae_pyro as ng
 from ngvae_pyro import data as loading
 from ngvae_pyro import distributions, evidence, plots, runs
-from ngvae_pyro.errors import LONGEST, UserError
+from ngvae_pyro.errors import LONGEST, Notice, UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.steps import NonFiniteLoss
 
@@ -258,20 +258,20 @@ def swapped(array: Any) -> Any:
 
 
 @contextmanager
-def within(folder: Path) -> Iterator[None]:
-    """Quietly, in a folder, and with what is slow taken out."""
+def within(folder: Path) -> Iterator[list[warnings.WarningMessage]]:
+    """Quietly, in a folder, and with what is slow taken out; it gives the warnings."""
     before = Path.cwd()
     os.chdir(folder)
     try:
         with (
             lightened(),
-            warnings.catch_warnings(),
+            warnings.catch_warnings(record=True) as caught,
             redirect_stdout(StringIO()),
             redirect_stderr(StringIO()),
             impatient(),
         ):
-            warnings.simplefilter("ignore")
-            yield
+            warnings.simplefilter("always")
+            yield caught
     finally:
         os.chdir(before)
 
@@ -297,19 +297,26 @@ class Call:
         words = [eval(word, names) for word in self.words]
         options = {name: eval(value, names) for name, value in self.options.items()}
         before = snapshot(folder)
-        with within(folder):
-            outcome, why = called(function, words, options)
+        found: list[Any] = []
+        with within(folder) as notices:
+            outcome, why = called(function, words, options, found)
         if outcome == "success" and self.function in OF_ITS_SHAPE:
             why = _of_one_shape([*words, *options.values()])
+        if outcome == "success" and not why:
+            asked = inspect.signature(function).bind(*words, **options).arguments
+            told = any(issubclass(notice.category, Notice) for notice in notices)
+            why = "" if told else _as_asked(self.function, asked, found[0])
         elif outcome == "UserError" and not why and snapshot(folder) != before:
             why = "refused, and something was written"
         return Result("failure" if why else {"success": "success"}.get(outcome, "exit 2"), why)
 
 
-def called(function: Any, words: list[Any], options: dict[str, Any]) -> tuple[str, str]:
-    """How a call ended, and why that is wrong if it is."""
+def called(
+    function: Any, words: list[Any], options: dict[str, Any], found: list[Any]
+) -> tuple[str, str]:
+    """How a call ended, and why that is wrong if it is; its result is put where it is asked for."""
     try:
-        function(*words, **options)
+        found.append(function(*words, **options))
     except UserError as error:
         return "UserError", told(error)
     except NonFiniteLoss:
@@ -323,6 +330,23 @@ def called(function: Any, words: list[Any], options: dict[str, Any]) -> tuple[st
             return "TypeError", ""
         return "other", f"{type(error).__name__}: {error}"[:400]
     return "success", ""
+
+
+def _as_asked(name: str, asked: dict[str, Any], found: Any) -> str:
+    """That numbers are numbers, and as many draws and images as were asked for."""
+    if name == "ng.to_arviz":
+        posterior = getattr(found.posterior, "dataset", found.posterior)
+        usual = {"chains": 4, "draws_per_chain": 250, "observations": 50}
+        wanted = {**usual, **{key: asked[key] for key in usual if key in asked}}
+        if "observations" not in asked:
+            wanted["observations"] = min(50, len(asked["data"]))
+        got = [int(posterior.sizes[key]) for key in ("chain", "draw", "observation")]
+        return "" if got == [*wanted.values()] else f"{got} of {wanted}"
+    if name == "ng.log_likelihood" and not np.isfinite(found.values).all():
+        return f"{np.isnan(found.values).sum()} of {len(found.values)} values are no numbers"
+    if name == "ng.uncertainty.uncertainty" and not found.total.isfinite().all():
+        return "not finite"
+    return ""
 
 
 def told(error: UserError) -> str:
@@ -456,7 +480,7 @@ class Images:
         before = snapshot(folder)
         found: list[Any] = []
         with within(folder):
-            outcome, why = called(lambda: found.append(eval(self.use, names)), [], {})
+            outcome, why = called(lambda: eval(self.use, names), [], {}, found)
         if outcome == "success" and self.use.startswith("ng.ImageData"):
             why = _as_in_a_file(x, found[0], folder)
         elif outcome == "success":

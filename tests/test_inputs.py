@@ -5,10 +5,14 @@ The long form, with thousands of cases, is ``benchmarks/inputs.py``.
 
 import errno
 import json
+import random
+import sys
 from itertools import islice
 from pathlib import Path
 from unittest import mock
 
+import call_cases
+import folder_cases
 import input_cases
 import numpy as np
 import pytest
@@ -54,21 +58,21 @@ def checked(bench, cases):
 
 
 def test_any_key_with_any_value(bench):
-    checked(bench, islice(input_cases.key_cases(bench.run_folder, seed=1), 180))
+    checked(bench, islice(input_cases.key_cases(bench.run_folder, seed=1), 120))
 
 
-@pytest.mark.parametrize("kind", ["toml", "images", "commands", "folders"])
+@pytest.mark.parametrize("kind", ["toml", "images", "commands", "edited"])
 def test_any_file_and_any_command_line(bench, kind):
     strategies = {
         "toml": input_cases.toml_cases(),
         "images": input_cases.image_cases(),
         "commands": input_cases.command_cases(),
-        "folders": input_cases.folder_cases(bench.inside),
+        "edited": input_cases.folder_cases(bench.inside),
     }
     cases = []
 
     @settings(
-        max_examples=35,
+        max_examples=30,
         derandomize=True,
         database=None,
         deadline=None,
@@ -81,6 +85,117 @@ def test_any_file_and_any_command_line(bench, kind):
 
     collect()
     checked(bench, cases)
+
+
+KINDS = {
+    **{"folders": 14, "links": 8, "data": 8, "checkpoints": 12, "environments": 8},
+    **{"contradictions": 4, "labels": 4, "degenerate": 2, "arrays": 30, "calls": 25, "types": 10},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_somebody_has_left_and_whatever_is_called(bench, kind):
+    chance = random.Random(f"{kind} 1")
+    case = (folder_cases.KINDS | call_cases.KINDS)[kind]
+    found = {}
+    for one in (case(chance, bench) for _ in range(KINDS[kind])):
+        result = bench(one)
+        if result.outcome == "failure":
+            found[str(one)] = f"{result.why}\n{result.error}"
+    assert not found, "\n\n".join(f"{one}\n    {why}" for one, why in found.items())
+
+
+def test_a_folder_that_another_process_trains_into(bench):
+    case = folder_cases.lock_cases()[0]
+    result = bench(case)
+    assert result.outcome == "exit 2", f"{case}\n{result.why}\n{result.error}"
+
+
+def arranged(words, steps, oracle=None, state="finished"):
+    return folder_cases.Arranged("x", words, state, steps, oracle)
+
+
+def edited(path, content):
+    return lambda: Path(path).write_bytes(content)
+
+
+MINE = ("file", "run/deep/thesis.csv", b"years of work")
+OTHERS = [("mine", input_cases.IMAGES, folder_cases.changes()["reordered"], "reordered")]
+ELSEWHERE = [("other", "elsewhere/run", "run"), ("linked", "run/report.html", "../elsewhere/x")]
+
+
+@pytest.mark.parametrize(
+    ("case", "damage", "why"),
+    [
+        (arranged(["evaluate", "run"], [MINE]), lambda: Path(MINE[1]).unlink(), "gone or changed"),
+        (arranged(["evaluate", "run"], [MINE]), edited(MINE[1], b"work"), "gone or changed"),
+        (
+            arranged(["evaluate", "run"], ELSEWHERE),
+            edited("elsewhere/run/metrics.json", b"{}"),
+            "gone or changed",
+        ),
+        (arranged(["evaluate", "run"], []), edited(".run.partial", b""), "left ['.run.partial']"),
+        (
+            arranged(["evaluate", "run"], OTHERS, folder_cases._of_its_images),
+            edited("run/evaluation.json", b"{}"),
+            "success on other images",
+        ),
+        (
+            arranged(["compare"], [], folder_cases._of_its_images, "compared"),
+            edited(input_cases.IMAGES, folder_cases.changes()["one pixel"]),
+            "success on other images",
+        ),
+        (arranged(["train"], [], folder_cases._refused), lambda: None, "a contradiction"),
+        (
+            arranged(["train"], [], folder_cases._trained_to_its_end),
+            edited("run/metrics.json", b'{"steps": 1}'),
+            "success after 1 of 2 steps",
+        ),
+        (
+            arranged(["train"], [], folder_cases._tables_hold),
+            edited("run/table.md", b"| a | b |\n| c|d | e |\n"),
+            "rows of [3, 4] bars",
+        ),
+    ],
+)
+def test_the_bench_tells_damage(bench, case, damage, why):
+    def main():
+        damage()
+        sys.exit(0)
+
+    with mock.patch.object(input_cases.cli, "main", main):
+        result = bench(case)
+    assert result.outcome == "failure" and why in result.why
+
+
+def test_the_bench_tells_a_wrong_call(bench):
+    call = call_cases.Call("ng.evaluate", ["fit", "data"])
+    assert bench(call).outcome == "success"
+    call.options = {"unknown": "1"}
+    assert bench(call).outcome == "exit 2"
+    for error, why in [
+        (KeyError("oh"), "KeyError"),
+        (TypeError("oh"), "TypeError"),
+        (UserError("a\nb"), "not one printable line"),
+        (UserError("a" * 2000), "2000 characters"),
+    ]:
+        wrong = mock.Mock(side_effect=error, __signature__=None)
+        with mock.patch.object(call_cases.ng, "evaluate", wrong):
+            call.options = {}
+            assert why in bench(call).why
+    # An image shape that is not the fit's, and draws that are fewer than were asked for.
+    with mock.patch.object(call_cases.ng, "evaluate", lambda fit, data: {}):
+        assert "shapes" in bench(call_cases.Call("ng.evaluate", ["fit", "other"])).why
+
+
+def test_the_bench_tells_an_array_that_is_read_otherwise(bench):
+    use = "ng.ImageData('a', torch.from_numpy(x) // 2)"
+    same = call_cases.Images("np.full((10, 1, 28, 28), 8, 'u1')", use.replace(" // 2", ""))
+    assert bench(same).outcome == "success"
+    same.use = use
+    assert "from what a file gives" in bench(same).why
+    same.use = "ng.ImageData('a', torch.from_numpy(x[:, :, :20]))"
+    assert "from a file (10, 1, 28, 28)" in bench(same).why
 
 
 def test_the_bench_tells_a_failure(bench):
