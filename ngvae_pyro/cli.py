@@ -348,8 +348,10 @@ def train(
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
-        where = {"device": device, "data_root": data_root, "download": download}
-        _train(resume, context.obj, partial(runs.resume, resume, **where))
+        run = partial(
+            runs.resume, resume, device=device, data_root=data_root, download=download
+        )
+        _train(resume, context.obj, run)
         return
     # First, because a name that is wrong is more to know than an option that is missing.
     named: tuple[tuple[variants.Kind, str | None], ...] = (("models", model), ("guides", guide))

@@ -6,6 +6,7 @@ again and one that was begun goes on from its last checkpoint, so an interrupted
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,8 @@ import torch
 
 from ngvae_pyro import _arviz, comparison_plots, evaluation, locks, report, runs, table
 from ngvae_pyro.checkpoints import first_difference
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.data import FILES
+from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.files import check_no_link, whole
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.interrupts import Interrupted
@@ -124,6 +126,7 @@ def plan(
     for run in planned:
         if run.begun:
             _check_same(run)
+    _check_images(planned, now=True)
     return planned
 
 
@@ -151,10 +154,61 @@ def _check_same(run: Run) -> None:
 
 def _material(spec: RunSpec) -> dict[str, Any]:
     """What is run, as plain values."""
+    data = runs.located(spec)
+    if data.name.endswith(FILES):
+        # However it is written, and wherever it starts from.
+        data = data.model_copy(update={"name": os.path.abspath(data.name)})
+    parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}
     return {
-        part: getattr(spec, part).model_dump(mode="json", exclude=IMMATERIAL.get(part))
-        for part in ("model", "guide", "fit", "data")
+        part: values.model_dump(mode="json", exclude=IMMATERIAL.get(part))
+        for part, values in parts.items()
     }
+
+
+def _check_images(planned: Sequence[Run], now: bool = False) -> None:
+    """Refuse to put runs on different images side by side.
+
+    Those of a seed have the same images; and where they are read from a file, those that it holds
+    now, which further runs would be trained on.
+
+    Args:
+        planned: The runs, of which finished ones are looked at.
+        now: Whether files are read.
+
+    Raises:
+        UserError: If some have others.
+    """
+    done = [run for run in planned if runs.finished(run.folder)]
+    known = [(run, runs.load_record(run.folder).get("images")) for run in done]
+    if unknown := [run for run, images in known if images is None]:
+        warnings.warn(
+            f"{len(unknown)} of {len(known)} runs, {unknown[0].folder} for one, do not say what "
+            "their images were, as runs of older versions do not: whether all are on the same "
+            "images is not checked",
+            Notice,
+            stacklevel=2,
+        )
+    first: dict[int, tuple[Run, dict[str, Any]]] = {}
+    for run, images in known:
+        if images is None:
+            continue
+        if run.seed not in first:
+            first[run.seed] = run, images
+            if now and not runs.rendered(run.spec.data):
+                runs.check_images(run.folder, run.spec, runs.load_data(run.spec), "cpu")
+        _check_alike(*first[run.seed], run, images)
+
+
+def _check_alike(
+    one: Run, images: Mapping[str, Any], other: Run, others: Mapping[str, Any]
+) -> None:
+    for key, what in (("train", "training"), ("held_out", "held-out")):
+        # Of different machines, sprites differ by rounding.
+        if images[key] != others[key] and images.get("renderer") == others.get("renderer"):
+            raise UserError(
+                f"{other.folder}: its {what} images are not those of {one.folder}, so the two are "
+                "not compared; train one of them again, or choose another --out"
+            )
 
 
 def _do(run: Run) -> dict[str, float]:
@@ -235,6 +289,7 @@ def _compare(
     say(f"{len(planned) - len(todo)} of {len(planned)} runs are there already")
     seconds: dict[str, float] = {}
     lost = _work(todo, jobs, seconds, say)
+    _check_images(planned)
     drawing = time.perf_counter()
     result = _collect(planned, command)
     result["failed"] += lost
@@ -393,6 +448,11 @@ def elpds(out: str | Path, seed: int) -> dict[str, Any]:
     folders = sorted(Path(out).glob(f"*/seed-{seed}/evaluation.json"))
     if not folders:
         raise UserError(f"{out}: no evaluated runs of seed {seed}")
+    known = [runs.load_record(path.parent).get("images") for path in folders]
+    # Of different machines, sprites differ by rounding.
+    held_out = {(i["held_out"], i.get("renderer")) for i in known if i is not None}
+    if len(held_out) > len({renderer for _, renderer in held_out}):
+        raise UserError(f"{out}: runs of seed {seed} have different held-out images")
     found = {path.parent.parent.name: evaluation.load_evaluation(path.parent) for path in folders}
     values = {
         pair: np.array(numbers["per_image"]["log_likelihood"]) for pair, numbers in found.items()

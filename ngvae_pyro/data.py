@@ -8,6 +8,7 @@ import gzip
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import memory
-from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.errors import Notice, UserError, nearest
 from ngvae_pyro.images import (
     BLOCK,
     ImageData,
@@ -136,9 +137,9 @@ def load_npz(path: str | Path) -> ImageData:
         latents_values (or, without it, latents_classes): optional, (N, F) or (N,), numbers.
         latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
 
-    Other keys, such as the pickled `metadata` of dSprites, are never read, and nothing is
-    ever unpickled. Raises `UserError` for anything that does not fit, into memory neither: a
-    member is not inflated beyond the shape in its own header.
+    Other keys are never read and named by a `Notice`, but for the pickled `metadata` of dSprites,
+    and nothing is ever unpickled. Raises `UserError` for anything that does not fit, into memory
+    neither: a member is not inflated beyond the shape in its own header.
     """
     path = Path(_named(path))
     _check_file(path, "an .npz file")
@@ -159,6 +160,15 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
         raise UserError(f"{path}: imgs: expected this key, got {keys}")
     images = _read_npy(path, archive, "imgs", "buf", _read_images)
     source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
+    used = {"imgs", source, "latents_names" if source else None}
+    # What dSprites has besides says nothing that is missed.
+    if unused := [key for key in keys if key not in {*used, "metadata", "latents_classes"}]:
+        warnings.warn(
+            f"{path}: not used: {', '.join(unused[:10])}; factors are read from latents_values and "
+            "latents_names",
+            Notice,
+            stacklevel=2,
+        )
     if source is None:
         return ImageData.stored(path.stem, images)
 
