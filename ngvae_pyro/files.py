@@ -15,7 +15,6 @@ from types import TracebackType
 
 from ngvae_pyro.errors import UserError
 
-
 # tomllib takes seconds for a key of as many dots, and four times as long for twice as many. A
 # variant has 400 bytes, the configuration of a run 1,300.
 TOML_BYTES = 2**14
