@@ -24,7 +24,6 @@ Contents = tuple[list[Path], list[Path]]
 # Says of a folder's files that they need no flushing, not that the disk has failed.
 _FOLDERS_ARE_NOT_FLUSHED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP)
 
-
 # tomllib takes seconds for a key of as many dots, and four times as long for twice as many. A
 # variant has 400 bytes, the configuration of a run 1,300.
 TOML_BYTES = 2**14

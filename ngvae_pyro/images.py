@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ngvae_pyro.errors import UserError
 
 # Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
-BLOCK = 2**22
+BLOCK = 2**20
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 

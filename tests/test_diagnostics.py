@@ -1,0 +1,134 @@
+"""What functions of a fit and of images take, and what they refuse."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import ngvae_pyro as ng
+from ngvae_pyro import diagnostics, evaluation, plots, runs, scores
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.images import ImageData
+from ngvae_pyro.specs import FitSpec, RunSpec
+
+
+@pytest.fixture
+def fit(small_pair):
+    return ng.Fit(*small_pair(), FitSpec(device="cpu"))
+
+
+@pytest.fixture
+def spec(fit):
+    parts = {"model": fit.model.spec, "guide": fit.guide.spec, "data": {"name": "a.npz"}}
+    return RunSpec(model_name="normal_gamma", guide_name="relaxed", **parts)
+
+
+# With as many pixels, so that the network takes them.
+OTHERS = {
+    "shape": (ImageData("wide", torch.rand(4, 3, 64, 16)), r"'wide' has images of shape \(3, 64, "),
+    "tensor": (torch.rand(4, 3, 32, 32), r"expected images as ngvae_pyro.ImageData.*, got Tensor"),
+    "array": (np.zeros((4, 3, 32, 32)), r"expected images as ngvae_pyro.ImageData.*, got ndarray"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fit, data, spec, path: ng.evaluate(fit, data),
+        lambda fit, data, spec, path: ng.to_arviz(fit, data),
+        lambda fit, data, spec, path: ng.log_likelihood(fit, data),
+        lambda fit, data, spec, path: ng.uncertainty.uncertainty(fit, data),
+        lambda fit, data, spec, path: diagnostics.codes(fit, data),
+        lambda fit, data, spec, path: evaluation.sample(fit, data),
+        lambda fit, data, spec, path: plots.save_all(
+            path, fit, data, {"precision": {}, "probs": []}
+        ),
+        lambda fit, data, spec, path: plots.reconstructions(path / "a.png", fit, data),
+        lambda fit, data, spec, path: plots.traverse(fit, data, [], 3, 2),
+        lambda fit, data, spec, path: ng.save_run(path, fit, spec, data),
+        lambda fit, data, spec, path: ng.fit(fit.model, fit.guide, data, fit.spec),
+    ],
+    ids=lambda call: call.__code__.co_names[-1],
+)
+def test_images_of_another_shape_are_refused(fit, spec, tmp_path, call, other):
+    images, line = OTHERS[other]
+    with pytest.raises(UserError, match=line):
+        call(fit, images, spec, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_and_assessment_of_another_shape_are_refused(fit, spec, data):
+    other, line = OTHERS["shape"]
+    with pytest.raises(UserError, match=line):
+        scores.reference(fit, other)
+    with pytest.raises(UserError, match=line):
+        scores.scores(fit, other, scores.reference(fit, data))
+    with pytest.raises(UserError, match=line):
+        evaluation.assess(fit, spec, other, [1.0] * 5)
+    with pytest.raises(UserError, match=r"x: expected images of shape \(B, 3, 32, 32\), got \(4, "):
+        diagnostics.reconstruct(fit, other.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"chains": 0}, "chains: expected a whole number, at least 1, got 0"),
+        ({"draws_per_chain": 0}, "draws_per_chain: expected a whole number, at least 1, got 0"),
+        ({"observations": 0}, "observations: expected a whole number, at least 1, got 0"),
+        ({"observations": -1}, "observations: expected a whole number, at least 1, got -1"),
+        ({"chains": 1.5}, "chains: expected a whole number, at least 1, got 1.5"),
+        ({"observations": 10_000}, "expected at most the 200 images of 'sprites.*', got 10000"),
+    ],
+)
+def test_arviz_refuses(fit, data, options, line):
+    with pytest.raises(UserError, match=line):
+        ng.to_arviz(fit, data, **options)
+
+
+def test_arviz_takes_fifty_or_all_there_are(fit, data):
+    few = {"chains": np.int64(2), "draws_per_chain": 3}
+    for images, count in ((data, 50), (data.subset([0, 1, 2]), 3)):
+        posterior = ng.to_arviz(fit, images, **few)
+        assert posterior["posterior"]["z"].shape == (2, 3, count, 5)
+
+
+def test_one_held_out_image(fit, spec, data):
+    one = data.subset([0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ng.evaluate(fit, one)
+        assert np.isfinite(found["elbo"]) and found["variance_of_loc"] == [0.0] * 5
+    line = "at least 2 held-out images to measure codes on, got 1; a larger data.held_out has more"
+    with pytest.raises(UserError, match=line):
+        evaluation.assess(fit, spec, one, [1.0] * 5)
+
+
+# Sizes of texts
+
+
+def test_a_text_that_takes_too_long_is_refused(tmp_path):
+    path = tmp_path / "guide.toml"
+    path.write_text(f"{'.'.join('a' * 40_000)} = 1")
+    line = "guide.toml: cannot read the file: too large: expected at most 16,384 bytes, got 80,003"
+    with pytest.raises(UserError, match=line):
+        ng.load_guide(path, ng.load_model("normal_gamma", latent_size=2))
+    (tmp_path / "config.toml").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"config.toml: cannot read the file: too large"):
+        runs.load_spec(tmp_path)
+    from ngvae_pyro.cli import assign
+
+    with pytest.raises(UserError, match=r"^--set guide.x: too long: expected at most 16,384"):
+        assign({}, f"guide.x={{{'.'.join('a' * 40_000)} = 1}}")
+
+
+def test_a_large_history_is_read_and_a_larger_file_is_not(tmp_path):
+    # 100,000 steps with 15 latents have 1,001 rows of this size.
+    row = {"step": 1, "loss": 1.5, "kl": {"z": 0.25}, "informative": 7, "probs": [1 / 3] * 15}
+    runs.write_json(tmp_path / "history.json", {"rows": [row] * 1001, "moves": []})
+    assert len(runs.read_json(tmp_path / "history.json", runs.History)["rows"]) == 1001
+    with (tmp_path / "metrics.json").open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(UserError, match=r"metrics.json: cannot read the file: too large: .* bytes"):
+        runs.load_metrics(tmp_path)

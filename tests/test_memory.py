@@ -1,0 +1,124 @@
+"""The memory that data take, and the limits of it."""
+
+import ctypes
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ngvae_pyro import data, fit, memory, runs
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.variants import run_spec
+
+SIZE = 2**26
+# Shape of an image, what is made of its bytes, and the share of the images that is asked for.
+CASES = {
+    "black and white, Fortran order": ((32, 32), lambda x: np.asfortranarray(x & 1), 1.0),
+    "bool, most of them": ((32, 32), lambda x: x < 128, 0.9),
+    "float64, channels last": ((16, 16, 3), lambda x: x / 255, 1.0),
+}
+
+
+def status(key):
+    """Bytes that Linux states of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def train(path, **data):
+    changes = {
+        "data": {"name": str(path), **data},
+        "model": {"decoder": {"kind": "mlp", "width": 8, "depth": 1}},
+        "guide": {"encoder": {"kind": "mlp", "width": 8, "depth": 1}},
+        "fit": {"steps": 1, "batch_size": 8, "device": "cpu"},
+    }
+    spec = run_spec("gaussian", "gaussian", changes, "test")
+    images, held_out = runs.load_data(spec)
+    model, guide = runs.load_pair(spec, images)
+    fit(model, guide, images, spec.fit, progress=False)
+    return images.digest, held_out.digest
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A training before, since what is imported and made once is not that of the data."""
+    path = tmp_path_factory.mktemp("warm") / "small.npz"
+    np.savez(path, imgs=np.random.default_rng(0).integers(0, 2, (2000, 32, 32), dtype=np.uint8))
+    train(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is Linux's")
+@pytest.mark.parametrize("case", CASES)
+def test_loading_and_training_take_one_and_a_half_times_the_data(case, tmp_path, warm):
+    shape, convert, share = CASES[case]
+    count = SIZE // (np.prod(shape) * (4 if "float" in case else 1))
+    few = np.random.default_rng(0).integers(0, 256, (count // 16, *shape), dtype=np.uint8)
+    np.savez(tmp_path / "large.npz", imgs=convert(np.concatenate([few] * 16)))
+    gc.collect()
+    # Memory that was used before and is kept would hide as much of the growth.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = status("VmRSS")
+    train(tmp_path / "large.npz", **({"size": int(share * 16 * len(few))} if share < 1 else {}))
+    growth = status("VmHWM") - before
+    (tmp_path / "large.npz").unlink()
+    assert SIZE < growth < memory.DATA_PEAK * SIZE
+
+
+def test_what_takes_more_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez(path, imgs=np.zeros((100, 100, 100), np.float64))
+    # As float32.
+    monkeypatch.setattr(memory, "there", lambda device="cpu": 6_000_000)
+    assert len(data.load(path)) == 100
+    monkeypatch.setattr(memory, "there", lambda device="cpu": 5_999_999)
+    with pytest.raises(UserError, match=r"imgs: shape \(100, 1, 100, 100\): expected .* memory"):
+        data.load(path)
+
+
+def groups(root, lines, limits):
+    """A machine's /proc and /sys with control groups of this process and their limits."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(lines)
+    for path, limit in limits.items():
+        (root / "sys/fs/cgroup" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / path).write_text(f"{limit}\n")
+    return root
+
+
+V1 = "9:cpu,cpuacct:/a/b\n4:memory:/a/b\n1:name=systemd:/c\n"
+UNLIMITED = 9223372036854771712
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": 1000}, 1000),  # inside of a container
+        ("0::/a/b\n", {"memory.max": "max", "a/b/memory.max": 1000}, 1000),
+        ("0::/a/b\n", {"a/memory.max": 900, "a/b/memory.max": 1000}, 900),
+        ("0::/a/b\n", {"a/memory.max": 900, "a/b/memory.max": "max"}, 900),
+        ("0::/a/b\n", {"a/memory.max": "max", "other/memory.max": 1}, float("inf")),
+        ("0::/../x\n", {"memory.max": 1000}, 1000),
+        (V1, {"memory/memory.limit_in_bytes": UNLIMITED}, UNLIMITED),
+        (V1, {"memory/memory.limit_in_bytes": 1000}, 1000),  # inside of a container
+        (V1, {"memory/a/memory.limit_in_bytes": 900, "cpu/a/memory.limit_in_bytes": 1}, 900),
+        (V1 + "0::/c\n", {"memory/a/b/memory.limit_in_bytes": 800, "c/memory.max": 700}, 700),
+        ("1:cpuset:/a\n", {"memory.max": 1000}, float("inf")),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, lines, limits, expected):
+    assert memory.allowed(groups(tmp_path, lines, limits)) == expected
+
+
+def test_memory_is_the_less_of_machine_and_container(tmp_path, monkeypatch):
+    assert memory.allowed(tmp_path) == float("inf")
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(memory, "allowed", lambda: UNLIMITED)
+    assert memory.there() == machine
+    monkeypatch.setattr(memory, "allowed", lambda: 2**20)
+    assert memory.there(torch.device("cpu")) == 2**20
+    with pytest.raises(UserError, match=r"sprites: 22000 images of 3x32x32: .* the 0.0 GiB"):
+        data.load("sprites")
