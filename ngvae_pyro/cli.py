@@ -348,9 +348,7 @@ def train(
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
-        run = partial(
-            runs.resume, resume, device=device, data_root=data_root, download=download
-        )
+        run = partial(runs.resume, resume, device=device, data_root=data_root, download=download)
         _train(resume, context.obj, run)
         return
     # First, because a name that is wrong is more to know than an option that is missing.

@@ -41,7 +41,7 @@ SLIDES = (
 )
 # What it writes into its folder, besides the runs.
 COMPARISON = "comparison.json"
-FILES = frozenset(
+WRITTEN = frozenset(
     {
         *(COMPARISON, "table.md", "table.csv", "report.html"),
         *(f"figures/{name}.png" for name in (*report.COMPARISON_FIGURES, "page")),
@@ -195,7 +195,7 @@ def _check_images(planned: Sequence[Run], now: bool = False) -> None:
         if run.seed not in first:
             first[run.seed] = run, images
             if now and not runs.rendered(run.spec.data):
-                runs.check_images(run.folder, run.spec, runs.load_data(run.spec), "cpu")
+                runs.check_recorded(run.folder, run.spec, runs.load_data(run.spec), "cpu")
         _check_alike(*first[run.seed], run, images)
 
 
@@ -316,8 +316,8 @@ def _check_own(out: Path) -> None:
     if os.path.lexists(out / COMPARISON):
         found = runs.read_json(out / COMPARISON, Comparison)
         # One of an earlier version does not name them.
-        own = set(found.get("files") or FILES)
-    for name in sorted(FILES):
+        own = set(found.get("files") or WRITTEN)
+    for name in sorted(WRITTEN):
         check_no_link(out, name)
         if (out / name).exists() and not (name in own and (out / name).is_file()):
             raise UserError(f"{out / name}: is not of a comparison, and is not replaced; move it")
@@ -415,7 +415,7 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
         "latent_size": spec.model.latent_size,
         "seeds": sorted({run.seed for run in planned}),
         "command": command,
-        "files": sorted(FILES),
+        "files": sorted(WRITTEN),
         "models": [
             {"pair": pair, "label": labels[pair], "runs": len(found[pair]), "seeds": seeds[pair]}
             for pair in found
