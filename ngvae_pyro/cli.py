@@ -127,7 +127,7 @@ def _show_warning(
 class _Terminal(io.FileIO):
     """A terminal, which may be closed while there is still something to say."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -264,7 +264,7 @@ class NewFolder:
 
     As a context it ends without a trace if it has not appeared::
 
-        with NewFolder(folder, replace=False, found) as new:
+        with NewFolder(folder, False, found) as new:
             (new.path / "config.toml").write_text(...)
             new.appear()
 
@@ -323,6 +323,7 @@ class NewFolder:
     ) -> None:
         if self.path != self.folder:
             remove(self.path, self.found)
+            self.recover()
 
     def appear(self) -> Path:
         """Take the place, where :attr:`path` is from now on, if that has not happened yet."""

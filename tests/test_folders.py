@@ -304,6 +304,10 @@ def test_nothing_happens_through_a_link(begun, name):
 # One process at a time -----------------------------------------------------------------------
 
 
+def fit_is_not_reached(*words, **options):
+    raise AssertionError("two processes train into one folder")
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("first", "second"),
@@ -327,6 +331,8 @@ def test_of_two_processes_one_writes(begun, train, tmp_path, monkeypatch, first,
 
     def two(*arguments, **options):
         before = state(tmp_path)
+        # Where it is not refused it trains nothing.
+        monkeypatch.setattr(runs, "fit", fit_is_not_reached)
         seed = [] if second == "resume" else ["--seed", "2"]
         work = lambda: refused.write_text(ngvae(*words[second], *seed, code=2))  # noqa: E731
         assert in_a_child(work) == 0
