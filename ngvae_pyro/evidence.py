@@ -17,6 +17,7 @@ from torch.distributions import Distribution, MultivariateNormal
 from torch.func import jacfwd, vmap
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
@@ -135,7 +136,7 @@ def log_likelihood(
         raise UserError(f"draws: expected at least 25, got {draws}")
     model, prior, values, pareto_k = fit.model, fit.model.marginal, [], []
     step = max(1, CHUNK // draws)
-    with seeded(seed, fit.device):
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
         for start in range(0, len(data), step):
             x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
             r: Distribution

@@ -82,7 +82,7 @@ class Operation:
     target: Any
     arguments: Any
     place: str
-    constant: Tensor | None = None
+    constant: Any = None
     values: Tensor | None = None
     written: bool = False
 
@@ -143,7 +143,7 @@ class Program:
         self.module = recording.module
         graph = self.module.graph
         # Tensors from outside that a call writes to.
-        self.written = [o.constant for o in recording.operations if o.written]
+        self.written: list[Tensor] = [o.constant for o in recording.operations if o.written]
         # Of the coarsest type that it computes with.
         values = [_value(node) for node in _operations(graph)]
         types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
