@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData, check_images
@@ -40,7 +41,8 @@ def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
 def codes(fit: Fit, data: ImageData) -> Codes:
     """What the guide says of every image, each (N, K), on the CPU."""
     check_fit(fit)
-    parts = [fit.guide.codes(x) for x in batches(fit, data)]
+    with evaluating(fit.guide):
+        parts = [fit.guide.codes(x) for x in batches(fit, data)]
     names = [field.name for field in fields(Codes)]
     return Codes(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in names))
 
@@ -55,7 +57,8 @@ def reconstruct(fit: Fit, x: Tensor) -> Tensor:
     if tuple(x.shape[1:]) != fit.model.image_shape:
         expected = ", ".join(map(str, ("B", *fit.model.image_shape)))
         raise UserError(f"x: expected images of shape ({expected}), got {tuple(x.shape)}")
-    return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
+    with evaluating(fit.model, fit.guide):
+        return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
 
 
 def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
@@ -80,7 +83,8 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
-    with seeded(seed, fit.device), pyro.get_param_store().scope():
+    looks = evaluating(fit.model, fit.guide)
+    with looks, seeded(seed, fit.device), pyro.get_param_store().scope():
         for x in batches(fit, data):
             terms, kl_terms = site_terms(fit.model, fit.guide, x)
             log_likelihood += terms.sum().item()
@@ -192,12 +196,13 @@ def to_arviz(
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))
-    with seeded(seed, fit.device):
-        precision, z = fit.guide.draws(x, chains * draws_per_chain)
-    log_likelihood = torch.stack(
-        [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
-    )
-    code = fit.guide.codes(x)
+    with evaluating(fit.model, fit.guide):
+        with seeded(seed, fit.device):
+            precision, z = fit.guide.draws(x, chains * draws_per_chain)
+        log_likelihood = torch.stack(
+            [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
+        )
+        code = fit.guide.codes(x)
     latents = [f"z{k}" for k in range(fit.model.latent_size)]
     constant = {"loc": code.loc.cpu().numpy(), "probs": code.probs.cpu().numpy()}
     coords: dict[str, Any] = {"latent": latents, "observation": np.arange(len(data))}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import aggregate, data, diagnostics, evidence, locks, metrics, report, runs
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
@@ -43,7 +44,7 @@ class Sample:
 @torch.no_grad()
 def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
     """The codes of images and one draw of z (N, K), on the CPU."""
-    with seeded(seed, fit.device):
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
         draws = [fit.guide.draws(x, 1)[1][0].cpu() for x in diagnostics.batches(fit, images)]
     return Sample(images, diagnostics.codes(fit, images), torch.cat(draws))
 

@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import jvp, vmap
 
 from ngvae_pyro import _arviz, memory
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.images import ImageData, check_images
@@ -439,8 +440,10 @@ def log_likelihood(
     # The draws of an image, the random numbers that they are made of, and what is computed of them.
     memory.check("the log likelihood (draws, latent_size)", 48.0 * draws * latents * step)
     values, pareto_k, more = [], [], 0
-    starts = prior_starts(model, seed, fit.device) if not model.discrete else None
-    with seeded(seed, fit.device):
+    starts = None
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
+        if not model.discrete:
+            starts = prior_starts(model, seed, fit.device)
         for start in range(0, len(data), step):
             x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
             if starts is None:

@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ngvae_pyro.contexts import float32
 from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.distributions import (
     GeneralizedGamma,
@@ -399,10 +400,12 @@ def check_pair(model: VAE, guide: Guide) -> None:
             )
 
 
+@float32()
 def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     """The guide q(z, precision | x) that a variant declares, for a model.
 
-    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable.
+    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable. They
+    are float32, whatever torch's default type is.
 
     Args:
         variant: Name in ``guides/``, path to a TOML file, or a guide spec.

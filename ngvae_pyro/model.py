@@ -17,6 +17,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ngvae_pyro.contexts import float32
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.images import ImageData
@@ -202,6 +203,7 @@ def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
     return tuple(sizes), False
 
 
+@float32()
 def load_model(
     variant: str | Path | ModelSpec = "normal_gamma",
     images: ImageData | Sequence[int] = (3, 32, 32),
@@ -209,7 +211,8 @@ def load_model(
 ) -> VAE:
     """The model p(x, z, precision) that a variant declares.
 
-    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable.
+    Its first weights come from torch's generator: ``torch.manual_seed`` makes them repeatable. They
+    are float32, whatever torch's default type is.
 
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.files import whole, writing
@@ -338,7 +339,7 @@ def traverse(
     z = centre.repeat(len(shown), columns, 1)
     for i, row in enumerate(shown):
         k = row["latent"]
-        low, high = torch.quantile(loc[:, k], torch.tensor([0.01, 0.99])).tolist()
+        low, high = torch.quantile(loc[:, k], loc.new_tensor([0.01, 0.99])).tolist()
         if row["probs"] <= 0.5:
             # Such a latent is noise from the prior to the decoder: Normal(0, 1), or counts.
             low, high = -2.0, 2.0
@@ -346,7 +347,8 @@ def traverse(
                 rate = fit.model.marginal.mean[k].item()
                 low, high = 0.0, rate + 2.0 * rate**0.5
         z[i, :, k] = torch.linspace(low, high, columns)
-    return fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean, shown
+    with evaluating(fit.model):
+        return fit.model.likelihood(fit.model.decoder(z.to(fit.device))).mean, shown
 
 
 @torch.no_grad()

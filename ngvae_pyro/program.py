@@ -82,7 +82,7 @@ class Operation:
     target: Any
     arguments: Any
     place: str
-    constant: Tensor | None = None
+    constant: Any = None
     values: Tensor | None = None
     written: bool = False
 

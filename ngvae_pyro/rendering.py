@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import memory
+from ngvae_pyro.contexts import float32
 from ngvae_pyro.errors import UserError, nearest
 from ngvae_pyro.images import ImageData, generator
 
@@ -27,6 +28,7 @@ _POLYGONS = {"square": (4, -math.pi / 4), "triangle": (3, -math.pi / 2)}
 SHAPES = ("disc", *_POLYGONS)
 
 
+@float32()
 def sprites(
     n: int = 22_000,
     seed: int = 0,

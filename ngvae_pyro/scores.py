@@ -42,6 +42,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.images import ImageData
@@ -130,7 +131,8 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     check_fit(fit)
     expect("known", known, Reference, "what ngvae_pyro.scores.reference(fit, train) gives")
     log_likelihood, kl, error = [], [], []
-    with seeded(seed, fit.device), pyro.get_param_store().scope():
+    looks = evaluating(fit.model, fit.guide)
+    with looks, seeded(seed, fit.device), pyro.get_param_store().scope():
         for x in diagnostics.batches(fit, data):
             drawn = [site_terms(fit.model, fit.guide, x) for _ in range(ELBO_DRAWS)]
             log_likelihood.append(torch.stack([terms for terms, _ in drawn]).mean(0))

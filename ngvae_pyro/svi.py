@@ -26,6 +26,7 @@ from torch import Tensor
 from ngvae_pyro import provenance, restoring
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
+from ngvae_pyro.contexts import evaluating, fitting
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError, described, expect
 from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide, check_pair
@@ -366,7 +367,8 @@ class Trainer:
             NonFiniteLoss: If the last step has left weights whose posterior cannot be drawn from.
         """
         self.finite_codes(self.monitor_images)
-        with self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
+        looks = evaluating(self.model, self.guide)
+        with looks, self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
             x = self.monitor_images
             return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
 
@@ -376,7 +378,7 @@ class Trainer:
         Raises:
             NonFiniteLoss: If the last step has left weights that say nothing finite of them.
         """
-        with pyro.validation_enabled(False):
+        with evaluating(self.guide), pyro.validation_enabled(False):
             codes = self.guide.codes(x)
         # A variance may be infinite, that of z where its precision is often near 0.
         if not (codes.loc.isfinite().all() and codes.probs.isfinite().all()):
@@ -391,7 +393,8 @@ class Trainer:
     def look(self) -> dict[str, Any]:
         """A row of the history."""
         self.steps.check()
-        with self.fixed_noise(), pyro.validation_enabled(False):
+        looks = evaluating(self.model, self.guide)
+        with looks, self.fixed_noise(), pyro.validation_enabled(False):
             # First, because what is not finite cannot be drawn from.
             probs = self.finite_codes(self.monitor_images).probs.detach().mean(0)
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
@@ -754,7 +757,8 @@ def fit(
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
-    Minimises -ELBO / batch size with Adam, the KL of each site weighed by the schedule.
+    Minimises -ELBO / batch size with Adam, the KL of each site weighed by the schedule. Model and
+    guide are in ``train()`` in the steps, and in ``eval()`` where they are looked at.
 
     Args:
         model: From :func:`ngvae_pyro.load_model`.
@@ -778,8 +782,9 @@ def fit(
 
     Raises:
         UserError: If an argument is not what it should be, the guide or the images do not fit the
-            model, the device is not there, the processes of the team cannot share a batch evenly,
-            or a checkpoint cannot be written, cannot be read or is of another training.
+            model, weights are not float32, the device is not there, another fit is under way in
+            this process, the processes of the team cannot share a batch evenly, or a checkpoint
+            cannot be written, cannot be read or is of another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
         Interrupted: If a signal asked for the end and there are checkpoints.
     """
@@ -811,7 +816,7 @@ def fit(
     random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
-    with pyro.get_param_store().scope(), random:
+    with fitting(model, guide), pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
         trainer.fit.starts.append(provenance.here(trainer.device, team.size))
         # What is not kept may as well end at once.

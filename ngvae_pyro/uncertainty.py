@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
 from ngvae_pyro.images import ImageData, check_images
@@ -90,12 +91,13 @@ def in_batches(
     step = max(1, CHUNK // (precisions * draws))
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
-        # Of each batch, so that no generator stays seeded between two of them.
-        with seeded(seed + start, fit.device):
-            z = fit.guide.nested_draws(x, precisions, draws)
-        groups, members = z.shape[:2]
-        likelihood = fit.model.likelihood(fit.model.decoder(z))
-        mean, noise = likelihood.mean, likelihood.variance.mean((0, 1))
+        # Of each batch, so that between two of them all is as it was.
+        with evaluating(fit.model, fit.guide):
+            with seeded(seed + start, fit.device):
+                z = fit.guide.nested_draws(x, precisions, draws)
+            groups, members = z.shape[:2]
+            likelihood = fit.model.likelihood(fit.model.decoder(z))
+            mean, noise = likelihood.mean, likelihood.variance.mean((0, 1))
         within = mean.var(1).mean(0)
         if groups == 1:
             between = torch.zeros_like(within)
