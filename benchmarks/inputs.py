@@ -28,16 +28,20 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 
 from ngvae_pyro import files, runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import call_cases
-import folder_cases
-import input_cases
+try:
+    import call_cases
+    import folder_cases
+    import hypothesis
+    import input_cases
+    from hypothesis import HealthCheck, Phase, given, settings
+except ModuleNotFoundError:
+    # Of an extra, which --help does without.
+    hypothesis = None
 
 # Of all cases; the rest are those of the keys.
 SHARES = {
@@ -125,6 +129,8 @@ def main():
     parser.add_argument("--whole", type=int, default=24, help="cases in a process of their own")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     words = parser.parse_args()
+    if hypothesis is None:
+        parser.error("needs hypothesis: pip install 'ngvae_pyro[test]'")
     kinds = words.kinds.split(",")
     if unknown := sorted({*kinds} - {*KINDS}):
         parser.error(f"--kinds: unknown {', '.join(unknown)}; known: {', '.join(KINDS)}")
