@@ -521,8 +521,13 @@ def _from_file(x: Any, folder: Path) -> ImageData | None:
         except (TypeError, RuntimeError, NotImplementedError):
             return None
     try:
-        (folder / "x.npz").write_bytes(npz({"imgs": np.asarray(x)}))
-        return loading.load(folder / "x.npz")
+        array = np.asarray(x)
+        # A file has to have two images.
+        single = array.ndim in (3, 4) and len(array) == 1
+        array = np.concatenate([array, array]) if single else array
+        (folder / "x.npz").write_bytes(npz({"imgs": array}))
+        read = loading.load(folder / "x.npz")
+        return read.subset([0]) if single else read
     except (UserError, ValueError, TypeError):
         return None
     finally:
@@ -539,10 +544,9 @@ def _as_in_a_file(x: Any, found: ImageData, folder: Path) -> str:
         if not torch.equal(wanted, unit):
             return f"up to {(wanted - unit).abs().max():g} from what a file gives"
     else:
-        # What only files refuse: a single image, and channels other than 1 and 3.
+        # What only files refuse: channels other than 1 and 3.
         shape = np.shape(x)
-        both = len(shape) == 4 and shape[1] in (1, 3) and shape[3] in (1, 3)
-        if len(shape) != 4 or both or (shape[0] > 1 and shape[3] in (1, 3)):
+        if len(shape) != 4 or shape[1] in (1, 3) or shape[3] in (1, 3):
             return f"shape {shape} is taken as {tuple(unit.shape)}, which no file may hold"
     if not bool((unit >= 0).all() and (unit <= 1).all()):
         return "values outside of [0, 1]"

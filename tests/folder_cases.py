@@ -196,7 +196,7 @@ def _make_states(bench: Bench) -> None:
         shutil.copy(folder / "run" / "score_held_out.json", bench.folder / "base")
 
 
-def _base(bench: Bench) -> Path:
+def prepared(bench: Bench) -> Path:
     """The folder with a run of each state, made when it is first asked for."""
     base = bench.folder / "base"
     if not (base / "unfinished").is_dir():
@@ -206,7 +206,7 @@ def _base(bench: Bench) -> Path:
 
 
 def _states(bench: Bench, folder: Path, state: str) -> None:
-    base = _base(bench)
+    base = prepared(bench)
     if state == "compared":
         shutil.copytree(bench.compared, folder / "c")
     elif state != "none":
@@ -512,7 +512,6 @@ def changes() -> dict[str, bytes]:
         "two": {"imgs": GOOD[:2]},
         "last axis": {"imgs": GOOD[..., None]},
         "fortran": {"imgs": np.asfortranarray(GOOD)},
-        "factors": {"imgs": GOOD, "latents_values": np.arange(24.0)[:, None]},
         "held out trained on": {"imgs": GOOD[np.random.default_rng(1).permutation(24)]},
     }
     return {name: npz(arrays) for name, arrays in found.items()} | {
@@ -544,8 +543,8 @@ def _of_its_images(found: Outcome) -> str:
     where = folder / found.case.cwd / IMAGES
     if _same_images(where, base / IMAGES):
         return ""
-    if words[0] == "train" and not found.changed:
-        # It was finished, and nothing was done.
+    if words[0] == "train" and (not found.changed or _same_images(folder / IMAGES, base / IMAGES)):
+        # It was finished, and nothing was done; or it has found them where it was trained.
         return ""
     if words[0] in ("evaluate", "score"):
         name = {"evaluate": "evaluation.json", "score": "score_held_out.json"}[words[0]]
@@ -619,7 +618,7 @@ def checkpoint_case(chance: random.Random, bench: Bench) -> Arranged:
     """An unfinished run whose checkpoint was edited, with hashes of what it holds now."""
     values = [*WRONG, 0, 1, 2, 3, 10**6, -1, 0.5, "2", None, [1], [{}], {"step": 2}]
     if chance.randint(0, 3):
-        paths = _state_places(_base(bench))
+        paths = _state_places(prepared(bench))
         # What is identical has to be so, which one look finds out.
         position = [path for path in paths if path[0] == "position"]
         path = chance.choice(position if chance.randint(0, 3) else paths)

@@ -163,6 +163,7 @@ def test_the_bench_tells_damage(bench, case, damage, why):
         damage()
         sys.exit(0)
 
+    folder_cases.prepared(bench)
     with mock.patch.object(input_cases.cli, "main", main):
         result = bench(case)
     assert result.outcome == "failure" and why in result.why
