@@ -454,14 +454,14 @@ GOOD = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
 
 @cache
 def bomb() -> bytes:
-    """An eighth of a megabyte that inflates to half of the memory there is, and a little more."""
+    """A sixth of a megabyte that inflates to two thirds of the memory there is, and a little more."""
     file = io.BytesIO()
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("imgs.npy", "w") as member,
     ):
-        member.write(npy("|u1", (130, 1024, 1024), b""))
-        for _ in range(130):
+        member.write(npy("|u1", (172, 1024, 1024), b""))
+        for _ in range(172):
             member.write(bytes(2**20))
     return file.getvalue()
 

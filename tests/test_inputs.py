@@ -317,8 +317,8 @@ def test_a_zip_bomb_is_not_inflated(tmp_path, monkeypatch):
     path.write_bytes(input_cases.bomb())
     monkeypatch.setattr(memory, "there", lambda device="cpu": input_cases.ROOM)
     read = mock.Mock(side_effect=AssertionError("inflated"))
-    monkeypatch.setattr(data, "_READ_BYTES", read)
-    with pytest.raises(UserError, match=r"imgs: shape \(130, 1024, 1024\): .* needs 0.3 GiB"):
+    monkeypatch.setattr(data, "_read_into", read)
+    with pytest.raises(UserError, match=r"imgs: shape \(172, 1, 1024, 1024\): .* needs 0.3 GiB"):
         data.load_npz(path)
     # A header that claims less than there is: nothing beyond the claim is read.
     lying = input_cases.npy("|u1", (2, 8, 8), bytes(2**20))
