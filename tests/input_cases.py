@@ -18,6 +18,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -218,6 +219,10 @@ def once(words: Iterable[Any]) -> list[str]:
     return [word for _, group in kept for word in group]
 
 
+# Of what goes on, before a mistake that is found later.
+NOTICES = re.compile(": not used: |not say what (its|their) images were")
+    ": not used: |: does not say what its images were|do not say what their images"
+)
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
 
@@ -830,7 +835,7 @@ class Bench:
         changed = sorted({n for n in {*before, *after} if before.get(n) != after.get(n)})
         tops = {name.partition("/")[0] for name in changed}
         partial = [name for name in after if ".partial" in name or name.endswith(".part")]
-        lines = error.splitlines()
+        lines = [line for line in error.splitlines() if not NOTICES.search(line)]
         one = len(lines) == 1 and lines[0].startswith("ngvae: ") and lines[0].isprintable()
         outcome, why = "failure", ""
         if code == 0:
