@@ -221,8 +221,6 @@ def once(words: Iterable[Any]) -> list[str]:
 
 # Of what goes on, before a mistake that is found later.
 NOTICES = re.compile(": not used: |not say what (its|their) images were")
-    ": not used: |: does not say what its images were|do not say what their images"
-)
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
 
