@@ -243,6 +243,8 @@ def once(words: Iterable[Any]) -> list[str]:
     return [word for _, group in kept for word in group]
 
 
+# Of what goes on, before a mistake that is found later.
+NOTICES = re.compile(": not used: |not say what (its|their) images were")
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
 
@@ -928,7 +930,9 @@ class Bench:
         tops = {name.partition("/")[0] for name in changed}
         partial = [n for n in after if n not in before and LEFT.search(n)]
         # A training that comes to its end without a terminal has said so in a line.
-        lines = [line for line in error.splitlines() if not TRAINED.match(line)]
+        lines = [
+            line for line in error.splitlines() if not (TRAINED.match(line) or NOTICES.search(line))
+        ]
         one = len(lines) == 1 and lines[0].startswith("ngvae: ") and lines[0].isprintable()
         outcome, why = "failure", ""
         if code == 0:
