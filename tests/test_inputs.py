@@ -6,6 +6,7 @@ The long form, with thousands of cases, is ``benchmarks/inputs.py``.
 import errno
 import json
 import random
+import shutil
 import sys
 from itertools import islice
 from pathlib import Path
@@ -95,7 +96,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_somebody_has_left_and_whatever_is_called(bench, kind):
-    chance = random.Random(f"{kind} 1")
+    chance = random.Random(f"{kind} 2869")
     case = (folder_cases.KINDS | call_cases.KINDS)[kind]
     found = {}
     for one in (case(chance, bench) for _ in range(KINDS[kind])):
@@ -358,6 +359,7 @@ def test_nothing_is_written_through_a_link(bench, run, name):
 
 
 def test_no_figures_through_a_link(bench, run):
+    shutil.rmtree(run / "figures")
     elsewhere = run.parent / "elsewhere"
     elsewhere.mkdir()
     (run / "figures").symlink_to(elsewhere)
