@@ -256,7 +256,7 @@ def _place(frame: FrameType | None) -> str:
     own = ""
     for caller, line in traceback.walk_stack(frame):
         file = caller.f_code.co_filename
-        if caller.f_code is Recording.__init__.__code__:
+        if file == __file__ and caller.f_code.co_name == "watched":
             break
         if file.startswith(_LIBRARIES) or file == __file__:
             continue

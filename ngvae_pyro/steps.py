@@ -222,7 +222,12 @@ class Steps:
     def _record(self, x: Tensor) -> Gradients:
         """A literal step, recorded."""
         goes_on, self.had_recording = self.had_recording, False
-        before, plain = self._state(), self._plain()
+        before = self._state()
+        if goes_on:
+            # On the first call of a process Pyro registers the parameters, which is not a step's.
+            self.gradients(x)
+            self._set_state(before)
+        plain = self._plain()
         recording = Recording(self.gradients, x)
         if reason := recording.obstacle or _change(plain, self._plain()):
             self.fall_back(reason)
