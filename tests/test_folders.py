@@ -570,6 +570,9 @@ def test_any_encoding_of_the_terminal_will_do(run, monkeypatch, encoding):
 )
 def test_a_name_that_cannot_be_written_down_is_one_line(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # Where it is not refused it trains nothing.
+    monkeypatch.setattr(runs, "train", fit_is_not_reached)
+    monkeypatch.setattr(comparison, "compare", fit_is_not_reached)
     _, said = said_by_main(monkeypatch, capsys, 2, *words)
     assert r"\udcff" in said and "cannot be written down as UTF-8; expected another name" in said
     assert said.count("\n") == 1 and os.listdir(tmp_path) == []
