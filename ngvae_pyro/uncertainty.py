@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ngvae_pyro import memory
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evidence import CHUNK
+from ngvae_pyro.evidence import CHUNK, row_bytes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import Fit, seeded
 
@@ -69,7 +70,8 @@ def uncertainty(
         seed: Of the draws.
 
     Raises:
-        UserError: For fewer than 2 precisions or draws, which have no variance.
+        UserError: For fewer than 2 precisions or draws, which have no variance, and for more than
+            fit into memory.
     """
     parts = list(in_batches(fit, data, precisions, draws, seed))
     names = ("noise", "z", "precision")
@@ -85,6 +87,9 @@ def in_batches(
         if value < 2:
             raise UserError(f"{name}: expected at least 2, got {value}")
     step = max(1, CHUNK // (precisions * draws))
+    # All draws of an image are decoded at once, for the variances over them.
+    needed = 2.0 * precisions * draws * step * row_bytes(fit.model)
+    memory.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
         # Of each batch, so that no generator stays seeded between two of them.
