@@ -1,5 +1,6 @@
 """What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from numbers import Integral
@@ -10,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ngvae_pyro import _arviz
+from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import Codes
@@ -196,6 +197,13 @@ def to_arviz(
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))
+    # Of z and the precision, and once more to write them.
+    numbers = 4 * math.prod(shape) * fit.model.latent_size
+    memory.check(
+        "posterior draws (observations, chains, draws_per_chain)",
+        memory.FLOAT_BYTES * numbers,
+        fit.device,
+    )
     with evaluating(fit.model, fit.guide):
         with seeded(seed, fit.device):
             precision, z = fit.guide.draws(x, chains * draws_per_chain)

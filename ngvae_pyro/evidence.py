@@ -126,7 +126,7 @@ def climb(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Peaks:
     """The modes of p(z | x) that Gauss-Newton reaches from z (B, K), see :func:`laplace`."""
     columns, pixels = z.shape[-1], math.prod(x.shape[1:])
     # One column of a Jacobian with what forward mode keeps beside it, and copies in float64.
-    column = 2 * row_bytes(model) + 24 * pixels
+    column = 2 * row_bytes(model) + 24 * pixels + 16 * columns
     memory.check("the log likelihood (latent_size)", 2.0 * columns * (24 * pixels + 8 * columns))
     images = max(1, ROOM // (columns * column))
     parts = [
@@ -193,6 +193,11 @@ def _square(offset: Tensor, precision: Tensor) -> Tensor:
     return ((offset.unsqueeze(-2) @ precision).squeeze(-2) * offset).sum(-1)
 
 
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Matrices (B, K, K) times vectors (S, B, K), without a copy of the matrices for each."""
+    return (matrix @ vectors.permute(1, 2, 0)).permute(2, 0, 1)
+
+
 class Modes:
     """Modes of p(z | x) of a few images: the first that was found of each, and what is added.
 
@@ -224,21 +229,28 @@ class Modes:
             offset = z.double() - self.loc[:, m, None]
             drop = ((offset @ self.precision[:, m]) * offset).sum(-1) / 2
             height = self.height[:, m, None]
-            # Within two standard deviations it is that mode.
-            elsewhere &= (value > height - drop / 2) & (drop > 2.0) | height.isneginf()
+            # Within two standard deviations it is that mode, unless the climb stopped short of it.
+            outside = (value > height - drop / 2) & (drop > 2.0)
+            elsewhere &= outside | (value > height + 1.0) | height.isneginf()
         return elsewhere
 
     def add(self, index: Tensor, start: Tensor, iterations: int) -> None:
-        """Climb from one start (N, K) for each of N images, and keep what is a new mode."""
+        """Climb from one start (N, K) for each of N images, and keep what is a new mode.
+
+        What is higher than a mode that it is near to takes its place.
+        """
         found = climb(self.model, self.x[index], start, iterations)
         offset = found.loc.unsqueeze(1) - self.loc[index]
         distance = torch.minimum(
             _square(offset, self.precision[index]), _square(offset, found.precision.unsqueeze(1))
         )
-        known = ((distance < 4.0) & self.height[index].isfinite()).any(1)
-        slot = self.height[index].isfinite().sum(1)
+        distance = distance.where(self.height[index].isfinite(), math.inf)
+        near, nearest = distance.min(1)
+        known = near < 4.0
+        slot = torch.where(known, nearest, self.height[index].isfinite().sum(1))
         # What is lower by so many nats has no share in the posterior.
         new = ~known & (found.height > self.height[index].amax(1) - 30.0)
+        new |= known & (found.height > self.height[index].gather(1, nearest[:, None])[:, 0] + 0.5)
         self.more[index[new & (slot == MODES)]] = True
         new &= slot < MODES
         if new.any() and slot[new].max() == self.height.shape[1]:
@@ -256,6 +268,8 @@ class Modes:
         By its evidence under the Gaussian, the height and half the log determinant of the
         covariance; none for less than 1 % of it, and else at least 5 %.
         """
+        if self.height.shape[1] == 1:
+            return torch.full_like(self.height, draws)
         evidence = self.height - torch.linalg.slogdet(self.precision).logabsdet / 2
         share = evidence.softmax(1)
         kept = share >= LEAST_SHARE
@@ -297,14 +311,14 @@ def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor
     while m < modes.height.shape[1]:
         mirrored = modes.loc[:, m, None].to(start.dtype) * signs
         value = log_joint(model, x, mirrored.transpose(0, 1)).T
-        reached = value > modes.height[:, m, None] - REACH
-        for n, mirror in enumerate(mirrored.unbind(1)):
-            # Anew for each, because the one before may have led to the same mode.
-            at_mirror = mirror.unsqueeze(1), value[:, n, None]
-            elsewhere = (modes.lead_elsewhere(*at_mirror) & reached[:, n, None]).squeeze(1)
-            index = elsewhere.nonzero().squeeze(1)
+        elsewhere = value > modes.height[:, m, None] - REACH
+        elsewhere &= modes.lead_elsewhere(mirrored, value)
+        for n in elsewhere.any(0).nonzero().flatten().tolist():
+            # Anew, because the mirror image before may have led to the same mode.
+            still = modes.lead_elsewhere(mirrored[:, n, None], value[:, n, None]).squeeze(1)
+            index = (elsewhere[:, n] & still).nonzero().squeeze(1)
             if len(index):
-                modes.add(index, mirror[index], 3)
+                modes.add(index, mirrored[index, n], 3)
         m += 1
     return modes
 
@@ -339,15 +353,17 @@ class Proposal:
         law = MultivariateNormal(torch.zeros_like(modes.loc), precision_matrix=precision)
         self.scale_tril = widen * law.scale_tril
         # Times the offset of what has its prior: how far that moves the others.
-        cross = told.unsqueeze(-1) & ~told.unsqueeze(-2)
-        self.cross = torch.linalg.solve(precision, torch.where(cross, modes.precision, 0.0))
+        self.cross = None
+        if not told.all():
+            cross = told.unsqueeze(-1) & ~told.unsqueeze(-2)
+            self.cross = torch.linalg.solve(precision, torch.where(cross, modes.precision, 0.0))
 
     def _centre(self, z: Tensor, m: int) -> Tensor:
         """Mean of the Gaussian of mode m given the latents that have their prior."""
         loc = self.modes.loc[:, m]
-        if self.told.all():
+        if self.cross is None:
             return loc
-        return loc - (self.cross[:, m] @ (z - loc).unsqueeze(-1)).squeeze(-1)
+        return loc - _times(self.cross[:, m], z - loc)
 
     def sample(self, noise: Tensor, of_prior: Tensor | None) -> Tensor:
         """Draws (S, B, K), from as many of the standard Normal and of the prior."""
@@ -355,7 +371,7 @@ class Proposal:
         place = torch.arange(len(noise), device=noise.device).unsqueeze(-1)
         ends = self.counts.cumsum(1)
         for m in range(self.counts.shape[1]):
-            offset = (self.scale_tril[:, m] @ noise.unsqueeze(-1)).squeeze(-1)
+            offset = _times(self.scale_tril[:, m], noise)
             if of_prior is None:
                 drawn = self.modes.loc[:, m] + offset
             else:
@@ -436,39 +452,26 @@ def log_likelihood(
         raise UserError(f"draws: expected at least 25, got {draws}")
     check_images(data, fit.model.image_shape)
     model, latents = fit.model, fit.model.latent_size
+    # Of so many images the random numbers are drawn together.
     step = max(1, CHUNK // draws)
-    # The draws of an image, the random numbers that they are made of, and what is computed of them.
-    memory.check("the log likelihood (draws, latent_size)", 48.0 * draws * latents * step)
+    needed = 48 * draws * latents
+    memory.check("the log likelihood (draws, latent_size)", needed * step, fit.device)
+    # Modes are found for more of them at once where the draws are many.
+    size = step if model.discrete else step * max(1, min(32, ROOM // needed) // step)
     values, pareto_k, more = [], [], 0
     starts = None
     with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
         if not model.discrete:
             starts = prior_starts(model, seed, fit.device)
-        for start in range(0, len(data), step):
-            x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
+        for start in range(0, len(data), size):
+            x = ImageData.to_unit(data.images[start : start + size].to(fit.device))
             if starts is None:
                 r = fit.guide.posterior(x).to_event(1)
                 z = r.sample((draws,))
                 log_weights = log_joint(model, x, z).double() - r.log_prob(z).double()
             else:
-                shape = (draws, len(x), latents)
-                noise = torch.randn(shape, dtype=torch.float64, device=x.device)
-                of_prior = None
-                if not isinstance(model.marginal, Normal):
-                    of_prior = model.marginal.sample(shape[:2]).double()
-                mean = fit.guide.codes(x).loc
-                # Mirror images of all modes, and covariances.
-                few = max(1, ROOM // (32 * latents * (2 * latents + 32)))
-                parts = []
-                for n in range(0, len(x), few):
-                    some = slice(n, n + few)
-                    modes = find_modes(model, x[some], mean[some], starts)
-                    more += int(modes.more.sum())
-                    r = Proposal(modes, draws, widen)
-                    own = None if of_prior is None else of_prior[:, some]
-                    z = r.sample(noise[:, some], own)
-                    parts.append(log_joint(model, x[some], z.float()).double() - r.log_prob(z))
-                log_weights = torch.cat(parts, 1)
+                log_weights, others = _log_weights(fit, x, starts, draws, widen, step)
+                more += others
             values.append((log_weights.logsumexp(0) - math.log(draws)).cpu().numpy())
             pareto_k.append(_arviz.pareto_k(log_weights.T.cpu().numpy()))
     if more:
@@ -479,6 +482,31 @@ def log_likelihood(
             stacklevel=2,
         )
     return LogLikelihood(np.concatenate(values), np.concatenate(pareto_k), draws)
+
+
+def _log_weights(
+    fit: Fit, x: Tensor, starts: tuple[Tensor, Tensor], draws: int, widen: float, step: int
+) -> tuple[Tensor, int]:
+    """Log weights (S, B) of draws at the modes, and how many images have more modes."""
+    model, latents = fit.model, fit.model.latent_size
+    blocks, own = [], []
+    for block in x.split(step):
+        shape = (draws, len(block), latents)
+        blocks.append(torch.randn(shape, dtype=torch.float64, device=x.device))
+        if not isinstance(model.marginal, Normal):
+            own.append(model.marginal.sample(shape[:2]).double())
+    noise, of_prior = torch.cat(blocks, 1), torch.cat(own, 1) if own else None
+    mean, parts, more = fit.guide.codes(x).loc, [], 0
+    # Of each image there are mirror images of its modes, and covariances.
+    few = max(1, ROOM // (32 * latents * (2 * latents + 32)))
+    for n in range(0, len(x), few):
+        some = slice(n, n + few)
+        modes = find_modes(model, x[some], mean[some], starts)
+        more += int(modes.more.sum())
+        r = Proposal(modes, draws, widen)
+        z = r.sample(noise[:, some], None if of_prior is None else of_prior[:, some])
+        parts.append(log_joint(model, x[some], z.float()).double() - r.log_prob(z))
+    return torch.cat(parts, 1), more
 
 
 def prior_starts(model: VAE, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:

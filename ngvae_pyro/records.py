@@ -4,11 +4,21 @@ The folder may be another's, or edited; so each file is checked as the TOML file
 not fit is one line. Keys that are not here are let pass.
 """
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ngvae_pyro.specs import Spec, Text
+
+
+def _within(name: str) -> str:
+    """The name of a file somewhere in a folder, which leads nowhere else."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or str(path) != name:
+        raise ValueError(f"expected the name of a file in the folder, got {name!r}")
+    return name
+
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
@@ -65,6 +75,8 @@ class Metrics(Record):
         return self
 
 
+# Of a file in a folder, relative to it.
+Name = Annotated[Text, AfterValidator(_within)]
 # SHA-256, in hexadecimal digits.
 Digest = Annotated[str, Field(min_length=64, max_length=64)]
 
@@ -97,7 +109,7 @@ class RunRecord(Record):
     seed: Count
     seconds: float
     starts: list[Start]
-    files: list[Text] | None = None
+    files: list[Name] | None = None
     images: Images | None = None
 
 
@@ -168,7 +180,7 @@ class Comparison(Record):
 
     seeds: list[Count]
     models: list[dict[str, Any]]
-    files: list[Text] | None = None
+    files: list[Name] | None = None
 
 
 class LogLikelihood(Record):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ngvae_pyro import memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.evidence import CHUNK
+from ngvae_pyro.evidence import CHUNK, row_bytes
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit, check_fit, seeded
 
@@ -70,7 +71,8 @@ def uncertainty(
         seed: Of the draws.
 
     Raises:
-        UserError: For fewer than 2 precisions or draws, which have no variance.
+        UserError: For fewer than 2 precisions or draws, which have no variance, and for more than
+            fit into memory.
     """
     parts = list(in_batches(fit, data, precisions, draws, seed))
     names = ("noise", "z", "precision")
@@ -89,6 +91,9 @@ def in_batches(
             raise UserError(f"{name}: expected at least 2, got {value}")
     check_images(data, fit.model.image_shape)
     step = max(1, CHUNK // (precisions * draws))
+    # All draws of an image are decoded at once, for the variances over them.
+    needed = 2.0 * precisions * draws * step * row_bytes(fit.model)
+    memory.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
         # Of each batch, so that between two of them all is as it was.

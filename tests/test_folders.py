@@ -601,3 +601,13 @@ def test_a_comparison_with_a_lost_run_is_written(images, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["failed"] == [
         "VAE, seed 0: lost"
     ]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../thesis.csv", "/thesis.csv", "a//b", "a/../b"])
+def test_a_record_names_only_what_is_in_its_folder(run, train, name):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "files": [*record["files"], name]}))
+    before = state(run)
+    said = ngvae(*train(run, "--overwrite"), code=2)
+    assert f"expected the name of a file in the folder, got {name!r}" in said
+    assert state(run) == before
