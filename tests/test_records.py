@@ -281,6 +281,7 @@ def test_images_from_elsewhere_are_not_measured_on_sprites():
 )
 def test_a_contradiction_is_one_line(tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "train", lambda *words, **options: pytest.fail("it was trained"))
     said = ngvae("train", "gaussian", "gaussian", "--out", "a", *words.split(" "), code=2)
     assert line in said and "\n" not in said and list(tmp_path.iterdir()) == []
 
@@ -291,7 +292,8 @@ def test_the_same_value_twice_is_no_contradiction(here):
     assert runs.load_spec("r").fit.seed == 3
 
 
-def test_the_seeds_of_a_comparison_are_its_own(tmp_path):
+def test_the_seeds_of_a_comparison_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "compare", lambda *words, **options: pytest.fail("it was done"))
     said = ngvae("compare", "--out", tmp_path / "c", "--set", "fit.seed=7", code=2)
     assert said == (
         "fit.seed: the runs of a comparison have a seed each; pass the first of them with "
