@@ -406,7 +406,7 @@ GOOD = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
 
 @cache
 def bomb() -> bytes:
-    """A sixth of a megabyte that inflates to two thirds of the memory there is, and a little more."""
+    """A sixth of a megabyte that inflates to two thirds of the memory there is, and more."""
     file = io.BytesIO()
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,

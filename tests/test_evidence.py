@@ -50,6 +50,7 @@ def linear():
 
     model = SimpleNamespace(
         discrete=False,
+        image_shape=images.image_shape,
         marginal=torch.distributions.Normal(torch.zeros(K), 1.0),
         decoder=decoder,
         likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
