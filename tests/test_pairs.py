@@ -143,8 +143,8 @@ def test_auto_likelihood_follows_the_images():
     bits = torch.randint(0, 2, (6, 1, 8, 8), dtype=torch.uint8)
     grey = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
     cases = {
-        "bernoulli": [bits.bool(), bits * 255, bits.float()],
-        "gaussian": [grey, bits, bits * 254, bits.float() / 2, (1, 8, 8)],
+        "bernoulli": [bits, bits.bool(), bits * 255, bits.float()],
+        "gaussian": [grey, ImageData.stored("dark", bits), bits * 254, bits.float() / 2, (1, 8, 8)],
     }
     for family, all_images in cases.items():
         for images in all_images:

@@ -29,7 +29,7 @@ def known(power):
         return (z**power @ WEIGHT.T).reshape(*z.shape[:-1], 1, 2, 2)
 
     likelihood = Likelihood(LikelihoodSpec(scale=SCALE))
-    model = SimpleNamespace(decoder=decoder, likelihood=likelihood)
+    model = SimpleNamespace(decoder=decoder, likelihood=likelihood, image_shape=(1, 2, 2))
     return SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"))
 
 
