@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, described, expect
 
 # Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
 BLOCK = 2**20
@@ -20,9 +20,9 @@ _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 def generator(seed: int) -> torch.Generator:
     """A seeded CPU generator; a seed that torch cannot take is a `UserError`."""
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed: expected an integer in [0, 2**63), got {seed}")
-    return torch.Generator().manual_seed(seed)
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: expected an integer in [0, 2**63), got {described(seed)}")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def parts(images: _Rows) -> Iterator[_Rows]:
@@ -102,6 +102,14 @@ def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> 
     return white
 
 
+def _on_cpu(tensor: Tensor, where: str) -> Tensor:
+    """A dense tensor with values, on the CPU."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "a meta tensor without values" if tensor.is_meta else str(tensor.layout)
+        raise UserError(f"{where}: expected a dense tensor, got {kind}")
+    return tensor.detach().cpu()
+
+
 def image_tensor(images: Any, where: str) -> Tensor:
     """Images of any accepted layout and type as they are stored: (N, C, H, W), on the CPU.
 
@@ -111,9 +119,7 @@ def image_tensor(images: Any, where: str) -> Tensor:
         where: what it is, for the message.
     """
     if isinstance(images, Tensor):
-        if images.layout != torch.strided:
-            raise UserError(f"{where}: expected a dense tensor, got {images.layout}")
-        images = images.detach().cpu()
+        images = _on_cpu(images, where)
         if images.dtype == torch.bfloat16:  # which numpy does not know
             images = images.float()
         array = images.numpy()
@@ -137,7 +143,7 @@ def image_tensor(images: Any, where: str) -> Tensor:
 def factor_tensor(factors: Any, where: str) -> Tensor:
     """Factors (N, F) or (N,) as they are stored: (N, F), float32, on the CPU."""
     if isinstance(factors, Tensor):
-        factors = factors.detach().cpu().to(torch.float32).numpy()
+        factors = _on_cpu(factors, where).to(torch.float32).numpy()
     array = np.asarray(factors)
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
         raise UserError(
@@ -381,6 +387,7 @@ class ImageData(Dataset[Tensor]):
         >>> [len(part) for part in data.split(0.2, seed=0)]
         [8, 2]
         """
+        expect("held_out", held_out, Real, "a number of images or a fraction of them")
         if isinstance(held_out, Integral):
             count = int(held_out)
         else:

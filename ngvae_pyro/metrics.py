@@ -36,7 +36,7 @@ from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.images import ImageData
 
 BINS = 20
@@ -87,6 +87,7 @@ def sharpness(images: Array | Tensor) -> float:
     >>> round(sharpness(edge), 3), round(sharpness(slope), 3)
     (0.333, 0.0)
     """
+    expect("images", images, (np.ndarray, Tensor), "an array or a tensor (N, C, H, W)")
     images = torch.as_tensor(images)
     if images.dim() != 4 or not len(images) or min(images.shape[-2:]) < 3:
         raise UserError(

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from ngvae_pyro import memory
 from ngvae_pyro.contexts import float32
-from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.errors import UserError, described, expect, nearest
 from ngvae_pyro.images import ImageData, generator
 
 # Lengths are relative to the image's side, colours and brightness to white. A shape never
@@ -87,6 +88,19 @@ def sprites(
     >>> sprites(100, vary=("x", "y"))
     ImageData('sprites:x,y', 100 images of 3x32x32, x, y, size, red, green, blue, background)
     """
+    expect("sprites: n", n, Integral, "a whole number of images")
+    expect("sprites: resolution", resolution, Integral, "32 or 64")
+    expect("sprites: edge", edge, Real, "a number of pixels")
+    expect("sprites: device", device, (str, torch.device), "a device, such as 'cpu' or 'cuda'")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise UserError(
+            f"sprites: device: expected a device, such as 'cpu' or 'cuda', got {device!r}"
+        ) from None
+    for name, table in (("hold", hold), ("ranges", ranges)):
+        if table is not None:
+            expect(f"sprites: {name}", table, Mapping, "a table from factors to values")
     hold = hold or {}
     vary = _checked_names([k for k in SPRITE_FACTORS if k not in hold] if vary is None else vary)
     held = _checked_hold(hold, vary)
@@ -119,12 +133,14 @@ def sprites(
 
 def _checked_names(vary: Iterable[str]) -> tuple[str, ...]:
     known = (*SPRITE_FACTORS, *OPTIONAL_SPRITE_FACTORS)
+    if isinstance(vary, str) or not isinstance(vary, Iterable):
+        raise UserError(f"sprites: vary: expected names of factors, got {described(vary)}")
     vary = tuple(vary)
     for name in vary:
         if name not in known:
             raise UserError(
                 f"sprites: unknown factor {name!r}; expected some of {', '.join(known)}"
-                + nearest(name, known)
+                + nearest(str(name), known)
             )
     if not vary or len(set(vary)) < len(vary):
         raise UserError(
@@ -148,7 +164,7 @@ def _checked_hold(hold: Mapping[str, float | str], vary: tuple[str, ...]) -> dic
                 raise UserError(
                     f"sprites: shape: expected one of {', '.join(SHAPES)} or 0..2, got {value!r}"
                 )
-        elif isinstance(value, str) or not math.isfinite(value):
+        elif not isinstance(value, Real) or not math.isfinite(value):
             raise UserError(f"sprites: {name}: expected a finite number, got {value!r}")
         elif name in SPRITE_FACTORS and not 0 <= value <= 1:
             raise UserError(f"sprites: {name}: expected a value in [0, 1], got {value:g}")
@@ -178,8 +194,13 @@ def _checked_ranges(
     ranges: Mapping[str, tuple[float, float]], vary: tuple[str, ...], held: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
     """The ranges of the factors that do not vary as usual, in the order of `SPRITE_FACTORS`."""
-    for name, (low, high) in ranges.items():
+    for name, span in ranges.items():
         _checked_names([name])
+        if not isinstance(span, (tuple, list)) or len(span) != 2:
+            raise UserError(f"sprites: {name}: expected a range (low, high), got {described(span)}")
+        low, high = span
+        expect(f"sprites: {name}", low, Real, "a range (low, high) of numbers")
+        expect(f"sprites: {name}", high, Real, "a range (low, high) of numbers")
         if name not in SPRITE_FACTORS or name not in vary:
             problem = "does not vary" if name in SPRITE_FACTORS else "has none"
             raise UserError(f"sprites: {name}: got the range {low:g}..{high:g}, but it {problem}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -145,10 +146,17 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators of the CPU and of ``device`` under a seed, and then as they were."""
+    """Torch's generators of the CPU and of ``device`` under a seed, and then as they were.
+
+    Raises:
+        UserError: If the seed is no whole number that torch can take.
+    """
+    expect("seed", seed, Integral, "a whole number")
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed: expected a whole number in [-2**63, 2**64), got {seed}")
     # Named, because fork_rng otherwise takes every GPU of the machine, and warns of it.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
 
 

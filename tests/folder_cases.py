@@ -393,7 +393,8 @@ def folder_case(chance: random.Random) -> Arranged:
             own = own if root == "c/" else OWN
             steps.append(("folder", f"{root}{chance.choice(own)}"))
         elif way == "beside":
-            steps.append((put, chance.choice(BESIDE), *more))
+            # An empty folder of one of these names is nobody's.
+            steps.append(("folder" if put == "empty" else put, chance.choice(BESIDE), *more))
         elif way == "inside" and root in ("run/", f"{SEED}/"):
             # Files of these names are of a writing that was cut short.
             steps.append(("folder", f"{root}{chance.choice(INSIDE)}"))
