@@ -862,9 +862,7 @@ class RelaxedNormalGammaMixture(_Weighted, NormalGamma):
         gate, rest = torch.sigmoid(shift), torch.sigmoid(-shift)
         # A convex combination, not b2 + (b1 - b2) * gate: in float32 the latter returns 0.09999847
         # for b1 = 0.1, b2 = 100, and may round to a negative rate for smaller b1.
-        slid = (
-            v if isinstance(v, Tensor) else v[0] * gate + v[1] * rest for v in ends.values()
-        )
+        slid = (v if isinstance(v, Tensor) else v[0] * gate + v[1] * rest for v in ends.values())
         super().__init__(loc, *(v.to(loc.dtype) for v in slid), validate_args=validate_args)
 
 
