@@ -88,6 +88,16 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+def _check_float32(*modules: nn.Module) -> None:
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.dtype is not torch.float32:
+                raise UserError(
+                    f"{type(module).__name__}.{name}: expected float32 weights, got "
+                    f"{str(parameter.dtype).removeprefix('torch.')}; call .float() on the module"
+                )
+
+
 @contextmanager
 def fitting(*modules: nn.Module) -> Iterator[None]:
     """For a training: in ``train()``, and the only one of the process.
@@ -96,13 +106,7 @@ def fitting(*modules: nn.Module) -> Iterator[None]:
         UserError: If another fit is under way, in whatever thread, or weights are not float32.
     """
     global _fits
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if parameter.dtype is not torch.float32:
-                raise UserError(
-                    f"{type(module).__name__}.{name}: expected float32 weights, got "
-                    f"{str(parameter.dtype).removeprefix('torch.')}; call .float() on the module"
-                )
+    _check_float32(*modules)
     with _alone():
         if _fits:
             raise UserError(

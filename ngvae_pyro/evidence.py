@@ -126,7 +126,7 @@ def climb(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Peaks:
     """The modes of p(z | x) that Gauss-Newton reaches from z (B, K), see :func:`laplace`."""
     columns, pixels = z.shape[-1], math.prod(x.shape[1:])
     # One column of a Jacobian with what forward mode keeps beside it, and copies in float64.
-    column = 2 * row_bytes(model) + 24 * pixels + 16 * columns
+    column = 2 * row_bytes(model) + 24 * pixels + 80 * columns
     memory.check("the log likelihood (latent_size)", 2.0 * columns * (24 * pixels + 8 * columns))
     images = max(1, ROOM // (columns * column))
     parts = [
@@ -235,22 +235,33 @@ class Modes:
         return elsewhere
 
     def add(self, index: Tensor, start: Tensor, iterations: int) -> None:
-        """Climb from one start (N, K) for each of N images, and keep what is a new mode.
+        """Climb from starts (N, K), each for the image of that index, and keep what are new modes.
 
         What is higher than a mode that it is near to takes its place.
         """
+        if not len(index):
+            return
         found = climb(self.model, self.x[index], start, iterations)
-        offset = found.loc.unsqueeze(1) - self.loc[index]
+        # One an image at a time, so that each is compared with those before it.
+        turn = (index.unsqueeze(1) == index).tril(-1).sum(1)
+        for n in range(int(turn.max()) + 1):
+            self._keep(index, found, turn == n)
+
+    def _keep(self, index: Tensor, found: Peaks, these: Tensor) -> None:
+        """Keep what is new among some of the peaks that were found, one an image."""
+        index = index[these]
+        loc, precision, height = (v[these] for v in (found.loc, found.precision, found.height))
+        present = self.height[index].isfinite()
+        offset = loc.unsqueeze(1) - self.loc[index]
         distance = torch.minimum(
-            _square(offset, self.precision[index]), _square(offset, found.precision.unsqueeze(1))
+            _square(offset, self.precision[index]), _square(offset, precision.unsqueeze(1))
         )
-        distance = distance.where(self.height[index].isfinite(), math.inf)
-        near, nearest = distance.min(1)
+        near, nearest = distance.where(present, math.inf).min(1)
         known = near < 4.0
-        slot = torch.where(known, nearest, self.height[index].isfinite().sum(1))
+        slot = torch.where(known, nearest, present.sum(1))
         # What is lower by so many nats has no share in the posterior.
-        new = ~known & (found.height > self.height[index].amax(1) - 30.0)
-        new |= known & (found.height > self.height[index].gather(1, nearest[:, None])[:, 0] + 0.5)
+        new = ~known & (height > self.height[index].amax(1) - 30.0)
+        new |= known & (height > self.height[index].gather(1, nearest[:, None])[:, 0] + 0.5)
         self.more[index[new & (slot == MODES)]] = True
         new &= slot < MODES
         if new.any() and slot[new].max() == self.height.shape[1]:
@@ -259,8 +270,10 @@ class Modes:
                 setattr(self, name, torch.cat((values, values[:, :1]), 1))
             absent = torch.full_like(self.height[:, :1], -math.inf)
             self.height = torch.cat((self.height, absent), 1)
-        for name in ("loc", "precision", "height", "told"):
-            getattr(self, name)[index[new], slot[new]] = getattr(found, name)[new]
+        told = found.told[these]
+        for name, values in (("loc", loc), ("precision", precision), ("height", height)):
+            getattr(self, name)[index[new], slot[new]] = values[new]
+        self.told[index[new], slot[new]] = told[new]
 
     def shares(self, draws: int) -> Tensor:
         """How many of the draws each mode gets, whole numbers (B, M).
@@ -303,22 +316,22 @@ def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor
         drawn.expand(len(x), -1, -1), value
     )
     order = torch.where(elsewhere, value, -math.inf).topk(min(max(1, 16 // latents), len(drawn)))
-    for height, rank in zip(order.values.unbind(1), order.indices.unbind(1), strict=True):
-        index = height.isfinite().nonzero().squeeze(1)
-        if len(index):
-            modes.add(index, drawn[rank[index]], 3 + 12 // latents)
+    index, rank = order.values.isfinite().nonzero().unbind(1)
+    modes.add(index, drawn[order.indices[index, rank]], 3 + 12 // latents)
     signs, m = mirrors(latents).to(start), 0
     while m < modes.height.shape[1]:
         mirrored = modes.loc[:, m, None].to(start.dtype) * signs
         value = log_joint(model, x, mirrored.transpose(0, 1)).T
         elsewhere = value > modes.height[:, m, None] - REACH
         elsewhere &= modes.lead_elsewhere(mirrored, value)
+        # No more than could be kept, the highest.
+        least = value.where(elsewhere, -math.inf).topk(min(MODES, len(signs))).values[:, -1:]
+        elsewhere &= value >= least
         for n in elsewhere.any(0).nonzero().flatten().tolist():
             # Anew, because the mirror image before may have led to the same mode.
             still = modes.lead_elsewhere(mirrored[:, n, None], value[:, n, None]).squeeze(1)
             index = (elsewhere[:, n] & still).nonzero().squeeze(1)
-            if len(index):
-                modes.add(index, mirrored[index, n], 3)
+            modes.add(index, mirrored[index, n], 3)
         m += 1
     return modes
 
@@ -497,8 +510,8 @@ def _log_weights(
             own.append(model.marginal.sample(shape[:2]).double())
     noise, of_prior = torch.cat(blocks, 1), torch.cat(own, 1) if own else None
     mean, parts, more = fit.guide.codes(x).loc, [], 0
-    # Of each image there are mirror images of its modes, and covariances.
-    few = max(1, ROOM // (32 * latents * (2 * latents + 32)))
+    # Of each mode there is a covariance, with three more of its size, and mirror images.
+    few = max(1, ROOM // (32 * MODES * latents * (latents + 2)))
     for n in range(0, len(x), few):
         some = slice(n, n + few)
         modes = find_modes(model, x[some], mean[some], starts)
@@ -510,8 +523,8 @@ def _log_weights(
 
 
 def prior_starts(model: VAE, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Draws of the prior (N, K) and the decoder's output of them, N at most 128."""
-    count = max(1, min(STARTS, ROOM // row_bytes(model)))
+    """128 draws of the prior (N, K), and the decoder's output of them."""
     with seeded(seed, device):
-        drawn = model.marginal.expand((count, model.latent_size)).sample()
-    return drawn, model.decoder(drawn)
+        drawn = model.marginal.expand((STARTS, model.latent_size)).sample()
+    rows = max(1, ROOM // row_bytes(model))
+    return drawn, torch.cat([model.decoder(few) for few in drawn.split(rows)])

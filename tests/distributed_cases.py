@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import Gamma, Normal, TorchDistribution
 from torch import Tensor
 
-from ngvae_pyro import distributed, runs
+from ngvae_pyro import contexts, distributed, runs
 from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.distributions import GammaMixture, GeneralizedGamma, NormalGammaMixture
@@ -64,13 +64,17 @@ TRAININGS = {
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Weights, noise and images in float64."""
+    """Weights, noise and images in float64, which the package itself holds to float32."""
     to_unit = ImageData.to_unit
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with patch.object(ImageData, "to_unit", lambda images: to_unit(images).double()):
+    before, set_default_dtype = torch.get_default_dtype(), torch.set_default_dtype
+    set_default_dtype(torch.float64)
+    with (
+        patch.object(ImageData, "to_unit", lambda images: to_unit(images).double()),
+        patch.object(torch, "set_default_dtype", lambda dtype: None),
+        patch.object(contexts, "_check_float32", lambda *modules: None),
+    ):
         yield
-    torch.set_default_dtype(before)
+    set_default_dtype(before)
 
 
 def training(name: str, team: Team = ALONE) -> dict[str, Tensor]:
