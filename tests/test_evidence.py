@@ -20,6 +20,8 @@ from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec
 from ngvae_pyro.svi import Fit, site_terms
 
 K, SIDE, SCALE = 3, 4, 0.3
+# Of a stub that has neither parts nor buffers.
+NO_MODULE = {"modules": list, "buffers": list, "train": lambda mode: None}
 
 
 class Affine(nn.Module):
@@ -49,6 +51,7 @@ def linear():
         return Codes(zeros, zeros + 1.0, zeros + 1.0, zeros)
 
     model = SimpleNamespace(
+        **NO_MODULE,
         discrete=False,
         latent_size=K,
         image_shape=(1, SIDE, SIDE),
@@ -58,7 +61,7 @@ def linear():
         likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
     )
     fit = SimpleNamespace(
-        model=model, guide=SimpleNamespace(codes=codes), device=torch.device("cpu")
+        model=model, guide=SimpleNamespace(**NO_MODULE, codes=codes), device=torch.device("cpu")
     )
     return fit, images, law.log_prob(x).numpy()
 
