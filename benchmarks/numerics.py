@@ -8,8 +8,8 @@ ranges, and random picks from a grid between them, half of the numbers on it, a 
 of its points, and a quarter within a millionth of one. The parameters and values are float32
 numbers, and the reference takes these very numbers in 50 digits, so that only the computation is
 judged, not the rounding of what it is given. Densities are taken at quantiles from 1e-6 to 1 - 1e-6
-and at a tenth and ten times those, far out in the tails, and an Epanechnikov kernel's to
-1e-7 of its edges.
+and at a tenth and ten times those, far out in the tails, and an Epanechnikov kernel's to 1e-7 of
+its edges.
 
 The error is |got - want| / max(|want|, 1): log densities and KLs pass through zero, where a purely
 relative error says nothing, and below one nat it is the absolute error in nats. The purely relative

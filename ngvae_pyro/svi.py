@@ -265,9 +265,7 @@ class Trainer:
         # How many of the actions of the schedule are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        self.fit = Fit(
-            self.model, self.guide, spec, schedule=schedule, digest=data.digest, count=len(data)
-        )
+        self.fit = Fit(self.model, self.guide, spec, schedule=schedule, count=len(data))
         self.steps = self._steps(groups)
         self.stop = Stop()
 
@@ -826,6 +824,7 @@ def fit(
     # attribute path, which is the same in every model.
     with fitting(model, guide), pyro.get_param_store().scope(), random:
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
+        trainer.fit.digest = data.digest
         trainer.fit.starts.append(provenance.here(trainer.device, team.size))
         # What is not kept may as well end at once.
         signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
