@@ -44,7 +44,8 @@ def described(value: Any) -> str:
     ("'a.png'", 'a list', 'None')
     """
     if value is None or isinstance(value, (str, int, float, PurePath)):
-        return repr(str(value)) if isinstance(value, (str, PurePath)) else str(value)
+        text = repr(str(value)) if isinstance(value, (str, PurePath)) else str(value)
+        return text if len(text) <= 100 else f"{text[:75]} ... {text[-20:]}"
     name = value.__name__ if isinstance(value, type) else type(value).__name__
     article = "the class" if isinstance(value, type) else "an" if name[0] in "AEIOUaeiou" else "a"
     shape = getattr(value, "shape", None)

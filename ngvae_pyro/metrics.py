@@ -23,6 +23,7 @@ varies are a `UserError`.
 import math
 import warnings
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ngvae_pyro.errors import UserError, expect
+from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.images import ImageData
 
 BINS = 20
@@ -722,9 +723,9 @@ def _correlation(codes: Array | Tensor) -> Array:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise UserError(f"seed: expected an integer of at least 0, got {seed}")
-    return np.random.default_rng(seed)
+    if not isinstance(seed, Integral) or seed < 0:
+        raise UserError(f"seed: expected an integer of at least 0, got {described(seed)}")
+    return np.random.default_rng(int(seed))
 
 
 def _rounds(

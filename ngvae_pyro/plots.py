@@ -63,7 +63,7 @@ def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure
         figure = Figure(figsize=(width, height), layout="constrained")
         known = figure.canvas.get_supported_filetypes()
         if path.suffix.lower().removeprefix(".") not in known:
-            raise UserError(f"{path}: expected a name that ends in .png, .pdf or .svg")
+            raise UserError(f"{described(path)}: expected a name that ends in .png, .pdf or .svg")
         yield figure
         with whole(path) as partial:
             figure.savefig(partial)
@@ -99,6 +99,7 @@ def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: dict[str, A
     """Write every figure of a run as PNG into ``folder``, which is made where it is not there."""
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
+    check_images(data, fit.model.image_shape)
     rows, folder = _rows(metrics), Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,6 @@ OTHERS = {
         lambda fit, data, spec, path: plots.reconstructions(path / "a.png", fit, data),
         lambda fit, data, spec, path: plots.traverse(fit, data, [], 3, 2),
         lambda fit, data, spec, path: ng.save_run(path, fit, spec, data),
-        lambda fit, data, spec, path: ng.fit(fit.model, fit.guide, data, fit.spec),
     ],
     ids=lambda call: call.__code__.co_names[-1],
 )
@@ -57,6 +56,13 @@ def test_images_of_another_shape_are_refused(fit, spec, tmp_path, call, other):
     with pytest.raises(UserError, match=line):
         call(fit, images, spec, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_another_shape_are_not_trained_on(fit):
+    images, line = OTHERS["shape"]
+    for data in (images, images.images):
+        with pytest.raises(UserError, match=line.replace("'wide'", "'(wide|images)'")):
+            ng.fit(fit.model, fit.guide, data, fit.spec)
 
 
 def test_scores_and_assessment_of_another_shape_are_refused(fit, spec, data):

@@ -13,7 +13,7 @@ from ngvae_pyro import data, fit, memory, runs
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.variants import run_spec
 
-SIZE = 2**26
+SIZE = 128 * 2**20
 # Shape of an image, what is made of its bytes, and the share of the images that is asked for.
 CASES = {
     "black and white, Fortran order": ((32, 32), lambda x: np.asfortranarray(x & 1), 1.0),

@@ -116,11 +116,11 @@ def test_sprites_that_were_rendered_elsewhere_are_a_notice(tmp_path):
     images = ng.sprites(20).split(0.5, 0)
     other = ng.sprites(20, seed=1).split(0.5, 0)
     runs.save_record(tmp_path, spec, [], images[1], torch.device("cpu"), images[0].digest)
-    runs.check_images(tmp_path, spec, images, "cpu")
+    runs.check_recorded(tmp_path, spec, images, "cpu")
     with pytest.raises(UserError, match="its training images are not those that sprites holds"):
-        runs.check_images(tmp_path, spec, other, "cpu")
+        runs.check_recorded(tmp_path, spec, other, "cpu")
     with pytest.warns(Notice, match="rendered by cpu .*, and here by cuda, .* but for rounding"):
-        runs.check_images(tmp_path, spec, other, "cuda")
+        runs.check_recorded(tmp_path, spec, other, "cuda")
 
 
 def test_resume_knows_the_held_out_images(here, monkeypatch):
@@ -235,6 +235,7 @@ def test_images_that_a_spec_leads_to_are_known(here, monkeypatch):
 def test_an_evaluation_of_other_weights_does_not_stay(tmp_path):
     fit, held_out = fitted()
     ng.save_run(tmp_path, fit, ng.RunSpec(), held_out)
+    runs.claim(tmp_path, ["evaluation.json"])
     (tmp_path / "evaluation.json").write_text("{}")
     ng.save_run(tmp_path, fit, ng.RunSpec(), held_out)
     assert not (tmp_path / "evaluation.json").exists()

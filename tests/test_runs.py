@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch):
 
 def test_brackets_in_a_path_are_shown(tmp_path):
     data, out = tmp_path / "[red]bits.npz", tmp_path / "[red]run"
-    np.savez(data, imgs=np.zeros((60, 8, 8), np.uint8))
+    np.savez(data, imgs=np.eye(60, 64, dtype=np.uint8).reshape(60, 8, 8))
     words = ["gaussian", "gaussian", "--data", data, "--out", out, *SHORT, "--set", "data.size=60"]
     said = ngvae("train", *words)
     assert f"written to {out}\n" in said

@@ -209,7 +209,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder, words, line):
 
 
 def test_no_run_and_a_run_of_few_images(folder, tmp_path):
-    assert "config.toml: cannot read the file" in ngvae("score", tmp_path / "none", code=2)
+    assert "none: no such run folder" in ngvae("score", tmp_path / "none", code=2)
     few = shutil.copytree(folder, tmp_path / "few")
     config = (few / "config.toml").read_text()
     (few / "config.toml").write_text(config.replace("size = 120", "size = 10"))
