@@ -63,7 +63,8 @@ def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure
         figure = Figure(figsize=(width, height), layout="constrained")
         known = figure.canvas.get_supported_filetypes()
         if path.suffix.lower().removeprefix(".") not in known:
-            raise UserError(f"{described(path)}: expected a name that ends in .png, .pdf or .svg")
+            name = described(path).strip("'")
+            raise UserError(f"{name}: expected a name that ends in .png, .pdf or .svg")
         yield figure
         with whole(path) as partial:
             figure.savefig(partial)
