@@ -126,6 +126,9 @@ def plan(
     for run in planned:
         if run.begun:
             _check_same(run)
+        else:
+            # Runs that are there may be elsewhere; new ones are written here.
+            check_no_link(Path(out), f"{run.pair}/{run.folder.name}")
     _check_images(planned, now=True)
     return planned
 

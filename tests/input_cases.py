@@ -244,7 +244,9 @@ def once(words: Iterable[Any]) -> list[str]:
 
 
 # Of what goes on, before a mistake that is found later.
-NOTICES = re.compile(": not used: |not say what (its|their) images were")
+NOTICES = re.compile(
+    ": not used: |not say what (its|their) images were|is left there, because it is not of a run"
+)
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
 

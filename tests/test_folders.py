@@ -301,6 +301,16 @@ def test_nothing_happens_through_a_link(begun, name):
     assert state(begun.parent) == before
 
 
+def test_a_comparison_trains_nothing_through_a_link(images, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "c" / "gaussian+gaussian").symlink_to(tmp_path / "elsewhere")
+    words = ["compare", "--data", images, "--pairs", "gaussian+gaussian", "--out", tmp_path / "c"]
+    said = ngvae(*words, "--steps", "2", code=2)
+    assert "gaussian+gaussian: is a link; nothing is written or deleted through it" in said
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 # One process at a time -----------------------------------------------------------------------
 
 
