@@ -413,7 +413,8 @@ class GeneralizedGamma(_Gamma):
     """
 
     def __init__(self, concentration, rate, validate_args=None):
-        super().__init__(*_broadcast(concentration, rate), validate_args=validate_args)
+        concentration, rate = _broadcast(concentration, rate)
+        super().__init__(concentration, rate, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
         return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
