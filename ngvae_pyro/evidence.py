@@ -43,7 +43,8 @@ class LogLikelihood:
     """Log likelihood of each image and how far it can be trusted.
 
     ``values``: log p(x), nats, shape (N,). ``pareto_k``: shape (N,); above 0.7 the estimate is
-    governed by a few draws and is too low. ``draws``: S.
+    governed by a few draws and is too low, and a low k does not tell that no mode was missed.
+    ``draws``: S.
     """
 
     values: np.ndarray
@@ -294,10 +295,12 @@ class Modes:
 def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor]) -> Modes:
     """Modes of p(z | x) of images x (B, C, H, W), climbed to from several starts.
 
-    From the encoder's mean; from 16 / K draws of the prior, at least one, the highest of those that
-    are higher than their neighbours; and from mirror images of the modes that were found so far,
-    with one sign changed, all, or up to 6 latents any two. All but the first only where p(x, z) is
-    higher than the Gaussians at the modes say, mirror images also only up to 100 nats below.
+    From the encoder's mean; from 16 / K of 128 draws of the prior, at least one, the highest of
+    those that are higher than their neighbours; and from mirror images of each mode that was found,
+    with one sign changed, all, or up to 6 latents any two, the highest 256 / K of them, at most 16.
+    All but the first only where p(x, z) is higher than the Gaussians at the modes say, and mirror
+    images up to 100 nats below. A climb costs K decoded images and more, so of many latents there
+    are few: beyond 256 none from a mirror image.
 
     Args:
         model: Whose posterior it is.
@@ -319,14 +322,13 @@ def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor
     index, rank = order.values.isfinite().nonzero().unbind(1)
     modes.add(index, drawn[order.indices[index, rank]], 3 + 12 // latents)
     signs, m = mirrors(latents).to(start), 0
-    while m < modes.height.shape[1]:
+    most = min(MODES, 256 // latents, len(signs))
+    while most and m < modes.height.shape[1]:
         mirrored = modes.loc[:, m, None].to(start.dtype) * signs
         value = log_joint(model, x, mirrored.transpose(0, 1)).T
         elsewhere = value > modes.height[:, m, None] - REACH
         elsewhere &= modes.lead_elsewhere(mirrored, value)
-        # No more than could be kept, the highest.
-        least = value.where(elsewhere, -math.inf).topk(min(MODES, len(signs))).values[:, -1:]
-        elsewhere &= value >= least
+        elsewhere &= value >= value.where(elsewhere, -math.inf).topk(most).values[:, -1:]
         for n in elsewhere.any(0).nonzero().flatten().tolist():
             # Anew, because the mirror image before may have led to the same mode.
             still = modes.lead_elsewhere(mirrored[:, n, None], value[:, n, None]).squeeze(1)
