@@ -39,7 +39,8 @@ def held(folder: Path) -> Iterator[None]:
         UserError: If another holds the lock, or has something else in its place; or if the disk
             refuses.
     """
-    place = folder.resolve()
+    # Not `resolve`, which before Python 3.13 raises where links lead in a circle.
+    place = Path(os.path.realpath(folder))
     path = place.with_name(f".{place.name}.lock")
     made: list[Path] = []
     handle = None

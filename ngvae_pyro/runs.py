@@ -619,6 +619,7 @@ def resume(
             if not checkpoints.names():
                 raise UserError(f"{folder}: holds no checkpoint to go on from")
             # Not only after all the steps.
+            files.check_no_link(folder, _UNFINISHED)
             check_own(folder, RESULTS)
             if device is not None:
                 named = parse(FitSpec, {"device": device}, "command line").device

@@ -285,7 +285,9 @@ def test_results_replace_nothing_of_somebodys(run, images, tmp_path):
 # Links ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step", "figures", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/step", "figures", "report.html", ".results.partial"]
+)
 def test_nothing_happens_through_a_link(begun, name):
     """As in a folder from elsewhere, which leads to a run of one's own."""
     (step,) = (begun / "checkpoints").iterdir()
