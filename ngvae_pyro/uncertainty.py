@@ -1,5 +1,6 @@
 """Predictive uncertainty of images: how much of it is noise, how much z, how much the precision."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from ngvae_pyro import memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.evidence import CHUNK, row_bytes
+from ngvae_pyro.evidence import CHUNK
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit, check_fit, seeded
 
@@ -91,8 +92,9 @@ def in_batches(
             raise UserError(f"{name}: expected at least 2, got {value}")
     check_images(data, fit.model.image_shape)
     step = max(1, CHUNK // (precisions * draws))
-    # All draws of an image are decoded at once, for the variances over them.
-    needed = 2.0 * precisions * draws * step * row_bytes(fit.model)
+    # All draws of an image are decoded at once, and copied some times for the variances over them.
+    pixels = math.prod(data.image_shape)
+    needed = 6.0 * memory.FLOAT_BYTES * precisions * draws * step * pixels
     memory.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))

@@ -105,8 +105,8 @@ def test_wide_means_under_the_joint_prior_have_its_tails():
 
 
 def test_more_modes_than_are_kept_are_said():
-    fit, images, _ = folded((torch.square,) * 5, count=1)
-    with pytest.warns(Notice, match="of 1 images has more than 16 modes"):
+    fit, images, _ = folded((torch.square,) * 5, count=3)
+    with pytest.warns(Notice, match="of 3 images has more than 16 modes"):
         evidence.log_likelihood(fit, images, draws=25)
 
 

@@ -19,17 +19,24 @@ WEIGHT = torch.tensor([[0.5, 0.0], [0.2, 0.4], [0.0, 1.0], [1.0, -1.0]])
 LOC = torch.tensor([[0.3, -0.7], [1.0, 0.0]])
 IMAGES = ImageData("two", torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2))
 
+# Of a stub that has neither parts nor buffers.
+NO_MODULE = {"modules": list, "buffers": list, "train": lambda mode: None}
+
 
 def known(power):
     """A fit of which x = WEIGHT z^power, with the posterior NormalGamma(LOC, A, B)."""
-    guide = SimpleNamespace(posterior=lambda x: NormalGamma(LOC[x[:, 0, 0, 0].long()], A, B))
+    guide = SimpleNamespace(
+        **NO_MODULE, posterior=lambda x: NormalGamma(LOC[x[:, 0, 0, 0].long()], A, B)
+    )
     guide.nested_draws = lambda *args: NormalGammaGuide.nested_draws(guide, *args)
 
     def decoder(z):
         return (z**power @ WEIGHT.T).reshape(*z.shape[:-1], 1, 2, 2)
 
     likelihood = Likelihood(LikelihoodSpec(scale=SCALE))
-    model = SimpleNamespace(decoder=decoder, likelihood=likelihood, image_shape=(1, 2, 2))
+    model = SimpleNamespace(
+        **NO_MODULE, decoder=decoder, likelihood=likelihood, image_shape=(1, 2, 2)
+    )
     return SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"))
 
 
