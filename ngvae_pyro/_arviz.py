@@ -63,11 +63,12 @@ def to_netcdf(data: Any, path: Path) -> None:
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     """Pareto k (N,) of importance weights (N, S), from their logarithms, S at least 25.
 
-    Equal weights have no tail: k is 0. Where all weight is on one draw the fit of the tail breaks
+    Equal weights, but for a thousandth, have no tail: k is 0, and not that of the rounding of
+    thousands of nats. Where all weight is on one draw the fit of the tail breaks
     down: k is 10, and never more.
     """
     k = np.zeros(len(log_weights))
-    differ = np.ptp(log_weights, axis=1) > 1e-9
+    differ = np.ptp(log_weights, axis=1) > 1e-3
     if not differ.any():
         return k
     # It says by itself, with an infinite or missing k, when a tail is too heavy for its arithmetic.

@@ -210,9 +210,11 @@ def test_the_guide_is_not_changed(small_pair, data):
 
 
 def test_equal_weights_have_no_tail():
-    rows = np.stack([np.full(100, -3.0), np.random.default_rng(0).normal(size=100)])
-    k = _arviz.pareto_k(rows)
-    assert k[0] == 0.0 and k[1] < 1.0
+    noise = np.random.default_rng(0).normal(size=100)
+    k = _arviz.pareto_k(np.stack([np.full(100, -3.0), noise, 4000 + 1e-4 * (noise > 2.0)]))
+    # The third only differs as float32 rounds 4,000 nats.
+    assert k[0] == k[2] == 0.0 and k[1] < 1.0
+    rows = np.full((1, 100), -3.0)
     assert (_arviz.pareto_k(rows[:1]) == 0.0).all()
 
 

@@ -86,9 +86,9 @@ def test_it_is_the_evidence_of_posteriors_with_several_modes(name):
 
 def test_latents_of_which_the_image_says_nothing_are_drawn_from_the_joint_prior():
     fit, images, exact = folded((lambda z: 2 * z, lambda z: 0 * z), prior="normal_gamma_joint")
-    found = evidence.log_likelihood(fit, images)
+    found = evidence.log_likelihood(fit, images, draws=1000)
     assert (found.pareto_k > _arviz.GOOD_K).mean() < 0.2
-    assert np.abs(found.values - exact).mean() < 0.05
+    assert np.abs(found.values - exact).mean() < 0.02
 
 
 def test_wide_means_under_the_joint_prior_have_its_tails():
