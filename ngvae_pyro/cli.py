@@ -154,8 +154,11 @@ def main() -> None:
     sys.stderr = _tolerant(sys.stderr, "backslashreplace")
     try:
         _check_words(sys.argv[1:])
-        with interrupts.raised(), _team() as team:
+        with interrupts.raised() as stop, _team() as team:
             code = _run(team)
+            # Typer takes every KeyboardInterrupt for a SIGINT.
+            if code == 130 and stop.signum is not None:
+                code = 128 + stop.signum
     except UserError as error:
         complain(error)
         code = 2

@@ -40,11 +40,20 @@ def _restore(before: dict[int, Any]) -> None:
         signal.signal(signum, handler)
 
 
+@dataclass
+class Stop:
+    """The signal that asked for the end, if one has come."""
+
+    signum: int | None = None
+
+
 @contextmanager
-def raised() -> Iterator[None]:
+def raised() -> Iterator[Stop]:
     """A block in which SIGTERM and SIGHUP raise :class:`Interrupted`, so that it tidies up."""
+    stop = Stop()
 
     def end(signum: int, frame: FrameType | None) -> None:
+        stop.signum = signum
         if signum == signal.SIGHUP:
             # It may come from the system and from the shell too, and is to disturb no tidying up.
             signal.signal(signum, signal.SIG_IGN)
@@ -52,16 +61,9 @@ def raised() -> Iterator[None]:
 
     before = _set((signal.SIGTERM, signal.SIGHUP), end)
     try:
-        yield
+        yield stop
     finally:
         _restore(before)
-
-
-@dataclass
-class Stop:
-    """The signal that asked for the end, if one has come."""
-
-    signum: int | None = None
 
 
 @contextmanager

@@ -623,3 +623,13 @@ def test_a_record_names_only_what_is_in_its_folder(run, train, name):
     said = ngvae(*train(run, "--overwrite"), code=2)
     assert f"expected the name of a file in the folder, got {name!r}" in said
     assert state(run) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_before_there_is_anything_to_keep_has_its_exit_code(monkeypatch, signum):
+    """Typer by itself says 130 of any."""
+    monkeypatch.setattr(sys, "argv", ["ngvae", "variants"])
+    monkeypatch.setattr(cli.variants, "folder", lambda kind: os.kill(os.getpid(), signum))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 128 + signum
