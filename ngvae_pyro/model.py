@@ -193,7 +193,7 @@ MODELS: dict[type[Spec], type[VAE]] = {
 def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
     """(C, H, W) of images, and whether they hold only 0 and 1."""
     if getattr(images, "ndim", 0) == 4:
-        images = ImageData("images", torch.as_tensor(images))
+        images = ImageData("images", images)
     if isinstance(images, ImageData):
         return images.image_shape, images.binary
     sizes = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else []

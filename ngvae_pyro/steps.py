@@ -51,7 +51,8 @@ class NonFiniteLoss(RuntimeError):
     def __init__(self, step: int, loss: float, norm: float) -> None:
         super().__init__(
             f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
-            "the state before that step is kept (try a smaller fit.learning_rate, such as a tenth of it)"
+            "the state before that step is kept "
+            "(try a smaller fit.learning_rate, such as a tenth of it)"
         )
         self.step, self.loss, self.norm = step, loss, norm
 

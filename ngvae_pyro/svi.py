@@ -796,7 +796,8 @@ def fit(
     """
     check_pair(model, guide)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
-        data = ImageData("images", torch.as_tensor(data))
+        images: Any = data
+        data = ImageData("images", images)
     check_images(data, model.image_shape)
     spec = FitSpec() if spec is None else spec
     expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")

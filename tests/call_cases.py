@@ -474,7 +474,7 @@ class Images:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 x = names["x"] = eval(self.source, names)
-        except (ValueError, TypeError, RuntimeError):
+        except (ValueError, TypeError, RuntimeError, IndexError):
             # There is no such array.
             return Result("exit 2")
         before = snapshot(folder)

@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -108,6 +109,14 @@ def table(values):
         # Figures.
         (lambda k: plots.selection(k.fit, "a.png"), "path: .* got a Fit"),
         (lambda k: plots.selection("a.png", k.model), "fit: expected a trained pair"),
+        (
+            lambda k: ng.fit(k.model, k.guide, np.ones((4, 1, 8, 8)).astype(object)),
+            "images: images: expected dtype uint8, bool or float, got object",
+        ),
+        (
+            lambda k: ng.load_model("gaussian", memoryview(np.ones((4, 8, 8, 1), "u1"))),
+            "images: images: expected an array or a tensor",
+        ),
         (lambda k: plots.selection("a.txt", k.fit), "a.txt: expected a name that ends in .png"),
         (lambda k: plots.selection("a", k.fit), "a: expected a name that ends in .png"),
         (lambda k: plots.selection("a.png", ng.Fit(k.model, k.guide, FitSpec())), "history"),
