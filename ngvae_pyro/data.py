@@ -6,6 +6,7 @@ Whatever is wrong with a file is a `UserError` of one line: file, key, expected,
 
 import gzip
 import math
+import os
 import re
 import struct
 import warnings
@@ -123,9 +124,9 @@ def _named(name_or_path: object) -> str | Path:
 
 
 def _check_file(path: Path, kind: str) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: expected {kind}, got a directory")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: expected {kind}, found no such file")
 
 
@@ -444,7 +445,7 @@ def load(
         data = load_npz(name)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
         data = load_idx(name)
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):
         raise UserError(f"{name}: expected a .npz or an IDX file (*idx3-ubyte), got a directory")
     else:
         known = ("sprites", *_TORCHVISION)

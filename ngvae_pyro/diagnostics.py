@@ -1,7 +1,7 @@
 """What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
@@ -180,6 +180,8 @@ def to_arviz(
     """
     check_fit(fit)
     check_images(data, fit.model.image_shape)
+    if attrs is not None:
+        expect("attrs", attrs, Mapping, "a table of names and values")
     if observations is None:
         observations = min(OBSERVATIONS, len(data))
     for name, value in (

@@ -23,6 +23,7 @@ All take ``validate_args`` as torch's distributions do; its checks double the co
 
 import math
 from functools import reduce
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -40,7 +41,7 @@ from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
 from torch.distributions.utils import lazy_property
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 
 __all__ = [
     "GammaMixture",
@@ -1112,9 +1113,13 @@ def kl_monte_carlo(p, q, draws=1):
         draws: S, for each component.
 
     Raises:
-        UserError: p is another distribution, or q is none of a precision.
+        UserError: p is another distribution, q is none of a precision, or draws is no whole number
+            of at least 1.
     """
     _mixtures_of_gammas("kl_monte_carlo", p, q, (GammaMixture, torch.distributions.Gamma))
+    expect("draws", draws, Integral, "a whole number")
+    if draws < 1:
+        raise UserError(f"draws: expected at least 1, got {draws}")
     value = p._components.rsample((draws,))
     # The components' axis comes last, where log_prob would take it for the batch.
     value = value.movedim(-1, 0)

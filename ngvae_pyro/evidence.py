@@ -7,6 +7,7 @@ two guides are not comparable; the likelihoods that both bound are.
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -463,6 +464,9 @@ def log_likelihood(
     """
     check_fit(fit)
     expect("draws", draws, int, "a whole number")
+    expect("widen", widen, Real, "a factor above 0")
+    if not 0 < widen < math.inf:
+        raise UserError(f"widen: expected a factor above 0, got {widen}")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
     check_images(data, fit.model.image_shape)

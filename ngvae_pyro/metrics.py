@@ -123,6 +123,7 @@ def mutual_information(
         (K, F), at least 0; a column of zeros for a factor that never varies.
     """
     codes, factors = _points(codes, factors)
+    expect("bins", bins, Integral, "a whole number")
     if bins < 1:
         raise UserError(f"bins: expected at least 1, got {bins}")
     return _mutual_information(codes, factors, bins)
@@ -655,6 +656,8 @@ def _tasks(
     codes: Array | Tensor, factors: Array | Tensor, continuous: bool | None = None
 ) -> Iterator[_Task]:
     """The factors that vary, each with points to train on and others to test on."""
+    if continuous is not None:
+        expect("continuous", continuous, bool, "True, False or None")
     # Six leave two to test on, the fewest that have an R^2.
     codes, factors = _points(codes, factors, least=6)
     train = min(TRAIN, math.ceil(2 * len(codes) / 3))

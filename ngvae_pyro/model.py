@@ -198,7 +198,7 @@ def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
         return images.image_shape, images.binary
     sizes = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else []
     if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
-        got = images if sizes else described(images)
+        got = images if 0 < len(sizes) < 10 else described(images)
         raise UserError(f"images: expected ngvae_pyro.ImageData or a shape (C, H, W), got {got}")
     return tuple(sizes), False
 

@@ -305,8 +305,8 @@ def _check_grid(fit: Any, data: Any, columns: Any) -> None:
     check_fit(fit)
     check_images(data, fit.model.image_shape)
     expect("columns", columns, int, "a whole number")
-    if columns < 1:
-        raise UserError(f"columns: expected at least 1, got {columns}")
+    if not 1 <= columns <= 1000:
+        raise UserError(f"columns: expected 1 to 1,000, got {columns}")
 
 
 @torch.no_grad()

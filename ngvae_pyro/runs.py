@@ -771,15 +771,16 @@ def _runs_in(folder: Path) -> list[str]:
 
 def _check_run(folder: Path) -> None:
     """Raise a UserError, which names the run that may be meant, if a folder is none."""
-    if (folder / "config.toml").exists():
+    # Not the methods of a path, which raise for a name that is too long.
+    if os.path.exists(folder / "config.toml"):
         return
-    if folder.is_dir():
+    if os.path.isdir(folder):
         inside = _runs_in(folder)
         hint = f"; did you mean '{folder / inside[0]}'?" if inside else ""
         raise UserError(f"{folder}: is not a run folder (no config.toml){hint}")
     prefix = "" if folder.parent == Path() else f"{folder.parent / 'x'}"[:-1]
     hint = nearest(folder.name, _runs_in(folder.parent), prefix)
-    there = "is not a folder" if folder.exists() else "no such run folder"
+    there = "is not a folder" if os.path.exists(folder) else "no such run folder"
     raise UserError(f"{folder}: {there}{hint}")
 
 

@@ -45,7 +45,7 @@ from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.specs import DataSpec, parse
 from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
 
@@ -95,6 +95,7 @@ def reference(fit: Fit, train: ImageData) -> Reference:
     The covariance is Cov[loc] + diag(E[variance]), which is regular however still a latent is.
     """
     check_fit(fit)
+    check_images(train, fit.model.image_shape)
     codes = diagnostics.codes(fit, train.subset(slice(0, REFERENCE_IMAGES)))
     loc = codes.loc.double()
     covariance = torch.atleast_2d(loc.T.cov()) + codes.variance.double().mean(0).diag()
@@ -196,6 +197,9 @@ def score_run(
             those that the run was trained with, or a file that is to be written is there already
             and no earlier score has written it.
     """
+    expect("folder", folder, (str, Path), "the name of a run folder")
+    if other is not None:
+        expect("other", other, Mapping, "keys of the data, e.g. {'name': 'other.npz'}")
     folder = Path(folder)
     # Before the work, which takes a minute.
     if out is not None and Path(out).suffix != ".json":

@@ -27,13 +27,23 @@ from pydantic import (
     model_validator,
 )
 
-from ngvae_pyro.errors import UserError, nearest
+from ngvae_pyro.errors import UserError, nearest, one_line
 
 
 class Spec(BaseModel):
     """Base of all specs: frozen, strict, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            name = type(self).__name__
+            raise UserError(f"{name}: {_explain(type(self), error)}") from None
+
+    # As pydantic's own has it: specs inside of specs are validated without it, and keep their path.
+    setattr(__init__, "__pydantic_base_init__", True)  # noqa: B010
 
     @model_validator(mode="after")
     def _says_what_it_is(self) -> Self:
@@ -840,7 +850,7 @@ def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
 
 def _shown(value: Any) -> str:
     try:
-        return repr(value)
+        return one_line(repr(value))
     except ValueError:
         # Python refuses to write out a whole number of thousands of digits.
         return "a number of thousands of digits"

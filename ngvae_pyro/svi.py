@@ -133,7 +133,7 @@ def resolve_device(name: str) -> torch.device:
             none.
     """
     if not (isinstance(name, str) and re.fullmatch(DEVICE, name)):
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {described(name)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

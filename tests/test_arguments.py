@@ -109,6 +109,10 @@ def table(values):
         # Figures.
         (lambda k: plots.selection(k.fit, "a.png"), "path: .* got a Fit"),
         (lambda k: plots.selection("a.png", k.model), "fit: expected a trained pair"),
+        (lambda k: ng.FitSpec(stepz=1), "FitSpec: unknown key 'stepz'; did you mean 'steps'?"),
+        (lambda k: ng.ModelSpec(decoder={"wdth": 4}), "ModelSpec: unknown key 'decoder.wdth'"),
+        (lambda k: ng.load_run("r", device=k.model), "no such run folder|device: expected auto"),
+        (lambda k: ng.log_likelihood(k.fit, k.data, widen="2"), "widen: expected a factor above 0"),
         (
             lambda k: ng.fit(k.model, k.guide, np.ones((4, 1, 8, 8)).astype(object)),
             "images: images: expected dtype uint8, bool or float, got object",
@@ -127,7 +131,7 @@ def table(values):
         (lambda k: plots.reconstructions("a.png", k.data, k.fit), "fit: expected a trained pair"),
         (
             lambda k: plots.reconstructions("a.png", k.fit, k.data, 0),
-            "columns: expected at least",
+            "columns: expected 1 to 1,000",
         ),
         (lambda k: plots.reconstructions(k.fit, "a.png", k.data), "path: .* got a Fit"),
         (lambda k: plots.traversals("a.png", k.fit, k.numbers, k.data), r"ngvae_pyro.ImageData\("),
@@ -263,3 +267,9 @@ def test_help_needs_no_extras(path, monkeypatch, capsys):
     for name in set(sys.modules) - before:
         if name in ("step", "measuring", "input_cases"):
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("call", [ng.load_run, ng.load_data])
+def test_a_name_that_is_too_long_for_the_disk_is_unknown(call):
+    with pytest.raises(UserError, match="a: no such run folder|unknown data"):
+        call("a" * 300)

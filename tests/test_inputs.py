@@ -241,7 +241,7 @@ def test_a_message_is_one_printable_line(text, times):
             r"\udcff.toml: cannot be written down as UTF-8",
         ),
         (["train", "a" * 9999, "b", "--out", "x"], "aaa ... "),
-        (["inspect", "a" * 300], "File name too long"),
+        (["inspect", "a" * 300], "no such run folder"),
         (["evaluate", "x", "--device", "gpu"], "x: no such run folder"),
     ],
 )
