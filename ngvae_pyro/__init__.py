@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     from ngvae_pyro.diagnostics import evaluate, to_arviz
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.evidence import log_likelihood
+    from ngvae_pyro.fitted import Fit
     from ngvae_pyro.guide import load_guide
     from ngvae_pyro.images import ImageData
     from ngvae_pyro.model import load_model
     from ngvae_pyro.rendering import sprites
     from ngvae_pyro.runs import load_run, save_run
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
-    from ngvae_pyro.svi import Fit, fit
+    from ngvae_pyro.svi import fit
 
 # Where each public name lives. They are imported on first use, because torch alone takes seconds
 # and `ngvae --help` needs none of it.
 _HOMES = {
     "Checkpoints": "checkpoints",
-    "Fit": "svi",
+    "Fit": "fitted",
     "FitSpec": "specs",
     "ImageData": "images",
     "ModelSpec": "specs",

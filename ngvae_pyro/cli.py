@@ -25,7 +25,7 @@ from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
-    from ngvae_pyro.svi import Fit
+    from ngvae_pyro.fitted import Fit
 
 # Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
 # and variants answer at once.

@@ -14,9 +14,10 @@ from torch import Tensor
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
+from ngvae_pyro.fitted import Fit, check_fit, site_terms
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData, check_images
-from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
+from ngvae_pyro.svi import seeded
 
 BATCH = 512
 # Images that posterior draws are kept of by default.

@@ -18,11 +18,12 @@ from torch import Tensor
 from ngvae_pyro import aggregate, data, diagnostics, evidence, locks, metrics, report, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.records import Evaluation
 from ngvae_pyro.specs import RunSpec
-from ngvae_pyro.svi import Fit, seeded
+from ngvae_pyro.svi import seeded
 
 POINTS = 15_000
 # Held-out images and draws behind the log likelihood; their mean has a standard error of half a nat

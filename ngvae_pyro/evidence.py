@@ -20,9 +20,10 @@ from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
+from ngvae_pyro.fitted import Fit, check_fit
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import VAE
-from ngvae_pyro.svi import Fit, check_fit, seeded
+from ngvae_pyro.svi import seeded
 
 # Images times draws that share their random numbers, and are decoded at once where there is room;
 # few, so that they stay in the processor's cache.

@@ -19,8 +19,8 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.files import whole, writing
+from ngvae_pyro.fitted import Fit, check_fit
 from ngvae_pyro.images import ImageData, check_images
-from ngvae_pyro.svi import Fit, check_fit
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 STYLE: Any = {

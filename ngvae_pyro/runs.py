@@ -31,6 +31,7 @@ from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import Notice, UserError, expect, nearest
 from ngvae_pyro.files import read_text
+from ngvae_pyro.fitted import Fit, check_fit
 from ngvae_pyro.guide import GUIDES, Guide, load_guide
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.model import MODELS, VAE, load_model
@@ -38,7 +39,7 @@ from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import Fit, check_fit, fit, resolve_device, seeded
+from ngvae_pyro.svi import fit, resolve_device, seeded
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 

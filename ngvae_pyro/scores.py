@@ -45,9 +45,10 @@ from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
+from ngvae_pyro.fitted import Fit, check_fit, site_terms
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.specs import DataSpec, parse
-from ngvae_pyro.svi import Fit, check_fit, seeded, site_terms
+from ngvae_pyro.svi import seeded
 
 # Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4

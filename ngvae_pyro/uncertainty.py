@@ -11,8 +11,9 @@ from ngvae_pyro import memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
+from ngvae_pyro.fitted import Fit, check_fit
 from ngvae_pyro.images import ImageData, check_images
-from ngvae_pyro.svi import Fit, check_fit, seeded
+from ngvae_pyro.svi import seeded
 
 
 @dataclass(frozen=True, eq=False)

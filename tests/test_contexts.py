@@ -10,9 +10,9 @@ from torch import nn
 import ngvae_pyro as ng
 from ngvae_pyro import diagnostics, evaluation, plots, runs, scores, uncertainty
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec, MLPSpec, RunSpec
-from ngvae_pyro.svi import Fit
 
 SMALL = MLPSpec(width=16, depth=2)
 SPEC = FitSpec(steps=6, batch_size=16, monitor_every=2, device="cpu", learning_rate=1e-3)

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from ngvae_pyro import diagnostics, runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.counts import RelaxedPoisson
+from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec
-from ngvae_pyro.svi import Trainer, site_terms
+from ngvae_pyro.svi import Trainer
 
 RATES = [0.3, 2.0, 40.0]
 

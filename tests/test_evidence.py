@@ -13,11 +13,11 @@ from torch.distributions import MultivariateNormal
 from ngvae_pyro import _arviz
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evidence import LogLikelihood, laplace, log_likelihood
+from ngvae_pyro.fitted import Fit, site_terms
 from ngvae_pyro.guide import Codes, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood, load_model
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec
-from ngvae_pyro.svi import Fit, site_terms
 
 K, SIDE, SCALE = 3, 4, 0.3
 # Of a stub that has neither parts nor buffers.

@@ -448,7 +448,7 @@ def test_devices_are_no_files(bench, run):
 
 def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
     from ngvae_pyro import plots
-    from ngvae_pyro.svi import Fit
+    from ngvae_pyro.fitted import Fit
 
     spec = variants.run_spec("gaussian", "gaussian", {"model": {"latent_size": 600}}, "x")
     images = sprites(20)

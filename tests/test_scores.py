@@ -14,9 +14,9 @@ from test_runs import SHORT, ngvae
 from ngvae_pyro import runs, scores
 from ngvae_pyro.diagnostics import codes
 from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec
-from ngvae_pyro.svi import Fit
 
 CPU = torch.device("cpu")
 

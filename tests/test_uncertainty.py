@@ -7,11 +7,11 @@ import torch
 
 from ngvae_pyro.distributions import NormalGamma
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec
-from ngvae_pyro.svi import Fit
 from ngvae_pyro.uncertainty import uncertainty
 
 K, SCALE, A, B = 2, 0.3, 12.0, 6.0

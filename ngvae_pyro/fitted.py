@@ -1,0 +1,80 @@
+"""A trained pair: what it says of images, and the record of its training."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.guide import Guide
+from ngvae_pyro.model import VAE
+from ngvae_pyro.selection import MoveRecord
+from ngvae_pyro.specs import FitSpec, ScheduleSpec
+
+
+@dataclass
+class Fit:
+    """A trained pair and the record of its training.
+
+    ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
+    nats), ``kl`` per site (nats per image), the number of informative latents and the mean p
+    ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
+    the forks that were not kept, ``seconds`` all of them. ``starts`` says of each process that
+    had a part in it, one after the other, what it was started by and where. ``schedule`` is the one
+    that was followed, and ``digest`` that of the training images, of which there were ``count``;
+    they are None for what was not trained here.
+    """
+
+    model: VAE
+    guide: Guide
+    spec: FitSpec
+    history: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[MoveRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+    extra_steps: int = 0
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    schedule: ScheduleSpec | None = None
+    digest: str | None = None
+    count: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def check_fit(fit: Any) -> None:
+    """Refuse what is no fit.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    if isinstance(fit, type) or not (hasattr(fit, "model") and hasattr(fit, "guide")):
+        raise UserError(
+            f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"
+        )
+
+
+@torch.no_grad()
+def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """One-sample terms of the ELBO for each image of a batch.
+
+    Returns:
+        log p(x | z) of shape (B,), and for each latent site its sampled KL term
+        log q - log p of shape (B, K), all in nats.
+    """
+    guide_trace = pyro.poutine.trace(guide).get_trace(x)
+    model_trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(x)
+    kl = {}
+    for name in guide_trace.stochastic_nodes:
+        q: Any = guide_trace.nodes[name]
+        p: Any = model_trace.nodes[name]
+        if site_is_subsample(q):
+            continue
+        value = q["value"]
+        kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
+    x_site: Any = model_trace.nodes["x"]
+    return x_site["fn"].log_prob(x_site["value"]), kl
