@@ -80,14 +80,10 @@ def diamonds(f):
 
 def bars(f):
     x, y = grid(32)
-    across = pixels(
-        np.broadcast_to(abs(y - column(f["row"])) < 0.08, (len(f["row"]), *x.shape[1:]))
-    )
-    down = pixels(
-        np.broadcast_to(abs(x - column(f["column"])) < 0.08, across.shape[:1] + x.shape[1:])
-    )
-    slope = column(f["gradient"]) * pixels(np.broadcast_to(x, (1, *x.shape[1:])))
-    image = np.repeat(0.2 * slope[..., None], 3, -1)
+    shape = (len(f["row"]), *x.shape[1:])
+    across = pixels(np.broadcast_to(abs(y - column(f["row"])) < 0.08, shape))
+    down = pixels(np.broadcast_to(abs(x - column(f["column"])) < 0.08, shape))
+    image = np.repeat(0.2 * (column(f["gradient"]) * pixels(x))[..., None], 3, -1)
     image[..., 0] += 0.7 * across * column(f["red"])
     image[..., 2] += 0.7 * down * column(f["blue"])
     return image.clip(0.0, 1.0)

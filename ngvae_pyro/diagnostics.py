@@ -78,8 +78,9 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
         shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
         posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
         images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
-        variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. The
-        same seed gives the same numbers on the same machine.
+        variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. ``verdict``:
+        whether the count is settled, and the findings that speak against it
+        (:mod:`ngvae_pyro.verdict`). The same seed gives the same numbers on the same machine.
     """
     check_fit(fit)
     log_likelihood, squared_error = 0.0, 0.0
@@ -116,6 +117,7 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
         "variance_of_loc": variance.tolist(),
         "steps": fit.steps,
         "extra_steps": fit.extra_steps,
+        "verdict": fit.judge(probs.tolist(), variance.tolist()).as_dict(),
     }
 
 

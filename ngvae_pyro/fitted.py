@@ -1,5 +1,6 @@
 """A trained pair: what it says of images, and the record of its training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.errors import UserError, described
-from ngvae_pyro.guide import Guide
+from ngvae_pyro.guide import Guide, NormalGammaGuide
 from ngvae_pyro.model import VAE
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
+from ngvae_pyro.verdict import Verdict, judge
 
 
 @dataclass
@@ -20,12 +22,13 @@ class Fit:
     """A trained pair and the record of its training.
 
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
-    nats), ``kl`` per site (nats per image), the number of informative latents and the mean p
-    ``probs`` of each. ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of
-    the forks that were not kept, ``seconds`` all of them. ``starts`` says of each process that
-    had a part in it, one after the other, what it was started by and where. ``schedule`` is the one
-    that was followed, and ``digest`` that of the training images, of which there were ``count``;
-    they are None for what was not trained here.
+    nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
+    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. ``steps``
+    counts optimizer steps on the final path, ``extra_steps`` those of the forks that were not kept,
+    ``seconds`` all of them. ``starts`` says of each process that had a part in it, one after the
+    other, what it was started by and where. ``schedule`` is the one that was followed, and
+    ``digest`` that of the training images, of which there were ``count``; they are None for what
+    was not trained here.
     """
 
     model: VAE
@@ -44,6 +47,30 @@ class Fit:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the count of informative latents can be trusted, by the last look at it.
+
+        None for what was not trained here. That of held-out images is in the metrics of
+        :func:`ngvae_pyro.evaluate`.
+        """
+        last = self.history[-1] if self.history else {}
+        if "variance_of_loc" not in last:
+            return None
+        return self.judge(last["probs"], last["variance_of_loc"])
+
+    def judge(self, probs: Sequence[float], variance_of_loc: Sequence[float]) -> Verdict:
+        """The verdict on numbers of each latent, whatever images they are of."""
+        return judge(
+            probs,
+            variance_of_loc,
+            model=self.model.spec,
+            selects=isinstance(self.guide, NormalGammaGuide),
+            steps=self.steps,
+            history=self.history,
+            discrete=self.model.discrete,
+        )
 
 
 def check_fit(fit: Any) -> None:

@@ -44,6 +44,23 @@ class Quantiles(Record):
     high: list[float] = Field(alias="95%")
 
 
+class SavedFinding(Spec):
+    """A :class:`ngvae_pyro.verdict.Finding`."""
+
+    kind: Literal["leaking", "shared", "short"]
+    text: Text
+    reason: Text
+    latents: list[Count]
+    changes: dict[str, float]
+
+
+class SavedVerdict(Record):
+    """What speaks against a count of latents."""
+
+    settled: bool
+    findings: Annotated[list[SavedFinding], Field(max_length=100)]
+
+
 class Metrics(Record):
     """``metrics.json``, from :func:`ngvae_pyro.evaluate`."""
 
@@ -57,6 +74,8 @@ class Metrics(Record):
     steps: Count
     extra_steps: Count
     discrete: bool = False
+    # A run of an older version has none.
+    verdict: SavedVerdict | None = None
 
     @model_validator(mode="after")
     def _one_for_each_latent(self) -> Self:
@@ -131,6 +150,7 @@ class HistoryRow(Record):
     kl: dict[str, float]
     informative: Count
     probs: list[float]
+    variance_of_loc: list[float] | None = None
 
 
 class Place(Record):

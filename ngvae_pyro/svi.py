@@ -337,7 +337,8 @@ class Trainer:
         looks = evaluating(self.model, self.guide)
         with looks, self.fixed_noise(), pyro.validation_enabled(False):
             # First, because what is not finite cannot be drawn from.
-            probs = self.finite_codes(self.monitor_images).probs.detach().mean(0)
+            codes = self.finite_codes(self.monitor_images)
+            probs = codes.probs.detach().mean(0)
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
         kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
         loss = -log_likelihood.mean().item() + sum(kl_sites.values())
@@ -349,6 +350,7 @@ class Trainer:
             "kl": kl_sites,
             "informative": int((probs > 0.5).sum()),
             "probs": probs.tolist(),
+            "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
         }
 
     # Forks -----------------------------------------------------------------------------------

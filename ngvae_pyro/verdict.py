@@ -1,0 +1,196 @@
+"""Whether a count of latents can be trusted, from the numbers of a fit, and what would help.
+
+A training always ends with some number of informative latents. This module says what speaks against
+that number: latents that carry information without being counted, latents that are informative for
+some of the images only, and a training that was too short.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ngvae_pyro.selection import LEAK
+from ngvae_pyro.specs import FitSpec, ModelSpec
+
+# Mean p of a latent that is informative for some images and not for others. Decided latents end
+# within 0.02 of 0 or 1.
+UNDECIDED = 0.1, 0.9
+# Part of the training at its end over which the ELBO should have stopped rising, and the nats by
+# which it may still rise: a tenth of what an informative latent is worth at least.
+LAST, RISE = 0.1, 1.0
+# What one more informative latent is seen at; the halved standard deviation makes a factor worth
+# four times as many nats.
+SHARPER = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that speaks against a count.
+
+    Attributes:
+        kind: ``leaking``, latents that are not counted and yet carry information; ``shared``,
+            latents that are informative for some of the images only; ``short``, a training that
+            ended before its schedule could work, or while the ELBO still rose.
+        text: What was found, in a sentence.
+        reason: Why it matters, in a sentence.
+        latents: Which latents it is about, if any.
+        changes: Keys of the run to change, and the values to try.
+    """
+
+    kind: Literal["leaking", "shared", "short"]
+    text: str
+    reason: str
+    latents: tuple[int, ...] = ()
+    changes: Mapping[str, Any] | None = None
+
+    @property
+    def advice(self) -> str:
+        """What to try, as options of the command line; empty where nothing is known to help."""
+        return " ".join(f"--set {key}={value:g}" for key, value in (self.changes or {}).items())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many latents are informative, and what speaks against it."""
+
+    informative: int
+    latent_size: int
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing speaks against the count."""
+        return not self.findings
+
+    @property
+    def word(self) -> str:
+        """``settled``, or the kinds of what was found: ``leaking, short``."""
+        return ", ".join(finding.kind for finding in self.findings) or "settled"
+
+    @property
+    def leaking(self) -> tuple[int, ...]:
+        """Latents that carry information and are not counted."""
+        return tuple(k for f in self.findings if f.kind == "leaking" for k in f.latents)
+
+    @property
+    def count(self) -> str:
+        """The count in words: ``7 of 15 latents are informative``."""
+        verb = "is" if self.informative == 1 else "are"
+        return f"{self.informative} of {self.latent_size} latents {verb} informative"
+
+    def __str__(self) -> str:
+        return f"{self.count} ({self.word})"
+
+    def lines(self) -> Iterator[str]:
+        """A line for each finding: what, why, and what to try."""
+        for finding in self.findings:
+            tried = f"; try {finding.advice}" if finding.advice else ""
+            yield f"{finding.kind}: {finding.text}; {finding.reason}{tried}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``metrics.json`` has them."""
+        findings = [
+            {**asdict(f), "latents": list(f.latents), "changes": dict(f.changes or {})}
+            for f in self.findings
+        ]
+        return {"settled": self.settled, "findings": findings}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> "Verdict | None":
+        """That of ``metrics.json``; None where an older version has written it."""
+        found = metrics.get("verdict")
+        if found is None:
+            return None
+        findings = tuple(
+            Finding(**{**f, "latents": tuple(f["latents"])}) for f in found["findings"]
+        )
+        return cls(metrics["informative"], len(metrics["probs"]), findings)
+
+
+def judge(
+    probs: Sequence[float],
+    variance_of_loc: Sequence[float],
+    *,
+    model: ModelSpec,
+    selects: bool,
+    steps: int,
+    history: Sequence[Mapping[str, Any]] = (),
+    discrete: bool = False,
+) -> Verdict:
+    """What speaks against a count of informative latents.
+
+    Args:
+        probs: p of each latent, mean of the images; informative above 1/2.
+        variance_of_loc: Variance of the posterior mean of each latent over the images.
+        model: What the model is, for what would help.
+        selects: Whether the guide has a schedule of moves that select latents.
+        steps: How many steps it was trained for.
+        history: Rows with ``step`` and ``loss`` (-ELBO, nats per image), of the training.
+        discrete: Whether latents are counts, whose rate may vary however it likes.
+    """
+    informative = sum(p > 0.5 for p in probs)
+    findings = []
+    leaks = [
+        k
+        for k, (p, variance) in enumerate(zip(probs, variance_of_loc, strict=True))
+        if p <= 0.5 and variance > LEAK
+    ]
+    if leaks and not discrete:
+        findings.append(_leaking(leaks, variance_of_loc, model))
+    low, high = UNDECIDED
+    if shared := [k for k, p in enumerate(probs) if low < p < high] if selects else []:
+        named = ", ".join(f"z{k} (p {probs[k]:.2f})" for k in shared)
+        findings.append(
+            Finding(
+                "shared",
+                f"{named} {'is' if len(shared) == 1 else 'are'} informative for some images only",
+                "two such latents may share one factor, so that the count is one too high; another "
+                "seed with a higher ELBO is the better one",
+                tuple(shared),
+            )
+        )
+    if short := _short(steps, history, selects):
+        findings.append(short)
+    return Verdict(informative, len(probs), tuple(findings))
+
+
+def _leaking(leaks: list[int], variance: Sequence[float], model: ModelSpec) -> Finding:
+    # Of a latent of variance v about means of variance V: 1/2 log(1 + V / v), with v = 1 here.
+    nats = {k: 0.5 * math.log1p(variance[k]) for k in leaks}
+    first = sorted(leaks, key=lambda k: -nats[k])
+    named = ", ".join(f"z{k} (up to {nats[k]:.2f} nats)" for k in first[:5])
+    more = f" and {len(first) - 5} more" if len(first) > 5 else ""
+    changes = None
+    if model.likelihood.family == "gaussian" and not model.likelihood.learned:
+        changes = {"model.likelihood.scale": SHARPER * model.likelihood.scale}
+    elif hasattr(model.prior, "price"):
+        changes = {"model.prior.price": SHARPER * model.prior.price}
+    return Finding(
+        "leaking",
+        f"{named}{more} {'carries' if len(first) == 1 else 'carry'} information and "
+        f"{'is' if len(first) == 1 else 'are'} not counted",
+        "there are factors worth less than the price of a latent, so that the count is too low",
+        tuple(leaks),
+        changes,
+    )
+
+
+def _short(steps: int, history: Sequence[Mapping[str, Any]], selects: bool) -> Finding | None:
+    expected: int = FitSpec.model_fields["steps"].default
+    if selects and steps < expected:
+        return Finding(
+            "short",
+            f"trained for {steps:,} steps, and the schedule was made for {expected:,}",
+            "moves had no time to show whether they pay",
+            changes={"fit.steps": expected},
+        )
+    before = [row["loss"] for row in history if row["step"] <= (1.0 - LAST) * steps]
+    if before and (rise := before[-1] - history[-1]["loss"]) > RISE:
+        return Finding(
+            "short",
+            f"the ELBO still rose by {rise:.1f} nats in the last tenth of the training",
+            "what is not learned yet may ask for other latents",
+            changes={"fit.steps": 2 * steps},
+        )
+    return None
