@@ -23,7 +23,8 @@ class Fit:
 
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
-    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. ``steps``
+    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Looks within
+    a move are those of the branch that was kept. ``steps``
     counts optimizer steps on the final path, ``extra_steps`` those of the forks that were not kept,
     ``seconds`` all of them. ``starts`` says of each process that had a part in it, one after the
     other, what it was started by and where. ``schedule`` is the one that was followed, and

@@ -39,6 +39,7 @@ from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
 from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec, merge, parse
 from ngvae_pyro.steps import NonFiniteLoss, Steps
+from ngvae_pyro.verdict import leaks
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
@@ -47,6 +48,9 @@ MONITOR_IMAGES = 1024
 # Images over which latents are made uncorrelated, so many because a correlation of M latents over
 # N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
 DECORRELATION_IMAGES = 20_000
+
+# Steps between updates of the bar.
+SHOWN_EVERY = 10
 
 # A team asks its processes for signals in one of so many steps: each asking takes a message.
 HEED_EVERY = 10
@@ -203,6 +207,7 @@ class Trainer:
         self.fit = Fit(self.model, self.guide, spec, schedule=schedule, count=len(data))
         self.steps = self._steps(groups)
         self.stop = Stop()
+        self.bar = TrainingBar(spec.steps, enabled=False)
 
     def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         """How the networks lay out images and in what type they compute."""
@@ -294,6 +299,8 @@ class Trainer:
         self.heed()
         self.steps(self.step)
         self.step += 1
+        if self.step % SHOWN_EVERY == 0:
+            self.bar.advance(self.step)
 
     # Looking at the state --------------------------------------------------------------------
 
@@ -353,6 +360,14 @@ class Trainer:
             "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
         }
 
+    def record(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows to the history, and show the last of them."""
+        self.fit.history += rows
+        if rows:
+            found = None if self.model.discrete else len(leaks(rows[-1]))
+            self.bar.show(rows[-1], found)
+            self.bar.advance(self.step)
+
     # Forks -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -395,18 +410,21 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = state["step"]
 
-    def train_and_judge(self, steps: int) -> float:
-        """Loss after some steps, at the parameters averaged over the second half of them.
+    def train_and_judge(self, steps: int) -> tuple[float, list[dict[str, Any]]]:
+        """Train for some steps, which are a branch of a fork.
 
-        Single iterates scatter by 10 nats and more at a high learning rate, as much as a latent
-        is worth; their average does not.
+        Returns:
+            Its loss, at the parameters averaged over the second half of the steps: single iterates
+            scatter by 10 nats and more at a high learning rate, as much as a latent is worth; their
+            average does not. And its rows of the history, where looks were due.
         """
+        rows: list[dict[str, Any]] = []
         for _ in range(steps // 2):
-            self.train_step()
+            self._step_of_branch(rows)
         averaged = [torch.zeros_like(p) for p in self.parameters]
         rest = steps - steps // 2
         for _ in range(rest):
-            self.train_step()
+            self._step_of_branch(rows)
             torch._foreach_add_(averaged, [p.detach() for p in self.parameters], alpha=1.0 / rest)
         last = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
@@ -414,22 +432,33 @@ class Trainer:
             loss = self.loss()
             torch._foreach_copy_(self.parameters, last)
         self.steps.check()
-        return loss
+        return loss, rows
+
+    def _step_of_branch(self, rows: list[dict[str, Any]]) -> None:
+        """A step, and a look where one is due; that at the last step is for the end of all."""
+        self.train_step()
+        if self.step % self.spec.monitor_every == 0 and self.step < self.spec.steps:
+            rows.append(self.look())
 
     def fork(self, move: Move, latent: int, loc: Tensor) -> MoveRecord:
         """Train with and without a jump of one latent; go on with the better branch."""
         before = self.state()
         steps = min(move.steps, self.spec.steps - self.step)
-        loss_without = self.train_and_judge(steps)
+        name = f"{move.kind} of z{latent}"
+        self.bar.trying(name, self.step, steps, 0)
+        loss_without, rows_without = self.train_and_judge(steps)
         without = self.state()
         self.set_state(before)
+        self.bar.trying(name, self.step, steps, 1)
         jump(move.kind, self.model, self.mixture, self.optimizer, latent, loc)
-        loss_with = self.train_and_judge(steps)
+        loss_with, rows_with = self.train_and_judge(steps)
         record = MoveRecord(move.kind, latent, before["step"], loss_without, loss_with)
         if not record.accepted:
             self.set_state(without)
         self.fit.extra_steps += steps
         self.fit.moves.append(record)
+        self.record(rows_with if record.accepted else rows_without)
+        self.bar.decided(record, self.step)
         return record
 
     @torch.no_grad()
@@ -531,6 +560,11 @@ class Trainer:
         """Spent on the training, before an interruption too."""
         return self.seconds_before + time.perf_counter() - self.began
 
+    def _look_at(self) -> int:
+        """The step at which the next look is due; moves have looks of their own."""
+        history = self.fit.history
+        return self._next(history[-1]["step"], self.spec.monitor_every) if history else 0
+
     @staticmethod
     def _next(step: int, every: int) -> int:
         """The first multiple after a step."""
@@ -543,13 +577,13 @@ class Trainer:
             Interrupted: If a signal has asked for the end; a checkpoint is there then.
         """
         actions, last = self.actions(), self.spec.steps
-        look_at = 0
-        if self.fit.history:
-            look_at = self._next(self.fit.history[-1]["step"], self.spec.monitor_every)
+        self.bar = bar
+        bar.begin(self.step)
+        look_at = self._look_at()
         # The first one after the first step, which shows what is wrong with what was asked for.
         save_at = self._next(self.step, checkpoints.every) if checkpoints and self.step else 1
         while not self.finished:
-            # A fork may jump over the step at which an action was due, or a look.
+            # A fork may jump over the step at which an action was due.
             looks = look_at <= self.step < last
             acts = not looks and self.acted < len(actions)
             acts = acts and (self.step == last or self.step >= actions[self.acted][0] * last)
@@ -560,10 +594,10 @@ class Trainer:
             if acts:
                 actions[self.acted][1]()
                 self.acted += 1
+                look_at = self._look_at()
             elif looks or self.step == last:
-                self.fit.history.append(self.look())
-                bar.show(self.fit.history[-1])
-                look_at = self._next(self.step, self.spec.monitor_every)
+                self.record([self.look()])
+                look_at = self._look_at()
             else:
                 try:
                     self.train_step()
@@ -710,7 +744,8 @@ def fit(
             name of "images".
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
         schedule: Annealing and moves; the guide's own by default.
-        progress: Show a bar with the loss, the KL of each site and the informative latents.
+        progress: Show a bar with the informative and the leaking latents, the move that is tried,
+            the loss and the KL of each site.
         team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
             of them calls ``fit`` with the same arguments and gets the same result.
         checkpoints: Where the training is kept, every so many steps, at the end, and when SIGINT or

@@ -108,6 +108,17 @@ class Verdict:
         return cls(metrics["informative"], len(metrics["probs"]), findings)
 
 
+def leaks(found: Mapping[str, Any]) -> list[int]:
+    """Latents that carry information and are not informative.
+
+    Args:
+        found: With ``probs`` and ``variance_of_loc`` of each latent: a row of the history, or
+            metrics. Their latents must be no counts, whose rate may vary however it likes.
+    """
+    pairs = zip(found["probs"], found["variance_of_loc"], strict=True)
+    return [k for k, (p, variance) in enumerate(pairs) if p <= 0.5 and variance > LEAK]
+
+
 def judge(
     probs: Sequence[float],
     variance_of_loc: Sequence[float],
@@ -131,13 +142,9 @@ def judge(
     """
     informative = sum(p > 0.5 for p in probs)
     findings = []
-    leaks = [
-        k
-        for k, (p, variance) in enumerate(zip(probs, variance_of_loc, strict=True))
-        if p <= 0.5 and variance > LEAK
-    ]
-    if leaks and not discrete:
-        findings.append(_leaking(leaks, variance_of_loc, model))
+    leaking = leaks({"probs": probs, "variance_of_loc": variance_of_loc})
+    if leaking and not discrete:
+        findings.append(_leaking(leaking, variance_of_loc, model))
     low, high = UNDECIDED
     if shared := [k for k, p in enumerate(probs) if low < p < high] if selects else []:
         named = ", ".join(f"z{k} (p {probs[k]:.2f})" for k in shared)

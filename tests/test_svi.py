@@ -119,10 +119,47 @@ def test_history_has_what_the_bar_shows(small_pair, data):
 
 
 def test_history_goes_on_through_moves(small_pair, data):
-    """A fork jumps over steps at which the history is due; it is then written right after."""
+    """Rows of a move are those of the branch that was kept."""
     move = Move(kind="death", at=0.1, steps=5)  # untrained, every latent is half informative
-    rows = run(small_pair, data, schedule=ScheduleSpec(moves=(move,))).history
-    assert [row["step"] for row in rows] == [0, 7, 8, 12]
+    result = run(small_pair, data, schedule=ScheduleSpec(moves=(move,)))
+    assert [row["step"] for row in result.history] == [0, 4, 8, 12] and result.moves
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
+    small_pair, data, monkeypatch, accepted
+):
+    """Without the jump they are those of the plain training, and with it they are not."""
+    never = SHORT.model_copy(update={"monitor_every": 3, "steps": 30})
+    plain = run(small_pair, data, never, schedule=ScheduleSpec()).history
+    # The loss of death for each latent, and of the branches without and with it.
+    monkeypatch.setattr(Trainer, "loss", lambda own: 1.0 if own.step < 15 else next(losses))
+    monkeypatch.setattr(
+        Trainer, "candidates", lambda own, move: ([2], own.codes(own.monitor_images).loc)
+    )
+    losses = iter([2.0, 1.0] if accepted else [1.0, 2.0])
+    move = Move(kind="death", at=0.1, steps=12)
+    result = run(small_pair, data, never, schedule=ScheduleSpec(moves=(move,)))
+    assert [m.accepted for m in result.moves] == [accepted]
+    rows = result.history
+    assert [row["step"] for row in rows] == [row["step"] for row in plain]
+    assert rows[:2] == plain[:2]
+    inside = slice(2, 6)  # steps 6, 9, 12 and 15, of the move from 3 to 15
+    assert (rows[inside] == plain[inside]) == (not accepted)
+    assert (rows == plain) == (not accepted)
+
+
+def test_looks_change_no_bit_of_the_training(small_pair, data):
+    """Those within moves among them: with and without looks the weights are the same."""
+    moves = (Move(kind="death", at=0.2, steps=10), Move(kind="birth", at=0.6, steps=6))
+    found = []
+    for every in (3, 1000):
+        spec = SHORT.model_copy(update={"steps": 40, "monitor_every": every})
+        found.append(run(small_pair, data, spec, schedule=ScheduleSpec(moves=moves)))
+    looked, unlooked = found
+    assert looked.moves and looked.moves == unlooked.moves
+    assert len(looked.history) == 15 and len(unlooked.history) == 2
+    assert torch.equal(weights(looked), weights(unlooked))
 
 
 def test_sharpness_is_annealed_to_its_declared_value(small_pair, data):
