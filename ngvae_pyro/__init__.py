@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ngvae_pyro import metrics, objectives, scores, uncertainty
+    from ngvae_pyro.checking import check
     from ngvae_pyro.checkpoints import Checkpoints
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.diagnostics import evaluate, to_arviz
@@ -31,6 +32,7 @@ _HOMES = {
     "ModelSpec": "specs",
     "RunSpec": "specs",
     "UserError": "errors",
+    "check": "checking",
     "evaluate": "diagnostics",
     "fit": "svi",
     "load_data": "data",

@@ -1,4 +1,4 @@
-"""The command line ``ngvae``: train, inspect, evaluate, score, compare, variants."""
+"""The command line ``ngvae``: train, inspect, evaluate, check, score, compare, variants."""
 
 import copy
 import errno
@@ -26,6 +26,7 @@ from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.fitted import Fit
+    from ngvae_pyro.verdict import Verdict
 
 # Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
 # and variants answer at once.
@@ -409,9 +410,19 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
+def _verdict(fit: "Fit", metrics: dict[str, Any]) -> "Verdict":
+    """That of the metrics; runs of older versions have none, and are judged by what they have."""
+    from ngvae_pyro.verdict import Verdict
+
+    found = Verdict.from_metrics(metrics)
+    return found or fit.judge(metrics["probs"], metrics["variance_of_loc"])
+
+
 def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
-    count = f"{metrics['informative']} of {fit.model.latent_size} latents are informative"
-    say(count, style="bold")
+    verdict = _verdict(fit, metrics)
+    say(f"{verdict.count}: {verdict.word}", style="bold")
+    for line in verdict.lines():
+        say(f"  {line}")
     if fit.moves:
         kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
         names = f": {', '.join(kept)}" if kept else ""
@@ -437,16 +448,23 @@ def inspect(
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
+    # Of two findings about a latent the first one, that it leaks, says more.
+    findings = reversed(_verdict(fit, metrics).findings)
+    marks = {k: finding.kind for finding in findings for k in finding.latents}
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
     table = _titled(title)
-    for name in ("latent", "p", "precision", "5 %", "95 %", "var loc"):
-        table.add_column(name, justify="left" if name == "latent" else "right", no_wrap=True)
+    # Without lines between the columns, because eight of them have to fit 80 characters.
+    table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    for name in ("latent", "", "p", "precision", "5 %", "95 %", "var loc"):
+        left = name in ("latent", "")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for site in metrics["kl"]:
-        table.add_column(escape(printable(f"KL {site[:9]}")), justify="right", no_wrap=True)
+        table.add_column(escape(f"KL\n{printable(site[:9])}"), justify="right", no_wrap=True)
     for row in diagnostics.most_informative_first(metrics):
         precision = row["precision"]
         table.add_row(
             f"z{row['latent']}",
+            marks.get(row["latent"], ""),
             f"{row['probs']:.3f}",
             *(_short(precision[key]) for key in ("mean", "5%", "95%")),
             f"{row['variance_of_loc']:.4f}",
@@ -455,6 +473,12 @@ def inspect(
         )
     out.print(table)
     say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
+    if not getattr(spec.model.prior, "joint", True):
+        say(
+            "precision: of q(z | x), how sure the guide is of z; the model's site of that name "
+            "meets neither z nor x, so its posterior is its prior",
+            style="dim",
+        )
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
@@ -483,6 +507,56 @@ def evaluate(
     for line in footnotes((metric.title, metric.needs) for metric, value in rows if value is None):
         say(line, style="dim")
     say(f"written to {folder / 'evaluation.json'} and {folder / 'report.html'}")
+
+
+@app.command(cls=Command)
+def check(
+    folder: FolderArgument,
+    images: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Held-out images; 8 by default.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=50, max=10**6, help="Steps of NUTS to adapt in; 300.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=50, max=10**6, help="Draws of NUTS for each image; 500.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Compare the guide's posterior of some images with draws of NUTS; takes minutes."""
+    from ngvae_pyro import checking
+
+    given = {"images": images, "warmup": warmup, "draws": draws}
+    settings = {name: value for name, value in given.items() if value is not None}
+    result = checking.check_run(folder, device, stage=err.status, **settings)
+    table = _titled(f"{folder}: the guide against NUTS, {result['images']} held-out images")
+    table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    table.add_column("latent", no_wrap=True)
+    for name in ("p", "50 % holds", "80 % holds", "sd NUTS / guide", "shift", "ESS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["latents"]:
+        table.add_row(
+            f"z{row['latent']}",
+            f"{row['probs']:.3f}",
+            *(f"{row['coverage'][name]:.2f}" for name in ("50%", "80%")),
+            f"{row['sd_ratio']:.2f}",
+            f"{row['shift']:.2f}",
+            f"{row['ess']:.0f}",
+            style="bold" if row["probs"] > 0.5 else "dim",
+        )
+    out.print(table)
+    say(
+        "holds: share of NUTS's draws in the guide's central interval, 0.50 and 0.80 if it is "
+        "exact; shift: of the mean, in the guide's sd, absolute; ESS: of the worst image",
+        style="dim",
+    )
+    say(checking.mean_field(result))
+    say(
+        f"NUTS: {result['draws']} draws after {result['warmup']}, {result['divergences']} "
+        f"divergences, {result['seconds']:.0f} s"
+    )
+    for name in checking.WRITTEN:
+        say(f"  {folder / name}")
 
 
 @app.command(cls=Command)

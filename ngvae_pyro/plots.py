@@ -130,7 +130,11 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
 
 
 def selection(path: str | Path, fit: Fit) -> None:
-    """p of each latent, by which it is informative, and the KLs, against the step."""
+    """p of each latent, by which it is informative, and the KLs, against the step.
+
+    Moves that were kept are lines; those that were tried and refused are hollow marks at the top,
+    where their branches began: a triangle upwards for a birth, downwards for a death.
+    """
     expect("path", path, (str, Path), "the name of a file to write, e.g. 'selection.png'")
     check_fit(fit)
     if not fit.history:
@@ -144,14 +148,26 @@ def selection(path: str | Path, fit: Fit) -> None:
             top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
         # Named in the legend, because moves may follow each other closely.
         style = {"birth": ":", "death": "-."}
-        moves = {
+        moves: dict[str, Any] = {
             move.kind: top.axvline(
-                move.step, color=ACCENT, lw=1.2, ls=style[move.kind], label=move.kind
+                move.step, color=ACCENT, lw=1.2, ls=style[move.kind], label=f"{move.kind}, kept"
             )
             for move in fit.moves
             if move.accepted
         }
-        top.set(ylim=(-0.03, 1.08), ylabel="p, mean of the images")
+        for kind, marker in (("birth", "^"), ("death", "v")):
+            refused = [m.step for m in fit.moves if m.kind == kind and not m.accepted]
+            if refused:
+                (moves[f"{kind}, refused"],) = top.plot(
+                    refused,
+                    [1.07] * len(refused),
+                    marker,
+                    ms=6,
+                    mfc="white",
+                    mec="#6b7178",
+                    label=f"{kind}, refused",
+                )
+        top.set(ylim=(-0.03, 1.12), ylabel="p, mean of the images")
         count = int(final.sum())
         top.set_title(f"{count} of {len(final)} latents end up informative")
         _legend(top, *moves.values(), loc="center right")

@@ -52,6 +52,8 @@ RESULTS = frozenset(
         *(f"figures/{name}.png" for name in report.RUN_FIGURES),
     }
 )
+# What later commands add, of the weights that are there.
+ADDED = ("evaluation.json", "check.json", "figures/check.png")
 # Where the results lie until all of them are there.
 _UNFINISHED = ".results.partial"
 
@@ -339,9 +341,10 @@ def save_run(
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RECORD).exists() and (others := sorted(_there(folder, RESULTS))):
             raise UserError(f"{folder / others[0]}: is not of a run, and is not replaced; move it")
-        check_own(folder, {*RESULTS, "evaluation.json"})
-        # It would be of other weights.
-        (folder / "evaluation.json").unlink(missing_ok=True)
+        check_own(folder, {*RESULTS, *ADDED})
+        for name in ADDED:
+            # It would be of other weights.
+            (folder / name).unlink(missing_ok=True)
         return _write_run(folder, fit, done, held_out)
 
 
