@@ -3,6 +3,7 @@
 import copy
 import errno
 import io
+import json
 import os
 import sys
 import tomllib
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 # Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
 # and variants answer at once.
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Train Normal-Gamma VAEs, and see which latents carry information.",
@@ -76,6 +76,18 @@ def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise typer.BadParameter(f"expected a path, got {text!r}")
     return Path(text)
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in variants.names("models") if name.startswith(incomplete)]
+
+
+def _complete_guide(incomplete: str) -> list[str]:
+    return [name for name in variants.names("guides") if name.startswith(incomplete)]
+
+
+def _complete_variant(incomplete: str) -> list[str]:
+    return sorted({*_complete_model(incomplete), *_complete_guide(incomplete)})
 
 
 def _titled(title: str) -> Table:
@@ -311,10 +323,18 @@ def _values(
 def train(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="Model variant, or path to a .toml file.")
+        str | None,
+        typer.Argument(
+            help="Model variant, or path to a .toml file.",
+            autocompletion=_complete_model,
+        ),
     ] = None,
     guide: Annotated[
-        str | None, typer.Argument(help="Guide variant, or path to a .toml file.")
+        str | None,
+        typer.Argument(
+            help="Guide variant, or path to a .toml file.",
+            autocompletion=_complete_guide,
+        ),
     ] = None,
     out_folder: Annotated[
         Path | None,
@@ -448,8 +468,7 @@ def inspect(
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
-    # Of two findings about a latent the first one, that it leaks, says more.
-    findings = reversed(_verdict(fit, metrics).findings)
+    findings = _verdict(fit, metrics).findings
     marks = {k: finding.kind for finding in findings for k in finding.latents}
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
     table = _titled(title)
@@ -638,7 +657,8 @@ def compare(
     pairs: Annotated[
         list[str] | None,
         typer.Option(
-            help="model+guide, several by commas or by repeating; default: the slides' table."
+            help="model+guide, several by commas or by repeating; default: the table of Jouffroy "
+            "et al. (2022): vanilla VAE, two beta-VAEs and NG-VAE."
         ),
     ] = None,
     data: DataOption = None,
@@ -709,12 +729,60 @@ def _comparison_table(result: dict[str, Any], group: str) -> Table:
 
 
 @app.command("variants", cls=Command)
-def list_variants() -> None:
-    """List the declared models and guides."""
-    for kind in variants.KINDS:
-        table = _titled(f"{kind} ({variants.folder(kind)})")
-        table.add_column("name", no_wrap=True)
-        table.add_column("what it is")
-        for name in variants.names(kind):
-            table.add_row(name, escape(variants.describe(kind, name)))
-        out.print(table)
+def list_variants(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A variant, a .toml file or a folder of them, to see what each declares.",
+            autocompletion=_complete_variant,
+        ),
+    ] = None,
+) -> None:
+    """List the declared models and guides, or show every key of one and check it."""
+    if name is None:
+        for kind in variants.KINDS:
+            rows = [(each, variants.describe(kind, each)) for each in variants.names(kind)]
+            _variants_table(f"{kind} ({variants.folder(kind)})", rows)
+    elif os.path.isdir(name):
+        paths = sorted(_path(name).glob("*.toml"))
+        if not paths:
+            raise UserError(f"{name}: holds no .toml file")
+        _variants_table(
+            name, [(path.name, variants.first_sentence(files.read_text(path))) for path in paths]
+        )
+    else:
+        for kind in variants.kinds_of(name):
+            spec = variants.spec_of(kind, name, {})
+            table = _titled(f"{kind.removesuffix('s')} {name}")
+            for title in ("key", "value", "default"):
+                table.add_column(title, overflow="fold")
+            for key, value, default in variants.keys_of(spec):
+                changed = value != default
+                table.add_row(
+                    escape(key),
+                    escape(_toml(value)),
+                    escape(_toml(default)) if changed else "",
+                    style="bold" if changed else None,
+                )
+            out.print(table)
+
+
+def _variants_table(title: str, rows: list[tuple[str, str]]) -> None:
+    table = _titled(title)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name, text in rows:
+        table.add_row(escape(printable(name)), escape(printable(text)))
+    out.print(table)
+
+
+def _toml(value: Any) -> str:
+    """A value as a variant file has it; a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, (bool, str)) else f"{value:g}"

@@ -675,6 +675,19 @@ class GaussianMixtureGuideSpec(Spec):
     _checked = model_validator(mode="after")(_own_schedule)
 
 
+# The guides that may be declared; the first one where no family is.
+GUIDE_SPECS: tuple[type[Spec], ...] = (
+    RelaxedGuideSpec,
+    MixtureGuideSpec,
+    FlatGuideSpec,
+    GeneralizedGuideSpec,
+    ScoreGuideSpec,
+    GaussianGuideSpec,
+    GaussianMixtureGuideSpec,
+    EpanechnikovGuideSpec,
+    PoissonGuideSpec,
+)
+
 GuideSpec = Annotated[
     Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
     | Annotated[MixtureGuideSpec, Tag("MixtureGuideSpec")]
@@ -685,18 +698,7 @@ GuideSpec = Annotated[
     | Annotated[GaussianMixtureGuideSpec, Tag("GaussianMixtureGuideSpec")]
     | Annotated[EpanechnikovGuideSpec, Tag("EpanechnikovGuideSpec")]
     | Annotated[PoissonGuideSpec, Tag("PoissonGuideSpec")],
-    _choose(
-        "family",
-        RelaxedGuideSpec,
-        MixtureGuideSpec,
-        FlatGuideSpec,
-        GeneralizedGuideSpec,
-        ScoreGuideSpec,
-        GaussianGuideSpec,
-        GaussianMixtureGuideSpec,
-        EpanechnikovGuideSpec,
-        PoissonGuideSpec,
-    ),
+    _choose("family", *GUIDE_SPECS),
 ]
 
 # What the files in each folder of variants declare.

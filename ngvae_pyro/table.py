@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ngvae_pyro.errors import printable
 
-SLIDES = "The slides' table"
+# The table in the slides of Jouffroy, Giremus, Berthoumieu and Bach (2022), whom the model is of.
+SLIDES = "Table of Jouffroy et al. (2022)"
 FIT = "Fit and cost"
 SCORES = "Disentanglement"
 POSTERIOR = "Aggregate posterior"
@@ -28,7 +29,8 @@ class Metric:
     to the number of factors) or None. ``digits`` is a format specification, or ``count`` for a
     number of latents; ``text`` says what it means, and ``fraction`` is true for what lies between 0
     and 1. ``needs`` says what there has to be for a number, and ``factors`` how many known factors
-    that vary.
+    that vary. ``complete`` is true for what gets better as factors are lost: only models that keep
+    as many informative latents as there are factors are then compared.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Metric:
     fraction: bool = False
     needs: str = ""
     factors: int = 0
+    complete: bool = False
 
     @property
     def heading(self) -> str:
@@ -103,7 +106,9 @@ def _posterior(
 METRICS = (
     _slides(
         *("entropy", "Entropy", "nats", "lower", ".2f"),
-        "of the latents' shares in the KL of z: log K if all carry alike, 0 if one carries all",
+        "of the latents' shares in the KL of z: log K if all carry alike, 0 if one carries all; "
+        "best among the models that lose no factor, since losing them lowers it",
+        complete=True,
     ),
     _slides(
         *("decorrelation", "Decorrelation", "", "higher", ".2f"),
@@ -264,14 +269,17 @@ def summarise(
                 "shown": shown,
                 "best": False,
             }
-        _mark_best(metric, cells, factors)
         values[metric.key] = cells
+    for metric in METRICS:
+        _mark_best(metric, values, factors)
     return values
 
 
-def _mark_best(metric: Metric, cells: dict[str, Any], factors: int | None) -> None:
-    if metric.better is None or (metric.better == "factors" and factors is None):
+def _mark_best(metric: Metric, values: dict[str, dict[str, Any]], factors: int | None) -> None:
+    hangs_on_factors = metric.better == "factors" or metric.complete
+    if metric.better is None or (hangs_on_factors and factors is None):
         return
+    cells = values[metric.key]
 
     def badness(cell: Any) -> float:
         # To the digits shown, so that what looks equal is equal.
@@ -281,10 +289,15 @@ def _mark_best(metric: Metric, cells: dict[str, Any], factors: int | None) -> No
         value = float(metric.show(cell["mean"]))
         return value if metric.better == "lower" else -value
 
-    with_value = [cell for cell in cells.values() if cell["mean"] is not None]
-    if len(with_value) > 1:
-        least = min(badness(cell) for cell in with_value)
-        for cell in with_value:
+    def keeps_all(pair: str) -> bool:
+        mean = values["informative"][pair]["mean"]
+        return mean is not None and factors is not None and round(mean) >= factors
+
+    with_value = {pair: cell for pair, cell in cells.items() if cell["mean"] is not None}
+    compared = [c for pair, c in with_value.items() if not metric.complete or keeps_all(pair)]
+    if len(with_value) > 1 and compared:
+        least = min(badness(cell) for cell in compared)
+        for cell in compared:
             cell["best"] = badness(cell) == least
 
 

@@ -1,7 +1,7 @@
 """Declared variants: finds, reads and lists what ``models/*.toml`` and ``guides/*.toml`` say."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -30,13 +30,69 @@ def names(kind: Kind) -> list[str]:
 
 
 def describe(kind: Kind, name: str) -> str:
-    """The first sentence of a variant's opening comment."""
+    """The first sentence of a declared variant's opening comment."""
+    return first_sentence((folder(kind) / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a TOML file's opening comment, or an empty string.
+
+    >>> first_sentence("# Ours. More of it.\\nlatent_size = 3")
+    'Ours.'
+    """
     lines = []
-    for line in (folder(kind) / f"{name}.toml").read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return " ".join(lines).split(". ")[0].rstrip(".") + "."
+    return " ".join(lines).split(". ")[0].rstrip(".") + "." if lines else ""
+
+
+def kinds_of(name_or_path: str | Path) -> list[Kind]:
+    """What a variant declares: a name may stand for a model and for a guide, a file for one.
+
+    A file is the kind that has most of its keys; an empty one could be both.
+
+    Raises:
+        UserError: If there is no such variant or file, or it is not TOML.
+    """
+    text = str(name_or_path)
+    if kinds := [kind for kind in KINDS if text in names(kind)]:
+        return kinds
+    from ngvae_pyro.specs import GUIDE_SPECS, ModelSpec
+
+    if not _is_path(text):
+        known = sorted({*names("models"), *names("guides")})
+        raise UserError(
+            f"unknown variant '{text}'{nearest(text, known)} "
+            f"(known: {', '.join(known)}, or a path to a .toml file or to a folder of them)"
+        )
+    _, values = read("models", text)
+    known_keys: dict[Kind, set[str]] = {
+        "models": set(ModelSpec.model_fields),
+        "guides": {key for spec in GUIDE_SPECS for key in spec.model_fields},
+    }
+    found = {kind: len(known_keys[kind] & values.keys()) for kind in KINDS}
+    return [kind for kind in KINDS if found[kind] == max(found.values())]
+
+
+def keys_of(spec: "Spec") -> Iterator[tuple[str, Any, Any]]:
+    """Each key of a spec, dotted, with its value and its default, in order of declaration."""
+
+    def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and value:
+                yield from flat(value, f"{path}{key}.")
+            else:
+                yield f"{path}{key}", value
+
+    defaults = dict(flat(type(spec)().model_dump(mode="json")))
+    for key, value in flat(spec.model_dump(mode="json")):
+        yield key, value, defaults.get(key)
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(".toml") or "/" in text or "\\" in text
 
 
 def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
@@ -48,7 +104,7 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         UserError: If there is no such variant or file, or it is not TOML.
     """
     text = str(name_or_path)
-    if not text.endswith(".toml") and "/" not in text and "\\" not in text:
+    if not _is_path(text):
         known = names(kind)
         if text not in known:
             hint = nearest(text, known)

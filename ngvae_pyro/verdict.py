@@ -7,15 +7,15 @@ some of the images only, and a training that was too short.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ngvae_pyro.selection import LEAK
-from ngvae_pyro.specs import FitSpec, ModelSpec
+from ngvae_pyro.specs import FitSpec, ModelSpec, NormalGammaPriorSpec
 
-# Mean p of a latent that is informative for some images and not for others. Decided latents end
-# within 0.02 of 0 or 1.
-UNDECIDED = 0.1, 0.9
+# Mean p of a latent that is informative for some images and not for others. Decided ones end below
+# 0.16 or above 0.84: on the flat ends of a relaxation there is nothing more to gain.
+UNDECIDED = 0.25, 0.75
 # Part of the training at its end over which the ELBO should have stopped rising, and the nats by
 # which it may still rise: a tenth of what an informative latent is worth at least.
 LAST, RISE = 0.1, 1.0
@@ -42,12 +42,12 @@ class Finding:
     text: str
     reason: str
     latents: tuple[int, ...] = ()
-    changes: Mapping[str, Any] | None = None
+    changes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def advice(self) -> str:
         """What to try, as options of the command line; empty where nothing is known to help."""
-        return " ".join(f"--set {key}={value:g}" for key, value in (self.changes or {}).items())
+        return " ".join(f"--set {key}={value:g}" for key, value in self.changes.items())
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``metrics.json`` has them."""
         findings = [
-            {**asdict(f), "latents": list(f.latents), "changes": dict(f.changes or {})}
+            {**asdict(f), "latents": list(f.latents), "changes": dict(f.changes)}
             for f in self.findings
         ]
         return {"settled": self.settled, "findings": findings}
@@ -142,11 +142,13 @@ def judge(
     """
     informative = sum(p > 0.5 for p in probs)
     findings = []
-    leaking = leaks({"probs": probs, "variance_of_loc": variance_of_loc})
-    if leaking and not discrete:
-        findings.append(_leaking(leaking, variance_of_loc, model))
     low, high = UNDECIDED
-    if shared := [k for k, p in enumerate(probs) if low < p < high] if selects else []:
+    shared = [k for k, p in enumerate(probs) if low < p < high] if selects else []
+    found = leaks({"probs": probs, "variance_of_loc": variance_of_loc})
+    leaking = [k for k in found if k not in shared]
+    if leaking and not discrete:
+        findings.append(_leaking(leaking, variance_of_loc, model, selects))
+    if shared:
         named = ", ".join(f"z{k} (p {probs[k]:.2f})" for k in shared)
         findings.append(
             Finding(
@@ -162,23 +164,29 @@ def judge(
     return Verdict(informative, len(probs), tuple(findings))
 
 
-def _leaking(leaks: list[int], variance: Sequence[float], model: ModelSpec) -> Finding:
+def _leaking(
+    latents: list[int], variance: Sequence[float], model: ModelSpec, selects: bool
+) -> Finding:
     # Of a latent of variance v about means of variance V: 1/2 log(1 + V / v), with v = 1 here.
-    nats = {k: 0.5 * math.log1p(variance[k]) for k in leaks}
-    first = sorted(leaks, key=lambda k: -nats[k])
+    nats = {k: 0.5 * math.log1p(variance[k]) for k in latents}
+    first = sorted(latents, key=lambda k: -nats[k])
     named = ", ".join(f"z{k} (up to {nats[k]:.2f} nats)" for k in first[:5])
     more = f" and {len(first) - 5} more" if len(first) > 5 else ""
-    changes = None
-    if model.likelihood.family == "gaussian" and not model.likelihood.learned:
-        changes = {"model.likelihood.scale": SHARPER * model.likelihood.scale}
-    elif hasattr(model.prior, "price"):
-        changes = {"model.prior.price": SHARPER * model.prior.price}
+    changes: dict[str, float] = {}
+    reason = "without a price of a latent, the count depends on where the line is drawn"
+    if selects:
+        reason = "there are factors worth less than the price of a latent: the count is too low"
+        if model.likelihood.family == "gaussian" and not model.likelihood.learned:
+            changes["model.likelihood.scale"] = SHARPER * model.likelihood.scale
+        elif isinstance(model.prior, NormalGammaPriorSpec):
+            changes["model.prior.price"] = SHARPER * model.prior.price
+    one = len(latents) == 1
     return Finding(
         "leaking",
-        f"{named}{more} {'carries' if len(first) == 1 else 'carry'} information and "
-        f"{'is' if len(first) == 1 else 'are'} not counted",
-        "there are factors worth less than the price of a latent, so that the count is too low",
-        tuple(leaks),
+        f"{named}{more} {'carries' if one else 'carry'} information and {'is' if one else 'are'} "
+        "not counted",
+        reason,
+        tuple(latents),
         changes,
     )
 

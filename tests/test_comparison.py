@@ -246,7 +246,7 @@ def test_az_compare_ranks_the_runs(done):
 def cell(better, digits, values, factors=None):
     metric = table.Metric("m", "M", "", "G", "metrics.m", better, digits, "")
     cells = {str(i): {"mean": np.mean(v), "values": v, "best": False} for i, v in enumerate(values)}
-    table._mark_best(metric, cells, factors)
+    table._mark_best(metric, {"m": cells}, factors)
     return [c["best"] for c in cells.values()]
 
 
@@ -268,6 +268,19 @@ def cell(better, digits, values, factors=None):
 )
 def test_the_best_of_a_row(better, values, factors, best):
     assert cell(better, ".2f", values, factors) == best
+
+
+def test_a_low_entropy_that_lost_factors_is_not_the_best():
+    """Of seven factors the first model keeps four, which lowers the entropy of its latents."""
+
+    def run(entropy, informative):
+        return {"evaluation": {"slides": {"entropy": entropy, "informative": informative}}}
+
+    runs = {"few": [run(1.4, 4)], "all": [run(1.9, 7)], "many": [run(2.7, 15)]}
+    best = {pair: cell["best"] for pair, cell in table.summarise(runs, 7)["entropy"].items()}
+    assert best == {"few": False, "all": True, "many": False}
+    assert not any(cell["best"] for cell in table.summarise(runs, None)["entropy"].values())
+    assert not any(cell["best"] for cell in table.summarise(runs, 20)["entropy"].values())
 
 
 def test_metrics_are_described():

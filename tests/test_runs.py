@@ -296,6 +296,32 @@ def test_a_damaged_run_is_one_line(tmp_path, name, damage, line):
     assert line in message and "\n" not in message
 
 
+def test_variants_shows_and_checks_one(tmp_path):
+    shown = ngvae("variants", "beta_27")
+    assert "objective.beta" in shown and "27" in shown and '"elbo"' in shown
+    assert "model gaussian" in (both := ngvae("variants", "gaussian")) and "guide gaussian" in both
+    own = tmp_path / "own.toml"
+    own.write_text("# Twice as wide. For faces.\n[decoder]\nwidth = 512\n")
+    assert "512" in ngvae("variants", own)
+    assert "Twice as wide." in ngvae("variants", tmp_path)
+    own.write_text("[decoder]\nwidth = 0\n")
+    assert "own.toml: decoder.width: expected a number > 0, got 0" in ngvae("variants", own, code=2)
+    own.unlink()
+    assert "own.toml: cannot read the file" in ngvae("variants", own, code=2)
+    assert "holds no .toml file" in ngvae("variants", tmp_path, code=2)
+
+
+def test_the_shell_completes_names_of_variants():
+    words = {"_NGVAE_COMPLETE": "complete_bash", "COMP_WORDS": "ngvae train nor", "COMP_CWORD": "2"}
+    said = subprocess.run(
+        [sys.executable, "-c", "from ngvae_pyro.cli import app; app(prog_name='ngvae')"],
+        env={**os.environ, **words},
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.split() == ["normal_gamma", "normal_gamma_joint"], said.stderr
+
+
 def test_variants_and_version():
     output = ngvae("variants")
     for word in ("normal_gamma_joint", "relaxed", "gaussian"):

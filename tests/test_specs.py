@@ -236,6 +236,33 @@ def test_declared_variants_build_and_are_described():
         assert (variants.folder(kind) / "README.md").is_file()
 
 
+def test_the_keys_of_a_variant():
+    keys = dict(
+        (k, (v, d)) for k, v, d in variants.keys_of(variants.spec_of("guides", "beta_27", {}))
+    )
+    assert keys["objective.beta"] == (27.0, None) and keys["objective.kind"] == ("beta", "elbo")
+    assert keys["encoder.width"] == (256, 256)
+    for kind in variants.KINDS:
+        for name in variants.names(kind):
+            assert kind in variants.kinds_of(name)
+            assert kind in variants.kinds_of(variants.folder(kind) / f"{name}.toml")
+            assert list(variants.keys_of(variants.spec_of(kind, name, {})))
+
+
+def test_what_a_file_declares(tmp_path):
+    path = tmp_path / "own.toml"
+    for text, kinds in (
+        ("latent_size = 3", ["models"]),
+        ("sharpness = 3.0", ["guides"]),
+        ("", ["models", "guides"]),
+        ("nonsense = 1", ["models", "guides"]),
+    ):
+        path.write_text(text)
+        assert variants.kinds_of(path) == kinds
+    with pytest.raises(UserError, match="unknown variant 'relax'; did you mean 'relaxed'"):
+        variants.kinds_of("relax")
+
+
 def test_unknown_variant_names_the_nearest():
     with pytest.raises(UserError, match="unknown model 'gausian'; did you mean 'gaussian'"):
         load_model("gausian")

@@ -1,0 +1,125 @@
+"""What speaks against a count of latents."""
+
+import json
+
+import pytest
+import torch
+from input_cases import once
+from typer.testing import CliRunner
+
+import ngvae_pyro as ng
+from ngvae_pyro import records
+from ngvae_pyro.cli import app
+from ngvae_pyro.errors import UserError, printable
+from ngvae_pyro.specs import FitSpec, LikelihoodSpec, ModelSpec, parse
+from ngvae_pyro.verdict import Verdict, judge
+
+STEPS = FitSpec().steps
+# Seven informative latents and eight that are the prior's, as `make demo` ends.
+PROBS, VARIANCE = [0.87] * 7 + [0.06] * 8, [1.0] * 7 + [0.0005] * 8
+
+
+def history(*losses, steps=STEPS):
+    """Rows at the fractions 0.8, 0.9 and 1 of a training, or as many before the end."""
+    at = [1.0 - 0.1 * k for k in reversed(range(len(losses)))]
+    return [{"step": round(f * steps), "loss": x} for f, x in zip(at, losses, strict=True)]
+
+
+def verdict(probs=PROBS, variance=VARIANCE, **more):
+    values = {"model": ModelSpec(), "selects": True, "steps": STEPS, **more}
+    model = values["model"].model_copy(
+        update={"likelihood": values["model"].likelihood.resolved(binary=False)}
+    )
+    return judge(probs, variance, **{**values, "model": model})
+
+
+def test_a_count_is_settled():
+    found = verdict(history=history(-4148.0, -4149.5, -4149.7))
+    assert found.settled and found.word == "settled" and not list(found.lines())
+    assert str(found) == "7 of 15 latents are informative (settled)"
+    assert verdict([0.9], [1.0]).count == "1 of 1 latents is informative"
+
+
+def test_a_wide_loc_that_is_not_counted_leaks():
+    variance = [*VARIANCE[:13], 3.57, 0.2]
+    found = verdict(variance=variance)
+    line = next(found.lines())
+    # 1/2 log(1 + 3.57) = 0.76.
+    assert found.word == "leaking" and found.leaking == (13, 14)
+    assert line.startswith("leaking: z13 (up to 0.76 nats), z14 (up to 0.09 nats) carry")
+    assert line.endswith("try --set model.likelihood.scale=0.05")
+    # An informative latent is meant to vary, and a faint trace is none.
+    assert verdict(variance=[3.0] * 7 + [0.09] * 8).settled
+    # The rate of a count varies by its mean.
+    assert verdict(variance=variance, discrete=True).settled
+
+
+def test_what_helps_against_a_leak_depends_on_the_likelihood():
+    leak = {"variance": [1.0] * 7 + [2.0] * 8}
+
+    def advice(**likelihood):
+        return verdict(model=ModelSpec(likelihood=LikelihoodSpec(**likelihood)), **leak)
+
+    assert advice(scale=0.3).findings[0].changes == {"model.likelihood.scale": 0.15}
+    assert advice(family="bernoulli").findings[0].changes == {"model.prior.price": 2.0}
+    assert advice(learned=True).findings[0].changes == {"model.prior.price": 2.0}
+
+
+def test_half_a_latent_is_shared():
+    found = verdict([*PROBS[:6], 0.5, 0.51, *PROBS[8:]])
+    assert found.informative == 7 and found.word == "shared"
+    assert found.findings[0].latents == (6, 7)
+    assert "z6 (p 0.50), z7 (p 0.51) are informative for some images only" in found.findings[0].text
+    # Of a vanilla VAE p is a share of images and no weight.
+    assert verdict([0.6], [1.0], selects=False).settled
+    # And has no price that keeps a latent from being one.
+    (faint,) = verdict([0.4], [1.0], selects=False).findings
+    assert "where the line is drawn" in faint.reason and not faint.changes
+
+
+def test_a_short_training_says_so():
+    found = verdict(steps=600)
+    assert found.word == "short" and found.findings[0].changes == {"fit.steps": STEPS}
+    assert "trained for 600 steps, and the schedule was made for 4,400" in found.findings[0].text
+    # Without a schedule to cut short, only the ELBO tells.
+    assert verdict(steps=600, selects=False).settled
+    rising = {"steps": 600, "selects": False, "history": history(-90.0, -95.0, steps=600)}
+    assert verdict(**rising).findings[0].changes == {"fit.steps": 1200}
+    assert "rose by 5.0 nats" in verdict(**rising).findings[0].text
+    assert verdict(history=history(-4148.0, -4149.6, -4150.0)).settled
+
+
+def test_a_verdict_is_kept_and_read_again():
+    found = verdict([*PROBS[:6], 0.5, *PROBS[7:]], [*VARIANCE[:14], 2.0], steps=600)
+    assert found.word == "leaking, shared, short"
+    metrics = {"informative": found.informative, "probs": PROBS, "verdict": found.as_dict()}
+    parse(records.SavedVerdict, json.loads(json.dumps(metrics["verdict"])), "here")
+    assert Verdict.from_metrics(json.loads(json.dumps(metrics))) == found
+    assert Verdict.from_metrics({"informative": 7, "probs": PROBS}) is None
+    with pytest.raises(UserError, match="kind"):
+        parse(records.SavedFinding, {**metrics["verdict"]["findings"][0], "kind": "odd"}, "here")
+    assert all(line == printable(line) for line in found.lines())
+
+
+def test_a_fit_has_a_verdict_on_its_training(tmp_path):
+    data = ng.sprites(200, vary=("x", "red"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ng.load_model("normal_gamma", data, latent_size=3, decoder={"width": 8, "depth": 1})
+        guide = ng.load_guide("relaxed", model, encoder={"width": 8, "depth": 1})
+    fit = ng.fit(model, guide, data, steps=5, progress=False)
+    assert fit.verdict.word.endswith("short")
+    assert fit.verdict.informative == fit.history[-1]["informative"]
+    metrics = ng.evaluate(fit, data)
+    assert Verdict.from_metrics(metrics).informative == metrics["informative"]
+    # What was not trained here has no history to judge.
+    assert ng.Fit(model, guide, fit.spec).verdict is None
+
+
+def test_the_command_line_says_it(tmp_path):
+    words = ["train", "normal_gamma", "relaxed", "--data", "sprites:x", "--steps", "5"]
+    words += ["--latents", "3", "--set", "data.size=60", "--set", "model.decoder.width=8"]
+    words += ["--set", "guide.encoder.width=8", "--out", str(tmp_path / "r"), "--device", "cpu"]
+    said = CliRunner().invoke(app, once(words)).output
+    assert "short: trained for 5 steps" in said and "try --set fit.steps=4400" in said
+    assert "short" in CliRunner().invoke(app, ["inspect", str(tmp_path / "r")]).output
