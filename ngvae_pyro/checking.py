@@ -83,6 +83,8 @@ def check(
           posterior it is c, and for one too narrow it is less;
         - ``sd_ratio``: standard deviation of NUTS's draws / that of the guide's, geometric mean of
           the images;
+        - ``mean_field``: the part of ``sd_ratio`` that no guide of independent latents could avoid,
+          sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as of a Gaussian posterior;
         - ``shift``: |mean of NUTS's draws - that of the guide's| / the guide's standard deviation,
           mean of the images;
         - ``ess``: effective sample size of the S draws, of the worst image.
@@ -148,6 +150,7 @@ def check(
             "probs": probs[k].item(),
             "coverage": {name: values[name][:, k].mean().item() for name in INTERVALS},
             "sd_ratio": values["sd_ratio"][:, k].log().mean().exp().item(),
+            "mean_field": values["mean_field"][:, k].log().mean().exp().item(),
             "shift": values["shift"][:, k].abs().mean().item(),
             "ess": ess[k].item(),
         }
@@ -242,8 +245,20 @@ def compared(guide: Tensor, exact: Tensor) -> dict[str, Tensor]:
         low, high = guide.quantile(ends, dim=0)
         result[name] = ((low <= exact) & (exact <= high)).double().mean(0)
     result["sd_ratio"] = exact.std(0) / guide.std(0)
+    result["mean_field"] = mean_field_ratio(exact)
     result["shift"] = (exact.mean(0) - guide.mean(0)) / guide.std(0)
     return result
+
+
+def mean_field_ratio(z: Tensor) -> Tensor:
+    """By how much the best independent latents are narrower than draws z (S, B, K), (B, K).
+
+    Of a Gaussian posterior with covariance C the best mean-field one has variances 1 / (C^-1)_kk,
+    so that the ratio of standard deviations is sqrt(C_kk (C^-1)_kk), at least 1.
+    """
+    covariance = torch.stack([draws.T.cov() for draws in z.double().unbind(1)])
+    diagonals = [m.diagonal(dim1=-2, dim2=-1) for m in (covariance, covariance.inverse())]
+    return (diagonals[0] * diagonals[1]).sqrt()
 
 
 def mean_correlation(z: Tensor) -> float:
@@ -319,6 +334,7 @@ def draw(path: str | Path, result: Mapping[str, Any]) -> None:
                 each = [image[row["latent"]] for image in result["per_image"][name]]
                 axes.plot(each, [y] * len(each), "o", color=colour, ms=4.5, alpha=0.45, mew=0)
                 axes.plot(np.median(each), y, "|", color=colour, ms=12, mew=2.2)
+            ratio.plot(row["mean_field"], y, "D", mfc="white", mec=colour, mew=1.5, ms=5)
         for axes, references in ((coverage, INTERVALS.values()), (ratio, [1.0]), (shift, [0.0])):
             for reference in references:
                 axes.axvline(reference, color=plots.ACCENT, lw=1.2, ls="--", zorder=0.9)
@@ -329,7 +345,7 @@ def draw(path: str | Path, result: Mapping[str, Any]) -> None:
         ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ratio.set(xlabel="standard deviation, NUTS / guide", title="Width")
         shift.set(xlabel="mean, NUTS - guide, in the guide's sd", title="Shift")
-        figure.legend(handles=_handles(), loc="outside lower center", ncols=7)
+        figure.legend(handles=_handles(), loc="outside lower center", ncols=4)
 
 
 def _handles() -> list[Any]:
@@ -343,5 +359,6 @@ def _handles() -> list[Any]:
         Line2D([], [], color=grey, marker="s", mfc="white", ls="", ms=6, label="80 % interval"),
         Line2D([], [], color=grey, marker="o", ls="", ms=4.5, alpha=0.45, label="an image"),
         Line2D([], [], color=grey, marker="|", ls="", ms=12, mew=2.2, label="their median"),
+        Line2D([], [], color=grey, marker="D", mfc="white", ls="", ms=5, label="mean field's part"),
         Line2D([], [], color=plots.ACCENT, lw=1.2, ls="--", label="exact posterior"),
     ]

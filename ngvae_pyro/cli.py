@@ -551,7 +551,7 @@ def check(
     table = _titled(f"{folder}: the guide against NUTS, {result['images']} held-out images")
     table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
     table.add_column("latent", no_wrap=True)
-    for name in ("p", "50 % holds", "80 % holds", "sd NUTS / guide", "shift", "ESS"):
+    for name in ("p", "50 % holds", "80 % holds", "sd ratio", "mean field", "shift", "ESS"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result["latents"]:
         table.add_row(
@@ -559,6 +559,7 @@ def check(
             f"{row['probs']:.3f}",
             *(f"{row['coverage'][name]:.2f}" for name in ("50%", "80%")),
             f"{row['sd_ratio']:.2f}",
+            f"{row['mean_field']:.2f}",
             f"{row['shift']:.2f}",
             f"{row['ess']:.0f}",
             style="bold" if row["probs"] > 0.5 else "dim",
@@ -566,7 +567,8 @@ def check(
     out.print(table)
     say(
         "holds: share of NUTS's draws in the guide's central interval, 0.50 and 0.80 if it is "
-        "exact; shift: of the mean, in the guide's sd, absolute; ESS: of the worst image",
+        "exact; sd ratio: NUTS / guide; mean field: the part of it that no guide of independent "
+        "latents could avoid; shift: of the mean, in the guide's sd; ESS: of the worst image",
         style="dim",
     )
     say(checking.mean_field(result))

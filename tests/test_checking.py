@@ -83,6 +83,7 @@ def test_coverage_ratio_and_shift_are_those_of_a_known_posterior(monkeypatch, wi
     for row in result["latents"]:
         assert row["ess"] > 80
         assert row["sd_ratio"] == pytest.approx(1 / width, rel=0.1)
+        assert 1.0 <= row["mean_field"] < 1.05
         # The mean of |.| over images has the error of a mean, 1 / sqrt(ESS), as a bias.
         assert row["shift"] == pytest.approx(offset, abs=0.12 / width)
         for name, level in checking.INTERVALS.items():
@@ -103,6 +104,7 @@ def test_what_mean_field_leaves_out(monkeypatch):
     for k, row in rows.items():
         ratio = (scale[k] * precision[k, k].sqrt()).item()
         assert row["sd_ratio"] == pytest.approx(ratio, rel=0.12)
+        assert row["mean_field"] == pytest.approx(ratio, rel=0.12)
         for name, level in checking.INTERVALS.items():
             expected = coverage(level, ratio, 0.0)
             assert row["coverage"][name] == pytest.approx(expected, abs=0.07)
