@@ -13,26 +13,35 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ngvae_pyro import memory
-from ngvae_pyro.errors import Notice, UserError, nearest
+from ngvae_pyro.errors import Notice, UserError, described, nearest
+from ngvae_pyro.forms import Form
 from ngvae_pyro.images import (
     BLOCK,
     ImageData,
     channels_axis,
     checked_values,
     generator,
+    image_tensor,
+    layout_of,
+    number_array,
+    tensor_of,
     stored_dtype,
 )
 from ngvae_pyro.rendering import sprites
 
 _Array = TypeVar("_Array", np.ndarray, Tensor)
+# What `as_images` takes.
+Images = ImageData | np.ndarray | Tensor | Dataset[Any] | str | Path
 
 
 def _blocks(memory: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
@@ -460,3 +469,50 @@ def load(
     order = torch.randperm(len(data), generator=generator(seed))[:n]
     # Of more than half of them there may be no room for a copy.
     return data.subset(order) if 2 * n <= len(data) else data.reordered(order)
+
+
+def as_images(data: Images, name: str = "images", form: Form | None = None) -> ImageData:
+    """What a user has, as images in memory.
+
+    Arguments:
+        data: an `ImageData`, which is returned; an array or a tensor, also what gives an array of
+            itself as a table of pandas does, of images (N, H, W), (N, C, H, W) or (N, H, W, C) or
+            of vectors (N, D); a torch `Dataset` of images or of (image, label) pairs; or whatever
+            `load` takes by name or path. Images of an array may have any range, whose lowest value
+            becomes 0 and whose highest 1.
+        name: of an array, for messages and reports.
+        form: how arrays are to be read, where that is known; what was read otherwise is turned to
+            these units.
+
+    Raises `UserError` for anything else, for another shape than the form's, and for NaN and inf.
+    """
+    if isinstance(data, (str, Path)):
+        data = load(data)
+    if isinstance(data, ImageData):
+        return data if form is None or data.form.same_units(form) else _turned(data, form)
+    if not hasattr(data, "__array__"):
+        raise UserError(
+            f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or the "
+            f"path of a file or a folder, got {described(data)}"
+        )
+    if form is None:
+        tensor, form = image_tensor(data, name, any_range=True)
+    else:
+        array = number_array(data, name)
+        if form.layout != "vectors" and array.ndim in (3, 4) and array.ndim != form.dimensions:
+            form = replace(form, layout=layout_of(array.shape, name))
+        tensor = tensor_of(array, form, name)
+    return ImageData.stored(name, tensor, form=form)
+
+
+def _turned(data: ImageData, form: Form) -> ImageData:
+    """Images or vectors in the units of another form."""
+    if data.form.unit or form.unit:
+        raise UserError(
+            f"data '{data.name}': expected the units of {form!r}, got those of {data.form!r}; pass "
+            "the array itself"
+        )
+    arrays = data.form.arrays(ImageData.to_unit(data.images)).numpy()
+    form = replace(form, layout=data.form.layout)
+    tensor = tensor_of(arrays, form, f"data '{data.name}'")
+    return ImageData.stored(data.name, tensor, data.factors, data.factor_names, form)

@@ -63,7 +63,7 @@ IMAGES = torch.zeros(3, 1, 2, 2)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ((IMAGES[0, 0],), r"expected shape \(N, H, W\), .* got \(2, 2\)"),
+        ((IMAGES[0, 0, 0],), r"expected shape \(N, H, W\), .* got \(2,\)"),
         ((IMAGES[:0],), r"got \(0, 1, 2, 2\)"),
         ((IMAGES.long(),), "expected dtype uint8, bool or float, got int64"),
         ((IMAGES + 1.5,), r"expected floats in \[0, 1\], got 1.5 to 1.5"),
