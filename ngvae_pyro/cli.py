@@ -24,6 +24,7 @@ from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
+    from ngvae_pyro.diagnostics import Metrics
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.fitted import Fit
 
@@ -409,7 +410,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
+def _summary(folder: Path, fit: "Fit", metrics: "Metrics") -> None:
     count = f"{metrics['informative']} of {fit.model.latent_size} latents are informative"
     say(count, style="bold")
     if fit.moves:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.fitted import BATCH, Fit, check_fit, site_terms
+from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, site_terms
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import seeded
 from ngvae_pyro.verdict import VerdictValues
 
@@ -40,9 +40,7 @@ class SiteKL(TypedDict):
 
 
 # Of the posterior precision of each latent, the mean and two quantiles. A class has no such names.
-Precisions = TypedDict(
-    "Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]}
-)
+Precisions = TypedDict("Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]})
 Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
 
 
@@ -79,7 +77,7 @@ def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
     Raises:
         UserError: If they are no images of the model's shape.
     """
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     for start in range(0, len(data), BATCH):
         yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
 
@@ -231,7 +229,7 @@ def to_arviz(
             for fewer than one observation, chain or draw.
     """
     check_fit(fit)
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     if attrs is not None:
         expect("attrs", attrs, Mapping, "a table of names and values")
     if observations is None:

@@ -47,8 +47,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             entry in standard deviations of its column. Smaller ones find more latents.
         held_out: Fraction of the rows that is not trained on.
         device: auto, cpu, cuda or cuda:N.
-        random_state: Seed of the split, the weights and the noise: an int, which is the seed itself,
-            a ``RandomState``, a ``Generator``, or None for another one each time.
+        random_state: Seed of the split, the weights and the noise: an int, which is the seed
+            itself, a ``RandomState``, a ``Generator``, or None for another one each time.
         verbose: Show a bar while it trains.
 
         None is the default that the specs declare (:mod:`ngvae_pyro.specs`).

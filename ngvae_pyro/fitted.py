@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.contexts import evaluating
-from ngvae_pyro.data import Images, as_images
+from ngvae_pyro.data import Images, NoTensor, as_images
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Guide, NormalGammaGuide
@@ -107,13 +107,13 @@ class Fit:
             UserError: For what cannot be read, and for another shape than the model's.
         """
         found = as_images(images, name, self.form)
-        check_images(found, self.model.image_shape)
+        check_data(self, found)
         return found
 
     @overload
     def encode(self, images: Tensor) -> Tensor: ...
     @overload
-    def encode(self, images: Images) -> np.ndarray: ...
+    def encode(self, images: NoTensor) -> np.ndarray: ...
 
     def encode(self, images: Images) -> np.ndarray | Tensor:
         """The posterior mean of z.
@@ -166,7 +166,7 @@ class Fit:
     @overload
     def reconstruct(self, images: Tensor) -> Tensor: ...
     @overload
-    def reconstruct(self, images: Images) -> np.ndarray: ...
+    def reconstruct(self, images: NoTensor) -> np.ndarray: ...
 
     def reconstruct(self, images: Images) -> np.ndarray | Tensor:
         """E[x | z] at the posterior mean of z, shaped as what :meth:`decode` returns.
@@ -339,6 +339,20 @@ def check_fit(fit: Any) -> None:
     if isinstance(fit, type) or not (hasattr(fit, "model") and hasattr(fit, "guide")):
         raise UserError(
             f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"
+        )
+
+
+def check_data(fit: Fit, data: Any) -> None:
+    """Refuse images of another shape than the model's, or in other units than the fit's.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    check_images(data, fit.model.image_shape)
+    if not data.form.same_units(fit.form):
+        raise UserError(
+            f"data '{data.name}': expected the units of the training data, {fit.form!r}, got "
+            f"{data.form!r}; pass fit.as_images(array)"
         )
 
 

@@ -8,7 +8,7 @@ between the two, kept with the images, with the fit, and in the run folder.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ class Form:
     def same_units(self, other: "Form") -> bool:
         """Whether both make the same numbers of an array."""
         pairs = (self.loc, other.loc), (self.scale, other.scale)
-        # Both None is equal.
-        return all(one is two or np.array_equal(one, two) for one, two in pairs)
+        # None is equal to None alone.
+        return all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in pairs)
 
     def shape_of(self, images: Sequence[int]) -> tuple[int, ...]:
         """The shape of an array without its first axis, of images (C, H, W).

@@ -124,7 +124,8 @@ def number_array(values: Any, where: str) -> np.ndarray:
         if values.dtype == torch.bfloat16:  # which numpy does not know
             values = values.float()
         return values.numpy()
-    if hasattr(values, "__array__"):
+    # Pillow's pictures have the second.
+    if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
         return np.asarray(values)
     raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
 
@@ -210,11 +211,11 @@ class ImageData(Dataset[Tensor]):
     Arguments:
         name: a short name for reports.
         images: an array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
-            both H and W; stored as (N, C, H, W) on the CPU. Vectors (N, D) of any units, each
-            column less its mean and by its standard deviation, are stored as (N, 1, 1, D). uint8 stays in 0..255, but where it
+            both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, but where it
             holds only 0 and 1, these mean black and white, as bool does, and become 0 and 255.
             Floating point, which must lie in [0, 1], becomes float32. What is stored like that
-            already is not copied.
+            already is not copied. Vectors (N, D) of any units, each column less its mean and by its
+            standard deviation, are stored as (N, 1, 1, D).
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column.
         factor_names: the F names.
@@ -288,9 +289,7 @@ class ImageData(Dataset[Tensor]):
         new._set(images.detach(), factors, factor_names, form)
         return new
 
-    def _set(
-        self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form
-    ) -> None:
+    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
         # One name alone is no sequence of letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
@@ -360,7 +359,9 @@ class ImageData(Dataset[Tensor]):
         """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
         white = 255 if self.images.dtype == torch.uint8 else 1
         # Standardised columns that happen to be 0 and 1 are no pixels.
-        return self.form.layout != "vectors" and all(bool(((p == 0) | (p == white)).all()) for p in parts(self.images))
+        return self.form.layout != "vectors" and all(
+            bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
+        )
 
     @property
     def varies(self) -> bool:

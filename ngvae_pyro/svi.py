@@ -201,7 +201,9 @@ class Trainer:
         # How many of the actions of the schedule are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        self.fit = Fit(self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form)
+        self.fit = Fit(
+            self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form
+        )
         self.steps = self._steps(groups)
         self.stop = Stop()
 
