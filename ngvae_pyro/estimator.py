@@ -117,6 +117,10 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             ConvergenceWarning: If the ELBO still rose at the end of the default ``steps``.
         """
         images = self._images(X, None)
+        if len(images) < 3:
+            raise UserError(
+                f"X: expected at least 3 rows, one of them held out, got n_samples={len(images)}"
+            )
         spec = self._spec(images)
         train, held_out = images.split(spec.data.held_out, spec.fit.seed)
         model, guide = runs.load_pair(spec, train)
@@ -164,7 +168,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
         if isinstance(X, list):
             X = np.asarray(X)
-        if not isinstance(X, (ImageData, Dataset, str, Path)) and np.ndim(X) not in (3, 4):
+        known = isinstance(X, (ImageData, Dataset, str, Path))
+        if not known and getattr(X, "ndim", 2) not in (3, 4):
             # NaN and inf are refused below, in one line.
             X = validate_data(self, X, reset=trained is None, ensure_all_finite=False)
         images = as_images(X, "X") if trained is None else trained.as_images(X, "X")

@@ -165,7 +165,8 @@ def standardising(vectors: np.ndarray, where: str) -> Form:
     low, span = _range(vectors, where, axis=0)
     # Within [0, 1] nothing overflows, and nothing that differs is the same.
     part = (vectors.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
-    scale = np.where(span > 0, span * part.std(0), 1.0)
+    # A span of the last bits of float64 has a standard deviation that it does not hold.
+    scale = np.where(span > 0, np.maximum(span * part.std(0), np.finfo(np.float64).tiny), 1.0)
     return Form("vectors", loc=low + span * part.mean(0), scale=scale)
 
 
