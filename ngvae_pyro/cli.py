@@ -88,7 +88,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
-        "fashion_mnist, cifar10, a .npz or IDX file."
+        "fashion_mnist, cifar10, a .npz, .npy or IDX file, a folder of pictures."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]

@@ -247,8 +247,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def score_samples(self, X: Images) -> np.ndarray:
         """log p(x) of each row, nats, as a density in the units of X.
 
-        By importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes some milliseconds a
-        row; the draws are those of the seed that was trained with.
+        By importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes about a tenth of a
+        second a row with the default decoder on one core; the draws are those of the seed that was
+        trained with.
 
         Returns:
             (N,) float64. Of the density of the standardised columns, or of intensities in [0, 1],
