@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.diagnostics import evaluate, to_arviz
     from ngvae_pyro.errors import UserError
+    from ngvae_pyro.estimator import NGVAE
     from ngvae_pyro.evidence import log_likelihood
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.guide import load_guide
@@ -30,6 +31,7 @@ _HOMES = {
     "FitSpec": "specs",
     "ImageData": "images",
     "ModelSpec": "specs",
+    "NGVAE": "estimator",
     "RunSpec": "specs",
     "UserError": "errors",
     "check": "checking",

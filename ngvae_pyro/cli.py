@@ -25,6 +25,7 @@ from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
+    from ngvae_pyro.diagnostics import Metrics
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
@@ -100,7 +101,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
-        "fashion_mnist, cifar10, a .npz or IDX file."
+        "fashion_mnist, cifar10, a .npz, .npy or IDX file, a folder of pictures."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
@@ -430,7 +431,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _verdict(fit: "Fit", metrics: dict[str, Any]) -> "Verdict":
+def _verdict(fit: "Fit", metrics: "Metrics") -> "Verdict":
     """That of the metrics; runs of older versions have none, and are judged by what they have."""
     from ngvae_pyro.verdict import Verdict
 
@@ -438,7 +439,7 @@ def _verdict(fit: "Fit", metrics: dict[str, Any]) -> "Verdict":
     return found or fit.judge(metrics["probs"], metrics["variance_of_loc"])
 
 
-def _summary(folder: Path, fit: "Fit", metrics: dict[str, Any]) -> None:
+def _summary(folder: Path, fit: "Fit", metrics: "Metrics") -> None:
     verdict = _verdict(fit, metrics)
     say(f"{verdict.count}: {verdict.word}", style="bold")
     for line in verdict.lines():

@@ -21,7 +21,6 @@ import torch
 
 from ngvae_pyro import _arviz, comparison_plots, evaluation, locks, report, runs, table
 from ngvae_pyro.checkpoints import first_difference
-from ngvae_pyro.data import FILES
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.files import check_no_link, whole
 from ngvae_pyro.images import ImageData
@@ -158,7 +157,7 @@ def _check_same(run: Run) -> None:
 def _material(spec: RunSpec) -> dict[str, Any]:
     """What is run, as plain values."""
     data = runs.located(spec)
-    if data.name.endswith(FILES):
+    if "name" in runs.paths(data):
         # However it is written, and wherever it starts from.
         data = data.model_copy(update={"name": os.path.abspath(data.name)})
     parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}

@@ -39,7 +39,7 @@ class Look:
     label: str
     seed: int
     code: evaluation.Sample
-    rows: list[dict[str, Any]]
+    rows: list[diagnostics.Latent]
     traversals: Tensor
     names: list[str]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyro
@@ -14,12 +14,16 @@ from torch import Tensor
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.fitted import Fit, check_fit, site_terms
+from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, site_terms
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import seeded
+from ngvae_pyro.verdict import VerdictValues
 
-BATCH = 512
+if TYPE_CHECKING:
+    from arviz import InferenceData
+    from xarray import DataTree
+
 # Images that posterior draws are kept of by default.
 OBSERVATIONS = 50
 
@@ -28,13 +32,52 @@ OBSERVATIONS = 50
 ACTIVE = 0.01
 
 
+class SiteKL(TypedDict):
+    """KL of a site, nats per image, and the shares of the latents."""
+
+    total: float
+    per_latent: list[float]
+
+
+# Of the posterior precision of each latent, the mean and two quantiles. A class has no such names.
+Precisions = TypedDict("Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]})
+Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
+
+
+class Metrics(TypedDict):
+    """What :func:`evaluate` returns and ``metrics.json`` holds; see there."""
+
+    discrete: NotRequired[bool]
+    informative: int
+    active_units: NotRequired[int]
+    elbo: float
+    reconstruction_mse: float
+    kl: dict[str, SiteKL]
+    precision: Precisions
+    probs: list[float]
+    variance_of_loc: list[float]
+    steps: int
+    extra_steps: int
+    verdict: NotRequired[VerdictValues]
+
+
+class Latent(TypedDict):
+    """One latent of :class:`Metrics`: its number, its p, and its part of the rest."""
+
+    latent: int
+    probs: float
+    precision: Precision
+    variance_of_loc: float
+    kl: dict[str, float]
+
+
 def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
     """Images of a data set in order, float in [0, 1], on the device of the fit.
 
     Raises:
         UserError: If they are no images of the model's shape.
     """
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     for start in range(0, len(data), BATCH):
         yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
 
@@ -63,7 +106,7 @@ def reconstruct(fit: Fit, x: Tensor) -> Tensor:
         return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
 
 
-def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
+def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> Metrics:
     """Numbers of a fit on held-out data.
 
     Returns:
@@ -121,25 +164,29 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def most_informative_first(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each latent of ``evaluate``, by mean posterior precision, highest first.
+def most_informative_first(metrics: Metrics) -> list[Latent]:
+    """One row for each latent of ``evaluate``: informative ones first, each by the KL of z.
 
-    Counts come by their KL, informative ones first: their precision, 1 / rate, only says how rarely
-    they fire.
+    The KL says how many nats a latent tells of an image. The precision says less: that of a count,
+    1 / rate, is high where it rarely fires, and of two latents of one precision the one whose mean
+    varies more tells more.
     """
-    rows = [
+    precision = metrics["precision"]
+    rows: list[Latent] = [
         {
             "latent": k,
             "probs": probs,
-            "precision": {key: values[k] for key, values in metrics["precision"].items()},
+            "precision": {
+                "mean": precision["mean"][k],
+                "5%": precision["5%"][k],
+                "95%": precision["95%"][k],
+            },
             "variance_of_loc": metrics["variance_of_loc"][k],
             "kl": {site: kl["per_latent"][k] for site, kl in metrics["kl"].items()},
         }
         for k, probs in enumerate(metrics["probs"])
     ]
-    if metrics.get("discrete", False):
-        return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
-    return sorted(rows, key=lambda row: -row["precision"]["mean"])
+    return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
 
 
 @torch.no_grad()
@@ -152,7 +199,7 @@ def to_arviz(
     draws_per_chain: int = 250,
     seed: int = 0,
     attrs: dict[str, Any] | None = None,
-) -> Any:
+) -> "InferenceData | DataTree":
     """Posterior draws of a fit as an ArviZ object.
 
     The guide is sampled directly, so draws are independent and the chains only give ArviZ
@@ -182,7 +229,7 @@ def to_arviz(
             for fewer than one observation, chain or draw.
     """
     check_fit(fit)
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     if attrs is not None:
         expect("attrs", attrs, Mapping, "a table of names and values")
     if observations is None:

@@ -20,8 +20,8 @@ from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, check_fit
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.fitted import Fit, check_data, check_fit
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
 
@@ -470,7 +470,7 @@ def log_likelihood(
         raise UserError(f"widen: expected a factor above 0, got {widen}")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     model, latents = fit.model, fit.model.latent_size
     # Of so many images the random numbers are drawn together.
     step = max(1, CHUNK // draws)

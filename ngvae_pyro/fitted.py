@@ -2,22 +2,40 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images, NoTensor, as_images
 from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Guide, NormalGammaGuide
+from ngvae_pyro.images import ImageData, check_images, number_array
 from ngvae_pyro.model import VAE
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
 from ngvae_pyro.verdict import Verdict, judge
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from arviz import InferenceData
+    from xarray import DataTree
 
-@dataclass
+    from ngvae_pyro.diagnostics import Metrics
+
+# Images that are looked at together.
+BATCH = 512
+
+
+@dataclass(repr=False)
 class Fit:
     """A trained pair and the record of its training.
 
@@ -29,7 +47,7 @@ class Fit:
     ``seconds`` all of them. ``starts`` says of each process that had a part in it, one after the
     other, what it was started by and where. ``schedule`` is the one that was followed, and
     ``digest`` that of the training images, of which there were ``count``; they are None for what
-    was not trained here.
+    was not trained here. ``form`` is how arrays of a user become images of the model and back.
     """
 
     model: VAE
@@ -44,6 +62,7 @@ class Fit:
     schedule: ScheduleSpec | None = None
     digest: str | None = None
     count: int | None = None
+    form: Form = field(default_factory=Form)
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +92,244 @@ class Fit:
             discrete=self.model.discrete,
         )
 
+    # What it says of data ---------------------------------------------------------------------
+
+    def as_images(self, images: Images, name: str = "images") -> ImageData:
+        """Data as this pair takes them: in the layout and the units of what was fitted.
+
+        Vectors are standardised by the columns of the training data, and images of a range of their
+        own are mapped as those were, so that new ones may fall outside of [0, 1].
+
+        Args:
+            images: As for :func:`ngvae_pyro.data.as_images`.
+            name: For messages and reports.
+
+        Raises:
+            UserError: For what cannot be read, and for another shape than the model's.
+        """
+        found = as_images(images, name, self.form)
+        check_data(self, found)
+        return found
+
+    @overload
+    def encode(self, images: Tensor) -> Tensor: ...
+    @overload
+    def encode(self, images: NoTensor) -> np.ndarray: ...
+
+    def encode(self, images: Images) -> np.ndarray | Tensor:
+        """The posterior mean of z.
+
+        Args:
+            images: N images or vectors, as :meth:`as_images` takes them.
+
+        Returns:
+            (N, K) float32: a tensor on its own device for a tensor, else an array.
+
+        Raises:
+            UserError: As :meth:`as_images`.
+        """
+        from ngvae_pyro.diagnostics import codes
+
+        return _like(images, codes(self, self.as_images(images)).loc)
+
+    @overload
+    def decode(self, z: Tensor) -> Tensor: ...
+    @overload
+    def decode(self, z: np.ndarray) -> np.ndarray: ...
+
+    def decode(self, z: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """The mean E[x | z].
+
+        Args:
+            z: Latents (N, K).
+
+        Returns:
+            In the layout and the units of what was fitted, float64; images that were bytes or in
+            [0, 1] are float32 in [0, 1]. A tensor on its own device for a tensor, else an array.
+
+        Raises:
+            UserError: For another shape.
+        """
+        latents = torch.as_tensor(number_array(z, "z"), dtype=torch.float32)
+        if latents.ndim != 2 or latents.shape[1] != self.model.latent_size:
+            expected = f"(N, {self.model.latent_size})"
+            raise UserError(f"z: expected shape {expected}, got {tuple(latents.shape)}")
+        return _like(z, self.form.arrays(self._means(latents)))
+
+    @torch.no_grad()
+    def _means(self, z: Tensor) -> Tensor:
+        """E[x | z] of latents (N, K) as images (N, C, H, W), on the CPU."""
+        with evaluating(self.model):
+            outputs = (self.model.decoder(few.to(self.device)) for few in z.split(BATCH))
+            means = [self.model.likelihood(output).mean.cpu() for output in outputs]
+        return torch.cat(means) if means else torch.zeros(0, *self.model.image_shape)
+
+    @overload
+    def reconstruct(self, images: Tensor) -> Tensor: ...
+    @overload
+    def reconstruct(self, images: NoTensor) -> np.ndarray: ...
+
+    def reconstruct(self, images: Images) -> np.ndarray | Tensor:
+        """E[x | z] at the posterior mean of z, shaped as what :meth:`decode` returns.
+
+        Args:
+            images: N images or vectors, as :meth:`as_images` takes them.
+
+        Raises:
+            UserError: As :meth:`as_images`.
+        """
+        from ngvae_pyro.diagnostics import codes
+
+        loc = codes(self, self.as_images(images)).loc
+        return _like(images, self.form.arrays(self._means(loc)))
+
+    def sample(self, n: int, seed: int = 0) -> np.ndarray:
+        """E[x | z] of n draws of z from the prior, without the noise of the likelihood.
+
+        Returns:
+            (n, ...), as :meth:`decode` returns it. The same seed gives the same draws.
+
+        Raises:
+            UserError: For less than one, and for what is no seed.
+        """
+        from ngvae_pyro.svi import seeded
+
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+            raise UserError(f"n: expected a whole number, at least 1, got {described(n)}")
+        with evaluating(self.model), seeded(seed, self.device), torch.no_grad():
+            z = self.model.marginal.expand((int(n), self.model.latent_size)).sample()
+        return self.form.arrays(self._means(z)).numpy()
+
+    def latents(self, images: Images, seed: int = 0) -> "pd.DataFrame":
+        """What there is to say of each latent, most informative first.
+
+        Args:
+            images: Images or vectors, as :meth:`as_images` takes them, best those that were not
+                trained on.
+            seed: Of the draws behind the quantiles and the KL.
+
+        Returns:
+            A row for each latent: ``latent`` k, ``informative`` (p above 1/2), ``p``, the posterior
+            ``precision`` and its ``precision 5%`` and ``precision 95%`` quantiles, ``variance of
+            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image.
+        """
+        import pandas as pd
+
+        from ngvae_pyro.diagnostics import evaluate, most_informative_first
+
+        rows = most_informative_first(evaluate(self, self.as_images(images), seed))
+        return pd.DataFrame(
+            [
+                {
+                    "latent": row["latent"],
+                    "informative": row["probs"] > 0.5,
+                    "p": row["probs"],
+                    "precision": row["precision"]["mean"],
+                    "precision 5%": row["precision"]["5%"],
+                    "precision 95%": row["precision"]["95%"],
+                    "variance of loc": row["variance_of_loc"],
+                    **{f"KL {site}": value for site, value in row["kl"].items()},
+                }
+                for row in rows
+            ]
+        )
+
+    def history_table(self) -> "pd.DataFrame":
+        """The history, a row for each look at the monitor images.
+
+        Returns:
+            ``step``, ``loss`` (-ELBO, nats per image), ``KL z`` (and ``KL precision``), nats per
+            image, ``informative``, how many latents are, and for each latent k its mean p, ``p k``,
+            and the ``variance of loc k``, where they were kept.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "step": row["step"],
+                    "loss": row["loss"],
+                    **{f"KL {site}": value for site, value in row["kl"].items()},
+                    "informative": row["informative"],
+                    **{f"p {k}": p for k, p in enumerate(row["probs"])},
+                    **{
+                        f"variance of loc {k}": variance
+                        for k, variance in enumerate(row.get("variance_of_loc") or [])
+                    },
+                }
+                for row in self.history
+            ]
+        )
+
+    def to_arviz(
+        self,
+        images: Images,
+        *,
+        observations: int | None = None,
+        chains: int = 4,
+        draws_per_chain: int = 250,
+        seed: int = 0,
+    ) -> "InferenceData | DataTree":
+        """Posterior draws as an ArviZ object, see :func:`ngvae_pyro.to_arviz`."""
+        from ngvae_pyro.diagnostics import to_arviz
+
+        return to_arviz(
+            self,
+            self.as_images(images),
+            observations=observations,
+            chains=chains,
+            draws_per_chain=draws_per_chain,
+            seed=seed,
+        )
+
+    def save(self, folder: str | Path, held_out: Images) -> "Metrics":
+        """Write a run folder, which :func:`ngvae_pyro.load_run` reads.
+
+        Args:
+            folder: Where to; made if it is not there.
+            held_out: Images or vectors that were not trained on, as :meth:`as_images` takes them.
+
+        Returns:
+            The metrics, as written to ``metrics.json``.
+
+        Raises:
+            UserError: As :func:`ngvae_pyro.save_run`.
+        """
+        from ngvae_pyro.runs import save_run
+        from ngvae_pyro.specs import DataSpec, RunSpec
+
+        images = self.as_images(held_out)
+        names = {"model": self.model.spec.prior.family, "guide": self.guide.spec.family}
+        spec = RunSpec(
+            model_name=names["model"], guide_name=names["guide"], data=DataSpec(name=images.name)
+        )
+        return save_run(folder, self, spec, images)
+
+    # What it says of itself -------------------------------------------------------------------
+
+    def _lines(self) -> list[str]:
+        """The pair and its device; the count; what the training was."""
+        pair = f"{type(self.model).__name__} with {type(self.guide).__name__}"
+        verdict = self.verdict
+        count = str(verdict) if verdict else f"{self.model.latent_size} latents"
+        extra = f" (+{self.extra_steps:,} in moves)" if self.extra_steps else ""
+        elbo = f", ELBO {-self.history[-1]['loss']:.1f} nats per image" if self.history else ""
+        steps = f"{self.steps:,} steps{extra}{elbo}, {self.seconds:.0f} s"
+        return [f"{pair} on {self.device}", count, steps if self.steps else "not trained here"]
+
+    def __repr__(self) -> str:
+        return "Fit: " + "\n  ".join(self._lines())
+
+    def _repr_html_(self) -> str:
+        rows = zip(("pair", "latents", "training"), self._lines(), strict=True)
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
+        return f"<table>{cells}</table>"
+
+
+def _like(given: Any, tensor: Tensor) -> np.ndarray | Tensor:
+    """A result on the CPU as what it was asked of: a tensor on its device for a tensor."""
+    return tensor.to(given.device) if isinstance(given, Tensor) else tensor.numpy()
+
 
 def check_fit(fit: Any) -> None:
     """Refuse what is no fit.
@@ -83,6 +340,20 @@ def check_fit(fit: Any) -> None:
     if isinstance(fit, type) or not (hasattr(fit, "model") and hasattr(fit, "guide")):
         raise UserError(
             f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"
+        )
+
+
+def check_data(fit: Fit, data: Any) -> None:
+    """Refuse images of another shape than the model's, or in other units than the fit's.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    check_images(data, fit.model.image_shape)
+    if not data.form.same_units(fit.form):
+        raise UserError(
+            f"data '{data.name}': expected the units of the training data, {fit.form!r}, got "
+            f"{data.form!r}; pass fit.as_images(array)"
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.forms import Form, Layout, ranging, standardising
 
 # Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
 BLOCK = 2**20
@@ -66,6 +67,12 @@ def channels_axis(shape: Sequence[int], where: str) -> int | None:
     return 1 if found[0] else 3
 
 
+def layout_of(shape: Sequence[int], where: str) -> Layout:
+    """The layout of an array of images; refuses as `channels_axis`."""
+    layouts: dict[int | None, Layout] = {None: "grey", 1: "channels_first", 3: "channels_last"}
+    return layouts[channels_axis(shape, where)]
+
+
 def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
     """What images of a type are stored as: uint8, or float32 for floating point."""
     if dtype.kind not in "bf" and dtype != np.uint8:
@@ -110,25 +117,38 @@ def _on_cpu(tensor: Tensor, where: str) -> Tensor:
     return tensor.detach().cpu()
 
 
-def image_tensor(images: Any, where: str) -> Tensor:
-    """Images of any accepted layout and type as they are stored: (N, C, H, W), on the CPU.
+def number_array(values: Any, where: str) -> np.ndarray:
+    """An array or a tensor, or what gives an array of itself, as an array on the CPU."""
+    if isinstance(values, Tensor):
+        values = _on_cpu(values, where)
+        if values.dtype == torch.bfloat16:  # which numpy does not know
+            values = values.float()
+        return values.numpy()
+    # Pillow's pictures have the second.
+    if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
+        return np.asarray(values)
+    raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
+
+
+def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[Tensor, Form]:
+    """Images of any accepted layout and type as they are stored, (N, C, H, W), and their form.
 
     Arguments:
         images: an array or a tensor, as for `ImageData`. It is left as it is, and shares its memory
             with the result where it is stored like that.
         where: what it is, for the message.
+        any_range: whether images may have another range than [0, 1], which then becomes that.
     """
-    if isinstance(images, Tensor):
-        images = _on_cpu(images, where)
-        if images.dtype == torch.bfloat16:  # which numpy does not know
-            images = images.float()
-        array = images.numpy()
-    elif hasattr(images, "__array__"):
-        array = np.asarray(images)
-    else:
-        raise UserError(f"{where}: expected an array or a tensor, got {type(images).__name__}")
-    axis, dtype = channels_axis(array.shape, where), stored_dtype(array.dtype, where)
-    boolean = array.dtype.kind == "b"
+    array = number_array(images, where)
+    if array.ndim == 2:
+        form = standardising(array, where)
+        return torch.from_numpy(form.images(array, where)), form
+    axis, layout = channels_axis(array.shape, where), layout_of(array.shape, where)
+    if any_range and _of_another_range(array):
+        form = ranging(array, layout, where)
+        ready = np.ascontiguousarray(form.images(array, where))
+        return torch.from_numpy(ready), form
+    dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
     # torch warns of memory that may not be written to.
     own = found.dtype != dtype or not (found.flags.c_contiguous and found.flags.writeable)
@@ -137,7 +157,33 @@ def image_tensor(images: Any, where: str) -> Tensor:
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
             for part, out in zip(parts(source), parts(found), strict=True):
                 out[...] = part
-    return torch.from_numpy(checked_values(found, where, boolean, own))
+    # Black and white are 0 and 1, and no bytes.
+    shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
+    stored = checked_values(found, where, boolean, own)
+    return torch.from_numpy(stored), Form(layout, in_bytes=shades)
+
+
+def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
+    """Further images of a known form as they are stored; of bytes nothing is guessed then."""
+    found = form.images(array, where)
+    boolean = found.dtype.kind == "b"
+    if boolean:
+        found = found.view(np.uint8)
+    elif found.dtype.kind == "f":
+        found = found.astype(np.float32)
+    # torch warns of memory that may not be written to.
+    if not (found.flags.c_contiguous and found.flags.writeable):
+        found = found.copy("C")
+    if form.unit and not (form.in_bytes and found.dtype == np.uint8):
+        found = checked_values(found, where, boolean, own=False)
+    return torch.from_numpy(found)
+
+
+def _of_another_range(array: np.ndarray) -> bool:
+    """Whether images are neither bytes nor black and white nor in [0, 1]."""
+    if array.dtype.kind in "iu":
+        return array.dtype != np.uint8
+    return array.dtype.kind == "f" and bool(array.min() < 0 or array.max() > 1)
 
 
 def factor_tensor(factors: Any, where: str) -> Tensor:
@@ -168,10 +214,13 @@ class ImageData(Dataset[Tensor]):
             both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, but where it
             holds only 0 and 1, these mean black and white, as bool does, and become 0 and 255.
             Floating point, which must lie in [0, 1], becomes float32. What is stored like that
-            already is not copied.
+            already is not copied. Vectors (N, D) of any units, each column less its mean and by its
+            standard deviation, are stored as (N, 1, 1, D).
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column.
         factor_names: the F names.
+        form: how the array is to be read, where that is known, such as the form of a fit; by
+            default it follows from the array, and is then the map from this to what is stored.
 
     Raises `UserError` for a wrong shape, type or range.
 
@@ -183,6 +232,8 @@ class ImageData(Dataset[Tensor]):
     images: Tensor
     factors: Tensor | None = None
     factor_names: tuple[str, ...] = ()
+    # There is always one once the images are read.
+    form: Form = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -190,8 +241,13 @@ class ImageData(Dataset[Tensor]):
                 "ImageData: expected a name and then the images, "
                 f"got {type(self.name).__name__} as the name"
             )
-        images = image_tensor(self.images, f"{self.name}: images")
-        self._set(images, self.factors, self.factor_names)
+        where = f"{self.name}: images"
+        if self.form is None:
+            images, form = image_tensor(self.images, where)
+        else:
+            expect("form", self.form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
+            images, form = tensor_of(number_array(self.images, where), self.form, where), self.form
+        self._set(images, self.factors, self.factor_names, form)
 
     @classmethod
     def stored(
@@ -200,12 +256,15 @@ class ImageData(Dataset[Tensor]):
         images: Tensor,
         factors: Tensor | None = None,
         factor_names: Sequence[str] = (),
+        form: Form | None = None,
     ) -> "ImageData":
         """Images as they are stored, of which nothing is guessed: 0 and 1 are two dark greys.
 
         Arguments:
             name, factors, factor_names: as for the class.
-            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU.
+            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU; of a form with
+                units of its own any finite float32.
+            form: of which they are; by default channels first, in [0, 1] or in bytes.
         """
         if (
             not isinstance(images, Tensor)
@@ -218,14 +277,19 @@ class ImageData(Dataset[Tensor]):
                 f"{name}: images: expected a non-empty tensor (N, C, H, W) of uint8 or float32 on "
                 f"the CPU, got {_described(images)}"
             )
+        if form is None:
+            form = Form(in_bytes=images.dtype == torch.uint8)
         if images.is_floating_point():
-            checked_values(images.detach().numpy(), f"{name}: images", boolean=False, own=False)
+            if form.unit:
+                checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
+            elif not images.isfinite().all():
+                raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
         new = object.__new__(cls)
         object.__setattr__(new, "name", name)
-        new._set(images.detach(), factors, factor_names)
+        new._set(images.detach(), factors, factor_names, form)
         return new
 
-    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str]) -> None:
+    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
         # One name alone is no sequence of letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
@@ -245,15 +309,22 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "factor_names", names)
+        object.__setattr__(self, "form", form)
 
-    def _like(self, images: Tensor, factors: Tensor | None) -> "ImageData":
+    def _like(
+        self, images: Tensor, factors: Tensor | None, form: Form | None = None
+    ) -> "ImageData":
         """Other images of this name, which are stored already."""
-        return type(self).stored(self.name, images, factors, self.factor_names)
+        form = self.form if form is None else form
+        return type(self).stored(self.name, images, factors, self.factor_names, form)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_shape))
+        what = f"images of {size}"
+        if self.form.layout == "vectors":
+            what = f"vectors of {self.image_shape[-1]}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
-        return f"ImageData({self.name!r}, {len(self)} images of {size}, {factors})"
+        return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -287,7 +358,10 @@ class ImageData(Dataset[Tensor]):
     def binary(self) -> bool:
         """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
         white = 255 if self.images.dtype == torch.uint8 else 1
-        return all(bool(((p == 0) | (p == white)).all()) for p in parts(self.images))
+        # Standardised columns that happen to be 0 and 1 are no pixels.
+        return self.form.layout != "vectors" and all(
+            bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
+        )
 
     @property
     def varies(self) -> bool:
@@ -297,7 +371,7 @@ class ImageData(Dataset[Tensor]):
 
     @staticmethod
     def to_unit(images: Tensor) -> Tensor:
-        """Stored images as float32 in [0, 1], on the device where they are.
+        """Stored images as float32, bytes in [0, 1], on the device where they are.
 
         >>> ImageData.to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
@@ -347,7 +421,11 @@ class ImageData(Dataset[Tensor]):
         (ImageData('dots', 4 images of 3x8x8, no factors), 'grey repeated over 3 channels')
         """
         (channels, *size), (wanted, height, width) = self.image_shape, image_shape
-        images, done = self.images, []
+        images, done, form = self.images, [], self.form
+        if self.image_shape == tuple(image_shape):
+            return self._like(images, self.factors), ""
+        if form.layout == "vectors":
+            raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         if size != [height, width]:
             way = "padded with black"
             down, across = height - size[0], width - size[1]
@@ -358,17 +436,20 @@ class ImageData(Dataset[Tensor]):
                 way = "resized"
                 images = torch.nn.functional.interpolate(
                     self.to_unit(images), (height, width), mode="bilinear", antialias=True
-                ).clamp(0, 1)
+                )
+                images = images.clamp(0, 1) if form.unit else images
             done.append(f"{size[0]}x{size[1]} {way} to {height}x{width}")
         if channels == 1 < wanted:
             images = images.expand(-1, wanted, -1, -1)
             done.append(f"grey repeated over {wanted} channels")
+            if form.layout == "grey":
+                form = replace(form, layout="channels_first")
         elif wanted == 1 < channels:
             images = self.to_unit(images).mean(1, keepdim=True)
             done.append("colours averaged to grey")
         elif channels != wanted:
             raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
-        return self._like(images, self.factors), ", ".join(done)
+        return self._like(images, self.factors, form), ", ".join(done)
 
     def split(
         self, held_out: float, seed: int, *, in_place: bool = False

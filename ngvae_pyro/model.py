@@ -18,6 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ngvae_pyro.contexts import float32
+from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.images import ImageData
@@ -192,21 +193,34 @@ MODELS: dict[type[Spec], type[VAE]] = {
 
 def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
     """(C, H, W) of images, and whether they hold only 0 and 1."""
-    if getattr(images, "ndim", 0) == 4:
-        images = ImageData("images", images)
-    if isinstance(images, ImageData):
-        return images.image_shape, images.binary
-    sizes = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else []
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        found = as_images(images)
+        return found.image_shape, found.binary
+    sizes = list(images)
     if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
         got = images if 0 < len(sizes) < 10 else described(images)
         raise UserError(f"images: expected ngvae_pyro.ImageData or a shape (C, H, W), got {got}")
     return tuple(sizes), False
 
 
+def check_likelihood(model: VAE, data: ImageData) -> None:
+    """Refuse a likelihood of intensities in [0, 1] for what are none.
+
+    Raises:
+        UserError: With the family that takes them.
+    """
+    family = model.likelihood.family
+    if data.form.layout == "vectors" and family != "gaussian":
+        raise UserError(
+            f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
+            f"got {family}, which is of values in [0, 1]"
+        )
+
+
 @float32()
 def load_model(
     variant: str | Path | ModelSpec = "normal_gamma",
-    images: ImageData | Sequence[int] = (3, 32, 32),
+    images: Images | Sequence[int] = (3, 32, 32),
     **changes: Any,
 ) -> VAE:
     """The model p(x, z, precision) that a variant declares.
@@ -216,8 +230,8 @@ def load_model(
 
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
-        images: The data, a tensor or an array (N, C, H, W) of them, or their shape (C, H, W). The
-            likelihood ``auto`` looks at the data, and is gaussian where only a shape is given.
+        images: The data, as :func:`ngvae_pyro.data.as_images` reads them, or their shape (C, H, W).
+            The likelihood ``auto`` looks at the data, and is gaussian where only a shape is given.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:

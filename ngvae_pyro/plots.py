@@ -7,7 +7,7 @@ lightness too, so the figures survive colour blindness and a black-and-white pri
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ngvae_pyro.contexts import evaluating
-from ngvae_pyro.diagnostics import codes, most_informative_first, reconstruct
+from ngvae_pyro.diagnostics import Latent, Metrics, codes, most_informative_first, reconstruct
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.files import whole, writing
-from ngvae_pyro.fitted import Fit, check_fit
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.fitted import Fit, check_data, check_fit
+from ngvae_pyro.images import ImageData
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 STYLE: Any = {
@@ -45,10 +45,6 @@ STYLE: Any = {
 SHOWN = 200
 
 
-# A latent of the rows: its number, its mean weight and what else `most_informative_first` says.
-Row = dict[str, Any]
-
-
 @contextmanager
 def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     """A figure that is written when the block has ended well.
@@ -70,10 +66,10 @@ def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure
             figure.savefig(partial)
 
 
-def _rows(rows: Any) -> list[Row]:
+def _rows(rows: Any) -> list[Latent]:
     """The latents of a figure with a row for each, also from the metrics that they come from."""
     if isinstance(rows, Mapping) and "probs" in rows:
-        rows = most_informative_first(dict(rows))[:SHOWN]
+        rows = most_informative_first(cast(Metrics, rows))[:SHOWN]
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise UserError(
             "rows: expected the metrics of ngvae_pyro.evaluate, or what most_informative_first "
@@ -96,11 +92,11 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: dict[str, Any]) -> None:
+def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: Metrics) -> None:
     """Write every figure of a run as PNG into ``folder``, which is made where it is not there."""
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     rows, folder = _rows(metrics), Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,11 +109,11 @@ def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: dict[str, A
     traversals(folder / "traversals.png", fit, data, rows)
 
 
-def _colours(rows: list[Row]) -> list[str]:
+def _colours(rows: list[Latent]) -> list[str]:
     return [INFORMATIVE if row["probs"] > 0.5 else UNINFORMATIVE for row in rows]
 
 
-def _names(rows: list[Row]) -> list[str]:
+def _names(rows: list[Latent]) -> list[str]:
     return [f"z{row['latent']}" for row in rows]
 
 
@@ -179,7 +175,7 @@ def selection(path: str | Path, fit: Fit) -> None:
         bottom.legend()
 
 
-def precisions(path: str | Path, rows: list[Row]) -> None:
+def precisions(path: str | Path, rows: list[Latent]) -> None:
     """Forest plot of the posterior precisions."""
     rows = _rows(rows)
     with new_figure(path, 7.0, 0.9 + 0.28 * len(rows)) as figure:
@@ -199,7 +195,7 @@ def precisions(path: str | Path, rows: list[Row]) -> None:
         _legend(axes, loc="center")
 
 
-def variances(path: str | Path, variance: Tensor, probs: Tensor, rows: list[Row]) -> None:
+def variances(path: str | Path, variance: Tensor, probs: Tensor, rows: list[Latent]) -> None:
     """Histogram of the inferred variances over images and latents, both (N, K)."""
     rows, variance, probs = _rows(rows), _codes_of("variance", variance), _codes_of("probs", probs)
     if variance.shape != probs.shape:
@@ -231,7 +227,7 @@ def variances(path: str | Path, variance: Tensor, probs: Tensor, rows: list[Row]
         axes.legend(loc="upper center")
 
 
-def covariance(path: str | Path, loc: Tensor, rows: list[Row]) -> None:
+def covariance(path: str | Path, loc: Tensor, rows: list[Latent]) -> None:
     """Scaled covariance of the posterior means: variances on the diagonal, correlations off it."""
     loc, rows = _codes_of("loc", loc), _rows(rows)
     order = [row["latent"] for row in rows]
@@ -319,7 +315,7 @@ def scores(
 def _check_grid(fit: Any, data: Any, columns: Any) -> None:
     """Refuses what no pictures of images can be drawn from."""
     check_fit(fit)
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     expect("columns", columns, int, "a whole number")
     if not 1 <= columns <= 1000:
         raise UserError(f"columns: expected 1 to 1,000, got {columns}")
@@ -342,8 +338,8 @@ def reconstructions(path: str | Path, fit: Fit, data: ImageData, columns: int = 
 
 @torch.no_grad()
 def traverse(
-    fit: Fit, data: ImageData, rows: list[Row], columns: int, uninformative: int
-) -> tuple[Tensor, list[Row]]:
+    fit: Fit, data: ImageData, rows: list[Latent], columns: int, uninformative: int
+) -> tuple[Tensor, list[Latent]]:
     """Decoded images (rows, columns, C, H, W), a row for each latent moved, and those rows.
 
     All informative latents (15 at most), most informative first, and then up to ``uninformative``
@@ -371,7 +367,7 @@ def traverse(
 
 @torch.no_grad()
 def traversals(
-    path: str | Path, fit: Fit, data: ImageData, rows: list[Row], columns: int = 11
+    path: str | Path, fit: Fit, data: ImageData, rows: list[Latent], columns: int = 11
 ) -> None:
     """Decoded images as one latent moves over the range it has in the data.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ngvae_pyro.diagnostics import most_informative_first
+from ngvae_pyro.diagnostics import Latent, Metrics, most_informative_first
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
@@ -122,7 +122,7 @@ AGGREGATE = (
 def write_run_report(
     folder: str | Path,
     spec: SavedRun,
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Path:
     """``report.html`` of a run: what was run, its latents, its scores and its figures.
@@ -137,7 +137,7 @@ def write_run_report(
         The path of the page.
     """
     folder, evaluation = Path(folder), evaluation or {}
-    rows = most_informative_first(dict(metrics))
+    rows = most_informative_first(metrics)
     values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
     page = (
         _environment()
@@ -235,7 +235,7 @@ def _scores(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _aggregate(rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:
+def _aggregate(rows: list[Latent], found: list[dict[str, Any]]) -> dict[str, Any]:
     """Table of the aggregate posterior: Normal(0, 1), and the latents in the order of ``rows``."""
     columns = [c for c in AGGREGATE if any(row.get(c[0]) is not None for row in found)]
     by_latent = {row["latent"]: row for row in found}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import tomli_w
 import torch
@@ -31,13 +31,14 @@ from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import Notice, UserError, expect, nearest
 from ngvae_pyro.files import read_text
-from ngvae_pyro.fitted import Fit, check_fit
+from ngvae_pyro.fitted import Fit, check_data, check_fit
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import GUIDES, Guide, load_guide
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import MODELS, VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
-from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, SavedRun, parse
+from ngvae_pyro.specs import DataSpec, FitSpec, FormSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import fit, resolve_device, seeded
 
@@ -54,6 +55,8 @@ RESULTS = frozenset(
 )
 # What later commands add, of the weights that are there.
 ADDED = ("evaluation.json", "check.json", "figures/check.png")
+# The tensors of a form, where it has units of its own.
+UNITS = ("loc", "scale")
 # Where the results lie until all of them are there.
 _UNFINISHED = ".results.partial"
 
@@ -87,20 +90,20 @@ def located(spec: RunSpec) -> DataSpec:
             f"data '{spec.data.name}': the images of this run were given in Python, and the "
             "command line does not know them; evaluate them there: ng.evaluate(fit, images)"
         )
-    paths = {}
-    for key in _paths(spec.data) if spec.folder is not None else ():
+    found = {}
+    for key in paths(spec.data) if spec.folder is not None else ():
         text = getattr(spec.data, key)
         path = Path(spec.folder or "", text)
         if path.exists() or not Path(text).exists():
-            paths[key] = str(path)
-    return spec.data.model_copy(update=paths)
+            found[key] = str(path)
+    return spec.data.model_copy(update=found)
 
 
-def _paths(spec: DataSpec) -> list[str]:
-    """The keys that are paths: of a file, or of torchvision's folder where that is used."""
-    if spec.name.endswith(data.FILES):
-        return ["name"]
-    return [] if rendered(spec) else ["root"]
+def paths(spec: DataSpec) -> list[str]:
+    """The keys that are paths: of a file or a folder, or torchvision's folder where it is used."""
+    if rendered(spec):
+        return []
+    return ["root"] if spec.name in data.TORCHVISION else ["name"]
 
 
 def rendered(spec: DataSpec) -> bool:
@@ -162,7 +165,7 @@ def _check_place(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: already exists; {hint}")
 
 
-def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...]) -> SavedRun:
+def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: Form) -> SavedRun:
     """What ``config.toml`` holds: enough to build the pair of a run again."""
     before = spec if isinstance(spec, SavedRun) else None
     return SavedRun(
@@ -171,6 +174,7 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...]) -> SavedR
             # The model's own spec is the resolved one: what is trained.
             "model": model.spec,
             "image_shape": image_shape,
+            "form": FormSpec(layout=form.layout, in_bytes=form.in_bytes),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,
             "versions": provenance.versions(),
@@ -181,7 +185,7 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...]) -> SavedR
 def _start_of_paths(spec: DataSpec) -> str | None:
     """The current folder, where the data have a relative path."""
     folder = str(Path.cwd())
-    relative = any(not Path(getattr(spec, key)).is_absolute() for key in _paths(spec))
+    relative = any(not Path(getattr(spec, key)).is_absolute() for key in paths(spec))
     # A folder of a name that TOML cannot hold is left out.
     return folder if relative and folder.isprintable() else None
 
@@ -289,10 +293,13 @@ def run_images(
     return images
 
 
-def save_weights(folder: Path, model: VAE, guide: Guide) -> None:
-    """Write ``weights.safetensors``."""
+def save_weights(folder: Path, fit: Fit) -> None:
+    """Write ``weights.safetensors``: model, guide, and units of the data of their own."""
     tensors = {}
-    for part, module in (("model", model), ("guide", guide)):
+    for name in UNITS:
+        if (values := getattr(fit.form, name)) is not None:
+            tensors[f"form.{name}"] = torch.from_numpy(values)
+    for part, module in (("model", fit.model), ("guide", fit.guide)):
         for name, tensor in module.state_dict().items():
             tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
     # Not `save_file`, which makes the file readable by its owner alone whatever the umask says.
@@ -304,7 +311,7 @@ def save_run(
     fit: Fit,
     spec: RunSpec,
     held_out: ImageData,
-) -> dict[str, Any]:
+) -> diagnostics.Metrics:
     """Write configuration, weights, metrics, history, posterior draws, figures and report.
 
     What is written is what was done: model, guide, schedule and settings of the training are those
@@ -334,7 +341,7 @@ def save_run(
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
     expect("spec", spec, RunSpec, "an ngvae_pyro.RunSpec, what was run")
-    check_images(held_out, fit.model.image_shape)
+    check_data(fit, held_out)
     folder = Path(folder)
     done = _done(fit, spec, held_out)
     with locks.held(folder), files.writing(folder):
@@ -378,7 +385,7 @@ def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
             values["held_out"] = len(held_out) / values["size"]
         done = done.model_copy(update={"data": parse(DataSpec, values, "save_run: data")})
         images = "given in Python"
-    saved = saved_run(done, fit.model, held_out.image_shape)
+    saved = saved_run(done, fit.model, held_out.image_shape, fit.form)
     saved = saved.model_copy(update={"images": images})
     # What cannot be read again, such as a schedule out of range, is not written.
     readable: SavedRun = parse(
@@ -407,11 +414,11 @@ def _leads_to(spec: RunSpec, fit: Fit, held_out: ImageData) -> bool:
     return fit.digest in (None, found[0].digest) and found[1].digest == held_out.digest
 
 
-def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> dict[str, Any]:
+def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> diagnostics.Metrics:
     """What :func:`save_run` writes, of a spec that says what was done; the metrics come last."""
-    saved = saved_run(spec, fit.model, held_out.image_shape)
+    saved = saved_run(spec, fit.model, held_out.image_shape, fit.form)
     save_config(folder, saved)
-    save_weights(folder, fit.model, fit.guide)
+    save_weights(folder, fit)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
     history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
     write_json(folder / "history.json", history)
@@ -518,7 +525,7 @@ def train(
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
-) -> tuple[Fit, dict[str, Any]]:
+) -> tuple[Fit, diagnostics.Metrics]:
     """Train what a spec says and write the run folder.
 
     The folder appears after the first step, with a checkpoint in it. From then on :func:`resume`
@@ -562,7 +569,7 @@ def train(
         model, guide = load_pair(spec, images)
         checkpoints = Checkpoints(out / CHECKPOINTS, spec.fit.checkpoint_every)
         if new is not None:
-            saved = saved_run(spec, model, images.image_shape)
+            saved = saved_run(spec, model, images.image_shape, images.form)
             with files.writing(out):
                 save_config(new.path, saved)
             save_record(new.path, spec, [provenance.here(device, team.size)], held_out, device)
@@ -586,7 +593,7 @@ def resume(
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
-) -> tuple[Fit, dict[str, Any]]:
+) -> tuple[Fit, diagnostics.Metrics]:
     """Go on with a training from the newest checkpoint of its run folder.
 
     On the same machine, with as many threads, the result is to the last bit that of a training
@@ -679,7 +686,7 @@ def _fit(
             resume=resume,
         )
     except NonFiniteLoss as error:
-        return Fit(model, guide, spec.fit), error
+        return Fit(model, guide, spec.fit, form=images.form), error
     return result, None
 
 
@@ -691,15 +698,15 @@ def _end(
     held_out: ImageData,
     stage: Stage,
     team: Team,
-) -> tuple[Fit, dict[str, Any]]:
+) -> tuple[Fit, diagnostics.Metrics]:
     """Add the results to a run folder, or the weights of a training that diverged."""
-    metrics: dict[str, Any] = {}
+    metrics: diagnostics.Metrics | None = None
     # The others stay until the folder is whole, because torchrun ends all when one has failed.
     with team.together():
         if team.leads and failure is not None:
             with files.writing(folder):
                 claim(folder, ["weights.safetensors"])
-                save_weights(folder, result.model, result.guide)
+                save_weights(folder, result)
                 # From these it would only diverge again.
                 Checkpoints(folder / CHECKPOINTS).clear()
         elif team.leads:
@@ -711,7 +718,9 @@ def _end(
     return result, team.agreed(metrics)
 
 
-def _add_results(folder: Path, result: Fit, spec: RunSpec, held_out: ImageData) -> dict[str, Any]:
+def _add_results(
+    folder: Path, result: Fit, spec: RunSpec, held_out: ImageData
+) -> diagnostics.Metrics:
     """All that :func:`save_run` writes; ``metrics.json`` comes last, which says that it is done."""
     results = folder / _UNFINISHED
     files.check_no_link(folder, _UNFINISHED)
@@ -823,11 +832,12 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
         for part, module in (("model", model), ("guide", guide)):
             own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
             module.load_state_dict(own)
+        form = _form(spec, tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{weights}: cannot be loaded: {reason}") from None
     target = resolve_device(device)
-    fit = Fit(model.to(target), guide.to(target), spec.fit)
+    fit = Fit(model.to(target), guide.to(target), spec.fit, form=form)
     history = read_json(folder / "history.json", History)
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
     metrics, record = load_metrics(folder), load_record(folder)
@@ -843,9 +853,31 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     return fit, spec
 
 
-def load_metrics(folder: str | Path) -> dict[str, Any]:
+def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
+    """The form of the data of a run; those of older versions have images, channels first.
+
+    Raises:
+        RuntimeError: If its units are not there, or do not fit its images.
+    """
+    if spec.form is None:
+        return Form()
+    units = {name: tensors[f"form.{name}"] for name in UNITS if f"form.{name}" in tensors}
+    vectors = spec.form.layout == "vectors"
+    shape = spec.image_shape[2:] if vectors else ()
+    whole = len(units) == len(UNITS) or not (units or vectors)
+    if not whole or any(
+        unit.shape != shape or unit.dtype != torch.float64 for unit in units.values()
+    ):
+        raise RuntimeError(f"form: expected loc and scale, float64 of shape {shape}")
+    arrays = {name: unit.numpy() for name, unit in units.items()}
+    if units and not (arrays["scale"] > 0).all():
+        raise RuntimeError("form.scale: expected numbers above 0")
+    return Form(spec.form.layout, spec.form.in_bytes, **arrays)
+
+
+def load_metrics(folder: str | Path) -> diagnostics.Metrics:
     """``metrics.json`` of a run folder."""
-    return read_json(Path(folder) / METRICS, Metrics)
+    return cast(diagnostics.Metrics, read_json(Path(folder) / METRICS, Metrics))
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:

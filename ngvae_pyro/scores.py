@@ -45,8 +45,8 @@ from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
-from ngvae_pyro.fitted import Fit, check_fit, site_terms
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.fitted import Fit, check_data, check_fit, site_terms
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import DataSpec, parse
 from ngvae_pyro.svi import seeded
 
@@ -96,7 +96,7 @@ def reference(fit: Fit, train: ImageData) -> Reference:
     The covariance is Cov[loc] + diag(E[variance]), which is regular however still a latent is.
     """
     check_fit(fit)
-    check_images(train, fit.model.image_shape)
+    check_data(fit, train)
     codes = diagnostics.codes(fit, train.subset(slice(0, REFERENCE_IMAGES)))
     loc = codes.loc.double()
     covariance = torch.atleast_2d(loc.T.cov()) + codes.variance.double().mean(0).diag()

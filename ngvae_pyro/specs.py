@@ -790,16 +790,29 @@ class RunSpec(Spec):
     data: DataSpec = DataSpec()
 
 
+class FormSpec(Spec):
+    """The axes of the arrays that the images came as, and whether they were bytes.
+
+    Their units, where they have some of their own, are with the weights
+    (:class:`ngvae_pyro.forms.Form`).
+    """
+
+    layout: Literal["vectors", "grey", "channels_last", "channels_first"]
+    in_bytes: bool
+
+
 class SavedRun(RunSpec):
     """``config.toml`` of a run folder: the run, and what is needed to build its pair again.
 
     Relative paths of ``data`` start from ``folder``. ``images`` says so where the images were given
-    in Python, and ``data.name`` alone does not lead to them.
+    in Python, and ``data.name`` alone does not lead to them. A run of an older version has no
+    ``form``.
     """
 
     image_shape: Annotated[tuple[Colours, Side, Side], BeforeValidator(_to_tuple)]
     folder: Text | None = None
     images: Literal["given in Python"] | None = None
+    form: FormSpec | None = None
     versions: dict[str, str] = {}
 
 

@@ -27,13 +27,14 @@ from ngvae_pyro import provenance, restoring
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.contexts import evaluating, fitting
+from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError, described, expect
 from ngvae_pyro.fitted import Fit, site_terms
 from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide, check_pair
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
-from ngvae_pyro.model import VAE
+from ngvae_pyro.model import VAE, check_likelihood
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
@@ -204,7 +205,9 @@ class Trainer:
         # How many of the actions of the schedule are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        self.fit = Fit(self.model, self.guide, spec, schedule=schedule, count=len(data))
+        self.fit = Fit(
+            self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form
+        )
         self.steps = self._steps(groups)
         self.stop = Stop()
         self.bar = TrainingBar(spec.steps, enabled=False)
@@ -722,7 +725,7 @@ class Trainer:
 def fit(
     model: VAE,
     guide: Guide,
-    data: ImageData,
+    data: Images,
     spec: FitSpec | None = None,
     *,
     schedule: ScheduleSpec | None = None,
@@ -740,8 +743,8 @@ def fit(
     Args:
         model: From :func:`ngvae_pyro.load_model`.
         guide: From :func:`ngvae_pyro.load_guide` for that model.
-        data: Training images of the model's shape; a tensor or an array (N, C, H, W) goes by the
-            name of "images".
+        data: Training images of the model's shape, or vectors, as
+            :func:`ngvae_pyro.data.as_images` reads them. Their form becomes that of the fit.
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
         schedule: Annealing and moves; the guide's own by default.
         progress: Show a bar with the informative and the leaking latents, the move that is tried,
@@ -767,10 +770,9 @@ def fit(
         Interrupted: If a signal asked for the end and there are checkpoints.
     """
     check_pair(model, guide)
-    if isinstance(data, Tensor) or hasattr(data, "__array__"):
-        images: Any = data
-        data = ImageData("images", images)
+    data = as_images(data)
     check_images(data, model.image_shape)
+    check_likelihood(model, data)
     spec = FitSpec() if spec is None else spec
     expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")
     if schedule is not None:

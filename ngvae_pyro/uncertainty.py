@@ -11,8 +11,8 @@ from ngvae_pyro import memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
-from ngvae_pyro.fitted import Fit, check_fit
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.fitted import Fit, check_data, check_fit
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import seeded
 
 
@@ -91,7 +91,7 @@ def in_batches(
         expect(name, value, int, "a whole number")
         if value < 2:
             raise UserError(f"{name}: expected at least 2, got {value}")
-    check_images(data, fit.model.image_shape)
+    check_data(fit, data)
     step = max(1, CHUNK // (precisions * draws))
     # All draws of an image are decoded at once, and copied some times for the variances over them.
     pixels = math.prod(data.image_shape)

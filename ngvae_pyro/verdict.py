@@ -7,8 +7,8 @@ some of the images only, and a training that was too short.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
 
 from ngvae_pyro.selection import LEAK
 from ngvae_pyro.specs import FitSpec, ModelSpec, NormalGammaPriorSpec
@@ -50,6 +50,23 @@ class Finding:
         return " ".join(f"--set {key}={value:g}" for key, value in self.changes.items())
 
 
+class FindingValues(TypedDict):
+    """A :class:`Finding` as plain values."""
+
+    kind: Literal["leaking", "shared", "short"]
+    text: str
+    reason: str
+    latents: list[int]
+    changes: dict[str, float]
+
+
+class VerdictValues(TypedDict):
+    """A :class:`Verdict` as plain values, without the count."""
+
+    settled: bool
+    findings: list[FindingValues]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How many latents are informative, and what speaks against it."""
@@ -88,10 +105,16 @@ class Verdict:
             tried = f"; try {finding.advice}" if finding.advice else ""
             yield f"{finding.kind}: {finding.text}; {finding.reason}{tried}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> VerdictValues:
         """Plain values, as ``metrics.json`` has them."""
-        findings = [
-            {**asdict(f), "latents": list(f.latents), "changes": dict(f.changes)}
+        findings: list[FindingValues] = [
+            {
+                "kind": f.kind,
+                "text": f.text,
+                "reason": f.reason,
+                "latents": list(f.latents),
+                "changes": dict(f.changes),
+            }
             for f in self.findings
         ]
         return {"settled": self.settled, "findings": findings}

@@ -63,7 +63,7 @@ IMAGES = torch.zeros(3, 1, 2, 2)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ((IMAGES[0, 0],), r"expected shape \(N, H, W\), .* got \(2, 2\)"),
+        ((IMAGES[0, 0, 0],), r"expected shape \(N, H, W\), .* got \(2,\)"),
         ((IMAGES[:0],), r"got \(0, 1, 2, 2\)"),
         ((IMAGES.long(),), "expected dtype uint8, bool or float, got int64"),
         ((IMAGES + 1.5,), r"expected floats in \[0, 1\], got 1.5 to 1.5"),
@@ -888,11 +888,15 @@ def test_load_files(tmp_path):
     ("name", "options", "match"),
     [
         ("spritez", {}, "^unknown data 'spritez'; expected one of sprites, mnist, fashion_mnist"),
-        ("spritez", {}, ", cifar10, a .npz or an IDX file; did you mean 'sprites'\\?$"),
+        (
+            "spritez",
+            {},
+            "or IDX file, or a folder of pictures; did you mean 'sprites'\\?$",
+        ),
         ("spritez:x", {}, "did you mean 'sprites'"),
-        ("/nowhere/q", {}, "or an IDX file$"),
+        ("/nowhere/q", {}, "or IDX file, or a folder of pictures$"),
         ("sprites:x,backgruond", {}, "unknown factor 'backgruond'.* did you mean 'background'"),
-        (".", {}, "expected a .npz or an IDX file .* got a directory"),
+        (".", {}, "expected at least 2 pictures .* got 0"),
         ("sprites:", {}, "at least one factor"),
         ("sprites:x", {"vary": ("y",)}, "named twice"),
         ("sprites:x", {"ranges": {"y": (0.4, 0.6)}}, "named twice, also by ranges"),
