@@ -227,7 +227,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """Bytes for what was fitted as bytes."""
         if not self.fit_.form.in_bytes:
             return images
-        return np.rint(255 * images).clip(0, 255).astype(np.uint8)
+        return np.clip(np.rint(255 * images), 0, 255).astype(np.uint8)
 
     def sample(
         self,
