@@ -121,7 +121,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             raise UserError(
                 f"X: expected at least 3 rows, one of them held out, got n_samples={len(images)}"
             )
-        spec = self._spec(images)
+        # A path leads to the data again; a name of an array does not.
+        spec = self._spec(str(X) if isinstance(X, (str, Path)) else images.name)
         train, held_out = images.split(spec.data.held_out, spec.fit.seed)
         model, guide = runs.load_pair(spec, train)
         trained = fit(model, guide, train, spec.fit, progress=bool(self.verbose))
@@ -130,14 +131,15 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.spec_, self.held_out_ = spec, held_out
         for finding in self.verdict_.findings:
             if finding.kind == "short" and self.steps is None:
+                longer = 2 * trained.steps
                 warnings.warn(
-                    f"NGVAE: {finding.text}; {finding.reason}; a larger steps goes on",
+                    f"NGVAE: {finding.text}; {finding.reason}; try steps={longer}",
                     ConvergenceWarning,
                     stacklevel=2,
                 )
         return self
 
-    def _spec(self, images: ImageData) -> RunSpec:
+    def _spec(self, data: str) -> RunSpec:
         """What is run, with the declared defaults where a parameter is None."""
         model: dict[str, Any] = _given(latent_size=self.n_components)
         if self.scale is not None:
@@ -149,7 +151,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             device=self.device,
             seed=_seed(self.random_state),
         )
-        values = _given(name=images.name, held_out=self.held_out)
+        values = _given(name=data, held_out=self.held_out)
         model_spec = variants.spec_of("models", self.model, model)
         guide_spec = variants.spec_of("guides", self.guide, {})
         return RunSpec(
@@ -227,7 +229,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """Bytes for what was fitted as bytes."""
         if not self.fit_.form.in_bytes:
             return images
-        return np.rint(255 * images).clip(0, 255).astype(np.uint8)
+        return np.clip(np.rint(255 * images), 0, 255).astype(np.uint8)
 
     def sample(
         self,

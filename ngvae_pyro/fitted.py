@@ -150,7 +150,11 @@ class Fit:
         Raises:
             UserError: For another shape.
         """
-        latents = torch.as_tensor(number_array(z, "z"), dtype=torch.float32)
+        values = number_array(z, "z")
+        if values.dtype.kind not in "biuf":
+            raise UserError(f"z: expected numbers, got dtype {values.dtype}")
+        # A copy, because torch warns of memory that may not be written to.
+        latents = torch.from_numpy(np.array(values, np.float32))
         if latents.ndim != 2 or latents.shape[1] != self.model.latent_size:
             expected = f"(N, {self.model.latent_size})"
             raise UserError(f"z: expected shape {expected}, got {tuple(latents.shape)}")

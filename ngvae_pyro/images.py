@@ -142,12 +142,11 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
     array = number_array(images, where)
     if array.ndim == 2:
         form = standardising(array, where)
-        return torch.from_numpy(form.images(array, where)), form
+        return tensor_of(array, form, where), form
     axis, layout = channels_axis(array.shape, where), layout_of(array.shape, where)
     if any_range and _of_another_range(array):
         form = ranging(array, layout, where)
-        ready = np.ascontiguousarray(form.images(array, where))
-        return torch.from_numpy(ready), form
+        return tensor_of(array, form, where), form
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
     # torch warns of memory that may not be written to.
@@ -170,7 +169,8 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
     if boolean:
         found = found.view(np.uint8)
     elif found.dtype.kind == "f":
-        found = found.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            found = found.astype(np.float32)
     # torch warns of memory that may not be written to.
     if not (found.flags.c_contiguous and found.flags.writeable):
         found = found.copy("C")

@@ -193,7 +193,7 @@ MODELS: dict[type[Spec], type[VAE]] = {
 
 def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
     """(C, H, W) of images, and whether they hold only 0 and 1."""
-    if not isinstance(images, Sequence) or isinstance(images, str):
+    if not isinstance(images, (tuple, list)):
         found = as_images(images)
         return found.image_shape, found.binary
     sizes = list(images)

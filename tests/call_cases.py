@@ -495,7 +495,7 @@ class Images:
             return "success without images"
         read = _from_file(x, folder)
         if read is None:
-            return "success with an array that a file could not hold"
+            return "" if _of_any_range(x) else "success with an array that a file could not hold"
         if isinstance(found, ImageData):
             return _as_in_a_file(x, found, folder)
         if self.use.startswith("ng.evaluate"):
@@ -509,6 +509,14 @@ class Images:
         if is_model and tuple(found.image_shape) != tuple(read.image_shape):
             return f"a model of {found.image_shape} for images of {read.image_shape}"
         return ""
+
+
+def _of_any_range(x: Any) -> bool:
+    """Whether these are images of numbers that a file of images may not hold."""
+    if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16:
+        x = x.float()
+    array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
+    return array.ndim in (3, 4) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
 
 
 def _from_file(x: Any, folder: Path) -> ImageData | None:
@@ -525,6 +533,9 @@ def _from_file(x: Any, folder: Path) -> ImageData | None:
         # A file has to have two images.
         single = array.ndim in (3, 4) and len(array) == 1
         array = np.concatenate([array, array]) if single else array
+        if array.ndim == 2:
+            np.save(folder / "x.npy", array, allow_pickle=False)
+            return loading.load(folder / "x.npy")
         (folder / "x.npz").write_bytes(npz({"imgs": array}))
         read = loading.load(folder / "x.npz")
         return read.subset([0]) if single else read
@@ -532,6 +543,7 @@ def _from_file(x: Any, folder: Path) -> ImageData | None:
         return None
     finally:
         (folder / "x.npz").unlink(missing_ok=True)
+        (folder / "x.npy").unlink(missing_ok=True)
 
 
 def _as_in_a_file(x: Any, found: ImageData, folder: Path) -> str:
@@ -548,7 +560,7 @@ def _as_in_a_file(x: Any, found: ImageData, folder: Path) -> str:
         shape = np.shape(x)
         if len(shape) != 4 or shape[1] in (1, 3) or shape[3] in (1, 3):
             return f"shape {shape} is taken as {tuple(unit.shape)}, which no file may hold"
-    if not bool((unit >= 0).all() and (unit <= 1).all()):
+    if found.form.unit and not bool((unit >= 0).all() and (unit <= 1).all()):
         return "values outside of [0, 1]"
     if not torch.equal(ImageData.to_unit(found.subset([0]).images), unit[:1]):
         return "the first image is another one in a subset"

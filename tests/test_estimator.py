@@ -199,6 +199,10 @@ def test_it_trains_what_the_command_line_trains(tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     metrics = runs.load_metrics(tmp_path / "run")
     assert vae.metrics_ == metrics
+    # A path is kept, so that the command line finds the data of the estimator again.
+    of_path = NGVAE(4, **parts, steps=20, batch_size=16, device="cpu", random_state=4)
+    spec = of_path.fit(tmp_path / "x.npz").spec_
+    assert runs.load_data(spec)[1].digest == vae.held_out_.digest
     # What the command line has written is an estimator as well.
     read = NGVAE.load(tmp_path / "run", device="cpu")
     assert np.array_equal(read.transform(x), vae.transform(x))
@@ -207,12 +211,11 @@ def test_it_trains_what_the_command_line_trains(tmp_path):
 
 
 def test_the_defaults_are_those_of_the_command_line():
-    images = ng.ImageData("x", IMAGES)
-    spec = NGVAE(random_state=0)._spec(images)
+    spec = NGVAE(random_state=0)._spec("x.npz")
     declared = run_spec("normal_gamma", "relaxed", {"fit": {"seed": 0}}, "command line")
     assert (spec.model, spec.guide, spec.fit) == (declared.model, declared.guide, declared.fit)
     assert spec.data.held_out == declared.data.held_out
-    changed = NGVAE(np.int64(5), scale=0.3, learning_rate=1, random_state=7)._spec(images)
+    changed = NGVAE(np.int64(5), scale=0.3, learning_rate=1, random_state=7)._spec("x.npz")
     assert changed.model.latent_size == 5 and changed.fit.seed == 7
     assert changed.model.likelihood == LikelihoodSpec(scale=0.3) and changed.fit.learning_rate == 1
 

@@ -8,6 +8,7 @@ import torch
 from ngvae_pyro.distributions import NormalGamma
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import Fit
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import NormalGammaGuide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood
@@ -37,7 +38,7 @@ def known(power):
     model = SimpleNamespace(
         **NO_MODULE, decoder=decoder, likelihood=likelihood, image_shape=(1, 2, 2)
     )
-    return SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"))
+    return SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"), form=Form())
 
 
 def per_pixel(variance):
