@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -15,6 +15,12 @@ from ngvae_pyro.model import VAE
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
 from ngvae_pyro.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from ngvae_pyro.plots import Figures
+
+# Images of a row of a traversal.
+STEPS = 11
 
 
 @dataclass
@@ -71,6 +77,68 @@ class Fit:
             history=self.history,
             discrete=self.model.discrete,
         )
+
+    def traverse(
+        self,
+        images: Any,
+        latents: Sequence[int] | None = None,
+        steps: int = STEPS,
+        base: int = 0,
+    ) -> Any:
+        """Decoded images as one latent moves and the others stay.
+
+        Each row goes as far as the data do: over the twentieth of the images (20 at least) whose
+        other latents are most like those of the base image, from the 5 % to the 95 % quantile of z
+        (:meth:`ngvae_pyro.traversals.Support.ends`).
+
+        Args:
+            images: An array, a tensor or :class:`ngvae_pyro.ImageData` of the model's shape, at
+                least 2; the ranges are theirs, so the more the better.
+            latents: Numbers of the latents that move, by default the informative ones, most
+                informative first.
+            steps: How many images a row has, 2 to 1,000, at equal distances in z.
+            base: Which of the images gives the latents that stay.
+
+        Returns:
+            E[x | z] in [0, 1], (rows, steps, C, H, W): an array for an array, and a tensor, on the
+            same device, for a tensor.
+
+        Raises:
+            UserError: For images of another shape than the model's, and for numbers of latents or
+                images that are not there.
+        """
+        from ngvae_pyro import traversals
+
+        return traversals.like(images, traversals.traverse(self, images, latents, steps, base))
+
+    def interpolate(self, a: Any, b: Any, steps: int = STEPS) -> Any:
+        """Decoded images on the straight line between the codes of two images.
+
+        They are E[x | z] at z = (1 - t) loc(a) + t loc(b) for t from 0 to 1.
+
+        Args:
+            a: The first image: an array, a tensor or :class:`ngvae_pyro.ImageData` of one image,
+                with or without its axis N.
+            b: The last one.
+            steps: How many images, 2 to 1,000.
+
+        Returns:
+            Images in [0, 1], (steps, C, H, W): an array where ``a`` is one, and a tensor, on the
+            same device, for a tensor.
+
+        Raises:
+            UserError: For images of another shape than the model's, or more than one.
+        """
+        from ngvae_pyro import traversals
+
+        return traversals.like(a, traversals.interpolate(self, a, b, steps))
+
+    @property
+    def plot(self) -> "Figures":
+        """Figures of this fit, each a method that returns matplotlib Axes."""
+        from ngvae_pyro.plots import Figures
+
+        return Figures(self)
 
 
 def check_fit(fit: Any) -> None:
