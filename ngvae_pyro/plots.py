@@ -97,22 +97,23 @@ def _drawing(ax: Any, width: float, height: float) -> Iterator[Axes]:
         yield ax
 
 
-def _panels(ax: Axes, heights: Sequence[float], columns: int = 1, gap: float = 0.2) -> list[Axes]:
+def _panels(
+    ax: Axes, heights: Sequence[float], columns: int = 1, gap: tuple[float, float] = (0.2, 0.2)
+) -> list[Axes]:
     """Axes within others, row by row, which are left blank but for their title.
 
-    ``gap`` is the room between two of them, as a part of their mean height or width.
+    ``gap`` is the room below each and beside each, as a part of their mean height and width.
     """
     ax.set_axis_off()
-    room = sum(heights) + gap * sum(heights) / len(heights) * (len(heights) - 1)
-    width = 1.0 / (columns + gap * (columns - 1))
-    found, top = [], 1.0
-    for height in heights:
-        share = height / room
-        found += [
-            ax.inset_axes((j * width * (1.0 + gap), top - share, width, share))
-            for j in range(columns)
-        ]
-        top -= share + gap * sum(heights) / len(heights) / room
+    below = gap[0] * sum(heights) / len(heights)
+    height = sum(heights) + below * (len(heights) - 1)
+    width = columns + gap[1] * (columns - 1)
+    found, top = [], height
+    for each in heights:
+        for j in range(columns):
+            place = (j * (1.0 + gap[1]) / width, (top - each) / height, 1 / width, each / height)
+            found.append(ax.inset_axes(place))
+        top -= each + below
     return found
 
 
@@ -263,7 +264,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
     if not fit.history:
         raise UserError("fit: expected one with the history of its training, got none")
     with _drawing(ax, 7.0, 4.6) as ax:
-        top, bottom = _panels(ax, (3, 2), gap=0.1)
+        top, bottom = _panels(ax, (3, 2), gap=(0.1, 0.0))
         bottom.sharex(top)
         top.tick_params(labelbottom=False)
         steps = [row["step"] for row in fit.history]
@@ -485,7 +486,7 @@ def scores(
     across = 2 if len(panels) > 1 else 1
     down = -(-len(panels) // across)
     with _drawing(ax, 4.6 * across, 2.3 * down + 0.5) as ax:
-        grid = _panels(ax, [1.0] * down, across, gap=0.3)
+        grid = _panels(ax, [1.0] * down, across, gap=(0.6, 0.2))
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         for axes, (label, own, others, title) in zip(grid, panels, strict=False):
@@ -510,7 +511,7 @@ def scores(
             handles.append(
                 matplotlib.patches.Patch(fill=False, edgecolor=ACCENT, lw=1.8, label=literal(other))
             )
-        place = (0.0, 1.0 + 0.35 / (2.3 * down))
+        place = (0.0, 1.0 + 0.25 / (2.3 * down))
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2)
     return ax
 
@@ -565,7 +566,7 @@ def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
     across = min(3, len(x))
     down = -(-len(x) // across)
     with _drawing(ax, 2.3 * across + 0.6, 1.2 * down + 0.9) as ax:
-        panels = _panels(ax, [1.0] * down, across, gap=0.25)
+        panels = _panels(ax, [1.0] * down, across, gap=(0.25, 0.25))
         for panel in panels[len(x) :]:
             panel.set_axis_off()
         for i, (panel, one, again) in enumerate(zip(panels, x, mean, strict=False)):
@@ -663,7 +664,7 @@ def traversals(
         across *= min(max(pixels_across / pixels_down, 0.4), 2.5)
     height = down * (len(moved) + 0.5) * len(walks) + 0.7
     with _drawing(ax, across * steps + 2.5, height) as ax:
-        blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=0.12)
+        blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=(0.12, 0.0))
         for block, (images, found) in zip(blocks, walks, strict=True):
             draw(block, images, found, names, groups)
         count = sum(row["probs"] > 0.5 for row in rows)
@@ -689,13 +690,13 @@ def _beside(
     kl = sum(row["kl"]["z"] for row in group)
     precision = np.mean([row["precision"]["mean"] for row in group])
     digits = 0 if precision >= 100 else 1 if precision >= 10 else 2
-    low, high = (f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in span)
+    low, high = (f"{value:z.2f}".replace("-", "\N{MINUS SIGN}") for value in span)
     texts: list[tuple[int, int, str, Any, Any]] = [
         (0, -44, name, "right", {"color": MUTED if colour == UNINFORMATIVE else colour}),
-        (0, -5, low, "right", {"color": MUTED, "fontsize": 8.5}),
-        (1, 5, high, "left", {"color": MUTED, "fontsize": 8.5}),
-        (1, 76, f"{max(kl, 0.0):.1f}", "right", {"fontsize": 9}),
-        (1, 128, f"{precision:,.{digits}f}", "right", {"fontsize": 9}),
+        (0, -5, low, "right", {"color": MUTED}),
+        (1, 5, high, "left", {"color": MUTED}),
+        (1, 78, f"{max(kl, 0.0):.1f}", "right", {}),
+        (1, 128, f"{precision:,.{digits}f}", "right", {}),
     ]
     for x, offset, text, side, style in texts:
         ax.annotate(
@@ -714,9 +715,9 @@ def _beside(
 def _head(ax: Axes) -> None:
     """Headings of what stands beside the rows."""
     for x, offset, text, side in (
-        (0, -5, "from z =", "right"),
-        (1, 5, "to z =", "left"),
-        (1, 76, "KL, nats", "right"),
+        (0, -5, "z from", "right"),
+        (1, 5, "to", "left"),
+        (1, 78, "KL (nats)", "right"),
         (1, 128, "precision", "right"),
     ):
         ax.annotate(
@@ -727,7 +728,7 @@ def _head(ax: Axes) -> None:
             textcoords="offset points",
             ha=side,
             va="bottom",
-            fontsize=8.5,
+            fontsize=9,
             color=MUTED,
         )
 
@@ -778,7 +779,10 @@ def draw_curves(ax: Axes, images: Tensor) -> list[Axes]:
             _curve(panel, vector, color=shade, lw=1.2)
         panel.set_ylim(low - room, high + room)
         panel.tick_params(labelbottom=panel is panels[-1], labelsize=8)
-    panels[-1].set_xlabel("column (dark: the low end of z, light: the high end)")
+    panels[-1].set_xlabel(
+        "column; dark: the low end of z, light: the high end\n"
+        f"(values from {low:.2g} to {high:.2g} in each panel)"
+    )
     return panels
 
 
