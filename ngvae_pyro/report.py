@@ -180,8 +180,8 @@ def _run_captions(
         )
     if leaking:
         precision += (
-            f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is inferred as "
-            "widely as noise, and yet about means that vary with the image."
+            f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is as wide as "
+            "noise there, and yet about means that vary with the image."
         )
         variances += (
             f" That of the leaking latent{'' if one else 's'} (hatched) is near 1 too, about means "

@@ -423,7 +423,7 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     record = {"starts": fit.starts, "seconds": fit.seconds}
-    report.write_run_report(folder, saved, metrics, record=record)
+    report.write_run_report(folder, saved, metrics, None, record)
     save_record(folder, spec, fit.starts, held_out, fit.device, fit.digest, fit.seconds)
     write_json(folder / METRICS, metrics)
     return metrics

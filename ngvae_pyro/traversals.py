@@ -123,11 +123,11 @@ def walk(
     for i, latents in enumerate(moved):
         spans = np.array([support.ends(k, base) for k in latents])
         for k, (low, high) in zip(latents, spans, strict=True):
-            z[i, :, k] = torch.linspace(low, high, steps)
+            z[i, :, k] = torch.linspace(low, high, steps, dtype=z.dtype)
         low, high = spans.mean(0).tolist()
         found.append((low, high))
     if not moved:
-        return torch.zeros(0, steps, *fit.model.image_shape), found
+        return z.new_zeros(0, steps, *fit.model.image_shape), found
     return decode(fit, z), found
 
 
@@ -195,7 +195,7 @@ def interpolate(fit: Fit, a: Any, b: Any, steps: int) -> Tensor:
     """Decoded images (steps, C, H, W) on the straight line between the codes of two images."""
     check_number("steps", steps, 2, 1000)
     first, last = (codes(fit, _one(fit, name, x)).loc[0] for name, x in (("a", a), ("b", b)))
-    share = torch.linspace(0.0, 1.0, steps)[:, None]
+    share = torch.linspace(0.0, 1.0, steps, dtype=first.dtype)[:, None]
     return decode(fit, torch.lerp(first, last, share))
 
 
