@@ -19,15 +19,16 @@ from ngvae_pyro import traversals as paths
 from ngvae_pyro.files import make_folder
 from ngvae_pyro.plots import (
     INFORMATIVE,
-    ROWS,
     SHOWN,
     UNINFORMATIVE,
     are_vectors,
+    colours,
     draw_covariance,
     draw_curves,
     draw_grid,
     latent_rows,
     literal,
+    moved_rows,
     new_figure,
 )
 
@@ -48,6 +49,7 @@ class Look:
     rows: list[dict[str, Any]]
     traversals: Tensor
     names: list[str]
+    colours: list[str]
 
     @property
     def informative(self) -> np.ndarray:
@@ -61,13 +63,15 @@ def look(label: str, folder: Path) -> Look:
     images, _ = evaluation.evaluation_images(spec, held_out)
     few = images.subset(slice(0, IMAGES))
     rows = latent_rows(runs.load_metrics(folder))
-    shown = [row["latent"] for row in rows if row["probs"] > 0.5][:ROWS]
-    shown += [row["latent"] for row in rows if row["probs"] <= 0.5][:1]
+    moved, names = moved_rows(rows, fit.model.latent_size)
     support = paths.Support.of(fit, few)
     (base,) = paths.typical(support.loc, 1)
-    pictures, _ = paths.walk(fit, support, [[k] for k in shown], COLUMNS, base)
-    names = [f"z{k}" for k in shown]
-    return Look(literal(label), spec.fit.seed, evaluation.sample(fit, few), rows, pictures, names)
+    pictures, _ = paths.walk(fit, support, moved, COLUMNS, base)
+    # All that move in one row are of one kind.
+    known = {row["latent"]: row for row in rows}
+    inks = colours([known[latents[0]] for latents in moved])
+    code = evaluation.sample(fit, few)
+    return Look(literal(label), spec.fit.seed, code, rows, pictures, names, inks)
 
 
 def save_all(folder: Path, done: Sequence[tuple[str, str, Path]], comparison: Any) -> None:
@@ -147,9 +151,9 @@ def covariances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
 
 
 def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -> None:
-    """Decoded images as one latent moves over its range; most informative latent on top."""
+    """Decoded images as one latent moves, as far as the data go; most informative latent on top."""
     figure.suptitle(
-        "Latent traversals, most informative latent on top (grey: an uninformative one)",
+        "Latent traversals, most informative latent on top (orange: leaking, grey: all others)",
         x=0.01,
         ha="left",
     )
@@ -157,16 +161,14 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
     for axes in panels[len(looks) :]:
         axes.set_axis_off()
     for axes, one in zip(panels, looks, strict=False):
-        on = one.informative
-        colours = [INFORMATIVE if on[int(name[1:])] else UNINFORMATIVE for name in one.names]
         if are_vectors(one.traversals):
             curves = draw_curves(axes, one.traversals)
-            for panel, name, colour in zip(curves, one.names, colours, strict=True):
+            for panel, name, colour in zip(curves, one.names, one.colours, strict=True):
                 panel.set_ylabel(name, color=colour, fontsize=8)
         else:
-            draw_grid(axes, one.traversals)
+            draw_grid(axes, one.traversals, apart=one.colours.count(UNINFORMATIVE))
             axes.set_yticklabels(one.names, fontsize=8)
-            for text, colour in zip(axes.get_yticklabels(), colours, strict=True):
+            for text, colour in zip(axes.get_yticklabels(), one.colours, strict=True):
                 text.set_color(colour)
         axes.set_title(f"{one.label}, seed {one.seed}", fontsize=10)
         axes.set_anchor("N")

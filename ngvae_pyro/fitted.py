@@ -87,9 +87,10 @@ class Fit:
     ) -> Any:
         """Decoded images as one latent moves and the others stay.
 
-        Each row goes as far as the data do: over the twentieth of the images (20 at least) whose
-        other latents are most like those of the base image, from the 5 % to the 95 % quantile of z
-        (:meth:`ngvae_pyro.traversals.Support.ends`).
+        Each row goes as far as the data do: over the fiftieth of the images (20 at least) whose
+        other latents are most like those of the base image, from the 5 % to the 95 % quantile of z,
+        or to the last place at which the guide still reads the other informative latents where they
+        are (:meth:`ngvae_pyro.traversals.Support.reach`).
 
         Args:
             images: An array, a tensor or :class:`ngvae_pyro.ImageData` of the model's shape, at

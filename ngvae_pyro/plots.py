@@ -239,7 +239,7 @@ def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: dict[str, A
             draw(ax)
 
 
-def _colours(rows: list[Row]) -> list[str]:
+def colours(rows: list[Row]) -> list[str]:
     return [
         INFORMATIVE if row["probs"] > 0.5 else ACCENT if row.get("leaking") else UNINFORMATIVE
         for row in rows
@@ -296,7 +296,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
 
 def _mark(row: Row) -> dict[str, Any]:
     """How the latent of a row is drawn as a point: full, hollow, or as a diamond if it leaks."""
-    (colour,) = _colours([row])
+    (colour,) = colours([row])
     style = {"marker": "o", "color": colour, "mfc": "white", "ms": 5.5, "mew": 1.5, "ls": ""}
     if row["probs"] > 0.5:
         return style | {"mfc": colour}
@@ -305,7 +305,7 @@ def _mark(row: Row) -> dict[str, Any]:
 
 def _name_latents(axis: Any, rows: list[Row]) -> None:
     """Colours the names of latents at the ticks of an axis."""
-    for label, colour in zip(axis.get_ticklabels(), _colours(rows), strict=True):
+    for label, colour in zip(axis.get_ticklabels(), colours(rows), strict=True):
         label.set_color(MUTED if colour == UNINFORMATIVE else colour)
 
 
@@ -325,7 +325,7 @@ def precisions(rows: Any, ax: Axes | None = None) -> Axes:
     rows = latent_rows(rows)[:SHOWN]
     with _drawing(ax, 6.4, 1.1 + 0.27 * len(rows)) as ax:
         kinds = {}
-        for y, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
+        for y, (row, colour) in enumerate(zip(rows, colours(rows), strict=True)):
             precision = row["precision"]
             ax.plot([precision["5%"], precision["95%"]], [y, y], color=colour, lw=2.5)
             (point,) = ax.plot(precision["mean"], y, **_mark(row))
@@ -585,16 +585,12 @@ def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
     return ax
 
 
-def _moved(
-    rows: list[Row], latents: list[int] | None, size: int
-) -> tuple[list[list[int]], list[str]]:
-    """Which latents move in each row of a figure of traversals, and its names.
+def moved_rows(rows: list[Row], size: int) -> tuple[list[list[int]], list[str]]:
+    """Which latents move in each row of a figure of traversals, and the names of its rows.
 
-    By default one row for each informative latent and one for each that leaks, and one in which
-    all others move at once.
+    One row for each informative latent and one for each that leaks, 20 at most, and one in which
+    all others of ``size`` latents move at once.
     """
-    if latents is not None:
-        return [[k] for k in latents], [f"z{k}" for k in latents]
     alone = [r["latent"] for kind in ("informative", "leaking") for r in rows if _kind(r) == kind]
     shown = alone[:ROWS]
     moved, names = [[k] for k in shown], [f"z{k}" for k in shown]
@@ -619,8 +615,9 @@ def traversals(
     A row for each informative latent, most informative first, and one for each that leaks, 20 at
     most; in a last row all other latents move at once, which changes nothing where they carry
     nothing. Each row says between which values of z it goes: as far as there are images that are
-    alike in the other latents (:meth:`ngvae_pyro.traversals.Support.ends`). At its right are the KL
-    of z (nats) and the mean precision of q(z | x). Vectors, images of shape (1, 1, D), are curves.
+    alike in the other latents (:meth:`ngvae_pyro.traversals.Support.reach`). At its right are the
+    KL of z (nats) and the mean precision of q(z | x). Vectors, images of shape (1, 1, D), are
+    curves.
 
     Args:
         fit: The trained pair.
@@ -652,7 +649,10 @@ def traversals(
         numbers = paths.typical(support.loc, int(bases))
     else:
         numbers = paths.check_numbers("bases", bases, len(data), "images, e.g. [0, 5]")
-    moved, names = _moved(rows, latents, fit.model.latent_size)
+    if latents is None:
+        moved, names = moved_rows(rows, fit.model.latent_size)
+    else:
+        moved, names = [[k] for k in latents], [f"z{k}" for k in latents]
     walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
     known = {row["latent"]: row for row in rows}
     groups = [[known[k] for k in row] for row in moved]
@@ -686,7 +686,7 @@ def _beside(
         group: The latents that move in it.
         span: Between which values.
     """
-    (colour,) = set(_colours(group)) if len(group) == 1 else (UNINFORMATIVE,)
+    (colour,) = set(colours(group)) if len(group) == 1 else (UNINFORMATIVE,)
     kl = sum(row["kl"]["z"] for row in group)
     precision = np.mean([row["precision"]["mean"] for row in group])
     digits = 0 if precision >= 100 else 1 if precision >= 10 else 2

@@ -59,8 +59,8 @@ COMPARISON_FIGURES = {
         "Matrices of the covariances between the latents, one for each model.",
     ),
     "traversals": (
-        "One latent a row, moved over the range that it has in the data while the others stay; "
-        "the most informative one on top.",
+        "One latent a row, the most informative one on top, moved while the others stay as far as "
+        "there are images that are alike in the others; in the last row all others move at once.",
         "Grids of decoded images, one for each model and one row for each latent.",
     ),
     "reconstruction": (
