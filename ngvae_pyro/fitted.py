@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.util import site_is_subsample
@@ -84,7 +85,7 @@ class Fit:
         latents: Sequence[int] | None = None,
         steps: int = STEPS,
         base: int = 0,
-    ) -> Any:
+    ) -> np.ndarray | Tensor:
         """Decoded images as one latent moves and the others stay.
 
         Each row goes as far as the data do: over the fiftieth of the images (20 at least) whose
@@ -112,7 +113,7 @@ class Fit:
 
         return traversals.like(images, traversals.traverse(self, images, latents, steps, base))
 
-    def interpolate(self, a: Any, b: Any, steps: int = STEPS) -> Any:
+    def interpolate(self, a: Any, b: Any, steps: int = STEPS) -> np.ndarray | Tensor:
         """Decoded images on the straight line between the codes of two images.
 
         They are E[x | z] at z = (1 - t) loc(a) + t loc(b) for t from 0 to 1.

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from ngvae_pyro import traversals as paths
@@ -424,7 +425,7 @@ def covariance(loc: Any, rows: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> Any:
+def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> AxesImage:
     """The matrix of the covariances of values (N, K) over the largest variance, latents named."""
     order = [row["latent"] for row in rows]
     cov = np.atleast_2d(np.cov(values[:, order].numpy().T, bias=True))
@@ -667,6 +668,8 @@ def traversals(
         blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=(0.12, 0.0))
         for block, (images, found) in zip(blocks, walks, strict=True):
             draw(block, images, found, names, groups)
+            # Below the title, where the room is wider than the images.
+            block.set_anchor("W")
         count = sum(row["probs"] > 0.5 for row in rows)
         of = f": the {ROWS} most informative of {count}" if latents is None and count > ROWS else ""
         ax.set_title(f"Latent traversals{of}", pad=22)

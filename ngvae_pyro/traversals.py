@@ -283,7 +283,7 @@ def traverse(fit: Fit, images: Any, latents: Sequence[int] | None, steps: int, b
     return walk(fit, Support.of(fit, data), [[k] for k in latents], steps, int(base))[0]
 
 
-def like(given: Any, images: Tensor) -> Any:
+def like(given: Any, images: Tensor) -> np.ndarray | Tensor:
     """Images as those that were given: a tensor on the same device, or an array."""
     if isinstance(given, ImageData):
         return images
