@@ -63,7 +63,7 @@ def look(label: str, folder: Path) -> Look:
     images, _ = evaluation.evaluation_images(spec, held_out)
     few = images.subset(slice(0, IMAGES))
     rows = latent_rows(runs.load_metrics(folder))
-    moved, names = moved_rows(rows, fit.model.latent_size)
+    moved, names = moved_rows(rows)
     support = paths.Support.of(fit, few)
     (base,) = paths.typical(support.loc, 1)
     pictures, _ = paths.walk(fit, support, moved, COLUMNS, base)

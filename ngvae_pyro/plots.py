@@ -586,16 +586,19 @@ def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
     return ax
 
 
-def moved_rows(rows: list[Row], size: int) -> tuple[list[list[int]], list[str]]:
+def moved_rows(rows: list[Row]) -> tuple[list[list[int]], list[str]]:
     """Which latents move in each row of a figure of traversals, and the names of its rows.
 
     One row for each informative latent and one for each that leaks, 20 at most, and one in which
-    all others of ``size`` latents move at once.
+    all others move at once.
     """
-    alone = [r["latent"] for kind in ("informative", "leaking") for r in rows if _kind(r) == kind]
-    shown = alone[:ROWS]
+    kinds = ("informative", "leaking", "uninformative")
+    informative, leaking, others = (
+        [row["latent"] for row in rows if _kind(row) == kind] for kind in kinds
+    )
+    shown = (informative + leaking)[:ROWS]
     moved, names = [[k] for k in shown], [f"z{k}" for k in shown]
-    if others := [k for k in range(size) if k not in alone]:
+    if others:
         moved.append(others)
         names.append(f"the other\n{len(others)} latents" if len(others) > 1 else f"z{others[0]}")
     return moved, names
@@ -634,13 +637,16 @@ def traversals(
         The Axes.
 
     Raises:
-        UserError: For numbers of latents or of images that are not there.
+        UserError: For numbers of latents or of images that are not there, and for rows that are
+            not those of all latents of the fit.
     """
     check_fit(fit)
     check_images(data, fit.model.image_shape)
-    rows = latent_rows(rows)
+    rows, size = latent_rows(rows), fit.model.latent_size
+    known = {row["latent"]: row for row in rows}
+    if sorted(known) != list(range(size)):
+        raise UserError(f"rows: expected the {size} latents of the fit, got {len(known)}")
     if latents is not None:
-        size = fit.model.latent_size
         latents = paths.check_numbers("latents", latents, size, "latents, e.g. [3, 9]")
     paths.check_number("steps", steps, 2, 1000)
     paths.check_size(data)
@@ -651,11 +657,10 @@ def traversals(
     else:
         numbers = paths.check_numbers("bases", bases, len(data), "images, e.g. [0, 5]")
     if latents is None:
-        moved, names = moved_rows(rows, fit.model.latent_size)
+        moved, names = moved_rows(rows)
     else:
         moved, names = [[k] for k in latents], [f"z{k}" for k in latents]
     walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
-    known = {row["latent"]: row for row in rows}
     groups = [[known[k] for k in row] for row in moved]
     draw, across, down = _draw_walk, 0.42, 0.45
     if are_vectors(walks[0][0]):
@@ -668,9 +673,10 @@ def traversals(
         blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=(0.12, 0.0))
         for block, (images, found) in zip(blocks, walks, strict=True):
             draw(block, images, found, names, groups)
-            # Below the title, where the room is wider than the images.
-            block.set_anchor("W")
-        count = sum(row["probs"] > 0.5 for row in rows)
+            if block is not ax:
+                # Below the title, where the room is wider than the images.
+                block.set_anchor("W")
+        count = sum(_kind(row) != "uninformative" for row in rows)
         of = f": the {ROWS} most informative of {count}" if latents is None and count > ROWS else ""
         ax.set_title(f"Latent traversals{of}", pad=22)
     return ax

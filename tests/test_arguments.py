@@ -36,6 +36,7 @@ class Kit:
         self.model, self.guide = self.pair()
         self.fit = ng.fit(self.model, self.guide, self.data, FitSpec(steps=1), progress=False)
         self.numbers = diagnostics.evaluate(self.fit, self.data)
+        self.rows = diagnostics.most_informative_first(self.numbers)
         self.code = diagnostics.codes(self.fit, self.data)
         self.other = ng.load_guide("gaussian", ng.load_model("gaussian", self.data, decoder=SMALL))
 
@@ -134,6 +135,7 @@ def table(values):
         (lambda k: plots.reconstructions(k.data, k.fit), "fit: expected a trained pair"),
         (lambda k: plots.reconstructions(k.fit, k.data, 0), "columns: expected 1 to 1,000, got 0"),
         (lambda k: plots.traversals(k.fit, k.numbers, k.data), r"ngvae_pyro.ImageData\("),
+        (lambda k: plots.traversals(k.fit, k.data, k.rows[:1]), "rows: expected the 3 latents of"),
         (lambda k: k.fit.plot.traversals(k.data, [9]), "latents: expected 0 to 2, got 9"),
         (lambda k: k.fit.plot.traversals(k.data, []), "latents: expected numbers of .*, got none"),
         (lambda k: k.fit.plot.traversals(k.data, 1), "latents: expected numbers of latents, e.g. "),
