@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ngvae_pyro import metrics, objectives, scores, uncertainty
+    from ngvae_pyro import metrics, objectives, plots, scores, uncertainty
     from ngvae_pyro.checking import check
     from ngvae_pyro.checkpoints import Checkpoints
     from ngvae_pyro.data import load as load_data
@@ -47,7 +47,7 @@ _HOMES = {
     "to_arviz": "diagnostics",
 }
 # Modules of which all public names are meant for use.
-_MODULES = ("metrics", "objectives", "scores", "uncertainty")
+_MODULES = ("metrics", "objectives", "plots", "scores", "uncertainty")
 __all__ = [*sorted(_HOMES), *_MODULES, "__version__"]
 
 

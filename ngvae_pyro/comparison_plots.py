@@ -14,15 +14,23 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from ngvae_pyro import diagnostics, evaluation, runs
+from ngvae_pyro import evaluation, runs
+from ngvae_pyro import traversals as paths
 from ngvae_pyro.files import make_folder
 from ngvae_pyro.plots import (
     INFORMATIVE,
+    SHOWN,
     UNINFORMATIVE,
+    Row,
+    are_vectors,
+    colours,
+    draw_covariance,
+    draw_curves,
     draw_grid,
+    latent_rows,
     literal,
+    moved_rows,
     new_figure,
-    traverse,
 )
 
 # Okabe and Ito (2008), without the yellow, and markers for who sees no colours.
@@ -39,9 +47,10 @@ class Look:
     label: str
     seed: int
     code: evaluation.Sample
-    rows: list[diagnostics.Latent]
+    rows: list[Row]
     traversals: Tensor
     names: list[str]
+    colours: list[str]
 
     @property
     def informative(self) -> np.ndarray:
@@ -54,10 +63,16 @@ def look(label: str, folder: Path) -> Look:
     _, held_out = runs.load_data(spec)
     images, _ = evaluation.evaluation_images(spec, held_out)
     few = images.subset(slice(0, IMAGES))
-    rows = diagnostics.most_informative_first(runs.load_metrics(folder))
-    pictures, shown = traverse(fit, few, rows, COLUMNS, uninformative=1)
-    names = [f"z{row['latent']}" for row in shown]
-    return Look(literal(label), spec.fit.seed, evaluation.sample(fit, few), rows, pictures, names)
+    rows = latent_rows(runs.load_metrics(folder))
+    moved, names = moved_rows(rows)
+    support = paths.Support.of(fit, few)
+    (base,) = paths.typical(support.loc, 1)
+    pictures, _ = paths.walk(fit, support, moved, COLUMNS, base)
+    # All that move in one row are of one kind.
+    known = {row["latent"]: row for row in rows}
+    inks = colours([known[latents[0]] for latents in moved])
+    code = evaluation.sample(fit, few)
+    return Look(literal(label), spec.fit.seed, code, rows, pictures, names, inks)
 
 
 def save_all(folder: Path, done: Sequence[tuple[str, str, Path]], comparison: Any) -> None:
@@ -123,31 +138,23 @@ def variances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
 
 
 def covariances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
-    """Covariances of z over the data, over the largest variance; the last model comes first.
-
-    That is the slides' order: NG-VAE, beta-VAE (150), beta-VAE (27), vanilla.
-    """
+    """Covariances of z over the data, over the largest variance."""
     figure.suptitle("Covariance of z over the data, largest variance = 1", x=0.02, ha="left")
     down = math.ceil(len(looks) / 2)
     panels = figure.subplots(down, min(2, len(looks)), squeeze=False).ravel()
-    for axes in panels:
-        axes.grid(False)
+    for axes in panels[len(looks) :]:
         axes.set_axis_off()
-    image = None
-    for axes, one in zip(panels, reversed(looks), strict=False):
-        order = [row["latent"] for row in one.rows]
-        covariance = np.atleast_2d(np.cov(one.code.z[:, order].numpy().T))
-        scaled = covariance / np.abs(np.diag(covariance)).max()
-        image = axes.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1)
+    for axes, one in zip(panels, looks, strict=False):
+        image = draw_covariance(axes, one.code.z, one.rows[:SHOWN])
+        axes.tick_params(labelsize=7, length=2, pad=1)
         axes.set_title(one.label, fontsize=10)
-    if image is not None:
-        figure.colorbar(image, ax=list(panels), shrink=0.7, label="covariance / largest variance")
+    figure.colorbar(image, ax=list(panels), shrink=0.7, label="covariance / largest variance")
 
 
 def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -> None:
-    """Decoded images as one latent moves over its range; most informative latent on top."""
+    """Decoded images as one latent moves, as far as the data go; most informative latent on top."""
     figure.suptitle(
-        "Latent traversals, most informative latent on top (grey: an uninformative one)",
+        "Latent traversals, most informative latent on top (orange: leaking, grey: all others)",
         x=0.01,
         ha="left",
     )
@@ -155,11 +162,15 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
     for axes in panels[len(looks) :]:
         axes.set_axis_off()
     for axes, one in zip(panels, looks, strict=False):
-        draw_grid(axes, one.traversals)
-        axes.set_yticklabels(one.names, fontsize=8)
-        on = one.informative
-        for text, name in zip(axes.get_yticklabels(), one.names, strict=True):
-            text.set_color(INFORMATIVE if on[int(name[1:])] else UNINFORMATIVE)
+        if are_vectors(one.traversals):
+            curves = draw_curves(axes, one.traversals)
+            for panel, name, colour in zip(curves, one.names, one.colours, strict=True):
+                panel.set_ylabel(name, color=colour, fontsize=8)
+        else:
+            draw_grid(axes, one.traversals, apart=one.colours.count(UNINFORMATIVE))
+            axes.set_yticklabels(one.names, fontsize=8)
+            for text, colour in zip(axes.get_yticklabels(), one.colours, strict=True):
+                text.set_color(colour)
         axes.set_title(f"{one.label}, seed {one.seed}", fontsize=10)
         axes.set_anchor("N")
 

@@ -167,7 +167,7 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
         result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
         runs.claim(folder, written)
         runs.write_json(folder / "evaluation.json", result)
-        report.write_run_report(folder, spec, numbers, result)
+        report.write_run_report(folder, spec, numbers, result, runs.load_record(folder))
     return result
 
 

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
     from ngvae_pyro.diagnostics import Metrics
+    from ngvae_pyro.plots import Figures
 
 # Images that are looked at together.
 BATCH = 512
+# Images of a row of a traversal.
+STEPS = 11
 
 
 @dataclass(repr=False)
@@ -42,12 +45,12 @@ class Fit:
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
     its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Looks within
-    a move are those of the branch that was kept. ``steps``
-    counts optimizer steps on the final path, ``extra_steps`` those of the forks that were not kept,
-    ``seconds`` all of them. ``starts`` says of each process that had a part in it, one after the
-    other, what it was started by and where. ``schedule`` is the one that was followed, and
-    ``digest`` that of the training images, of which there were ``count``; they are None for what
-    was not trained here. ``form`` is how arrays of a user become images of the model and back.
+    a move are those of the branch that was kept. ``steps`` counts optimizer steps on the final
+    path, ``extra_steps`` those of the forks that were not kept, ``seconds`` all of them. ``starts``
+    says of each process that had a part in it, one after the other, what it was started by and
+    where. ``schedule`` is the one that was followed, and ``digest`` that of the training images, of
+    which there were ``count``; they are None for what was not trained here. ``form`` is how arrays
+    of a user become images of the model and back.
     """
 
     model: VAE
@@ -158,10 +161,10 @@ class Fit:
         if latents.ndim != 2 or latents.shape[1] != self.model.latent_size:
             expected = f"(N, {self.model.latent_size})"
             raise UserError(f"z: expected shape {expected}, got {tuple(latents.shape)}")
-        return _like(z, self.form.arrays(self._means(latents)))
+        return _like(z, self.form.arrays(self.means(latents)))
 
     @torch.no_grad()
-    def _means(self, z: Tensor) -> Tensor:
+    def means(self, z: Tensor) -> Tensor:
         """E[x | z] of latents (N, K) as images (N, C, H, W), on the CPU."""
         with evaluating(self.model):
             outputs = (self.model.decoder(few.to(self.device)) for few in z.split(BATCH))
@@ -185,7 +188,7 @@ class Fit:
         from ngvae_pyro.diagnostics import codes
 
         loc = codes(self, self.as_images(images)).loc
-        return _like(images, self.form.arrays(self._means(loc)))
+        return _like(images, self.form.arrays(self.means(loc)))
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """E[x | z] of n draws of z from the prior, without the noise of the likelihood.
@@ -202,7 +205,7 @@ class Fit:
             raise UserError(f"n: expected a whole number, at least 1, got {described(n)}")
         with evaluating(self.model), seeded(seed, self.device), torch.no_grad():
             z = self.model.marginal.expand((int(n), self.model.latent_size)).sample()
-        return self.form.arrays(self._means(z)).numpy()
+        return self.form.arrays(self.means(z)).numpy()
 
     def latents(self, images: Images, seed: int = 0) -> "pd.DataFrame":
         """What there is to say of each latent, most informative first.
@@ -308,6 +311,70 @@ class Fit:
             model_name=names["model"], guide_name=names["guide"], data=DataSpec(name=images.name)
         )
         return save_run(folder, self, spec, images)
+
+    # Pictures ---------------------------------------------------------------------------------
+
+    def traverse(
+        self,
+        images: Images,
+        latents: Sequence[int] | None = None,
+        steps: int = STEPS,
+        base: int = 0,
+    ) -> np.ndarray | Tensor:
+        """Decoded images as one latent moves and the others stay.
+
+        Each row goes as far as the data do: over the fiftieth of the images (20 at least) whose
+        other latents are most like those of the base image, from the 5 % to the 95 % quantile of z,
+        or to the last place at which the guide still reads the other informative latents where they
+        are (:meth:`ngvae_pyro.traversals.Support.reach`).
+
+        Args:
+            images: Images or vectors, as :meth:`as_images` takes them, at least 2; the ranges are
+                theirs, so the more the better.
+            latents: Numbers of the latents that move, by default the informative ones, most
+                informative first.
+            steps: How many images a row has, 2 to 1,000, at equal distances in z.
+            base: Which of the images gives the latents that stay.
+
+        Returns:
+            E[x | z], (rows, steps, ...), each as :meth:`decode` returns it.
+
+        Raises:
+            UserError: For images of another shape than the model's, and for numbers of latents or
+                images that are not there.
+        """
+        from ngvae_pyro import traversals
+
+        found = traversals.traverse(self, self.as_images(images), latents, steps, base)
+        rows = self.form.arrays(found.flatten(0, 1))
+        return _like(images, rows.unflatten(0, found.shape[:2]))
+
+    def interpolate(self, a: Images, b: Images, steps: int = STEPS) -> np.ndarray | Tensor:
+        """Decoded images on the straight line between the codes of two images.
+
+        They are E[x | z] at z = (1 - t) loc(a) + t loc(b) for t from 0 to 1.
+
+        Args:
+            a: The first image or vector, as :meth:`as_images` takes it, with or without its axis N.
+            b: The last one.
+            steps: How many images, 2 to 1,000.
+
+        Returns:
+            E[x | z], (steps, ...), each as :meth:`decode` returns it.
+
+        Raises:
+            UserError: For images of another shape than the model's, or more than one.
+        """
+        from ngvae_pyro import traversals
+
+        return _like(a, self.form.arrays(traversals.interpolate(self, a, b, steps)))
+
+    @property
+    def plot(self) -> "Figures":
+        """Figures of this fit, each a method that returns matplotlib Axes."""
+        from ngvae_pyro.plots import Figures
+
+        return Figures(self)
 
     # What it says of itself -------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.specs import SavedRun
 from ngvae_pyro.table import DASH, FIT, SLIDES, known_count, notes, of_run
+from ngvae_pyro.verdict import Verdict
 
 # Share of images with a bad Pareto k above which a log likelihood comes with a warning.
 MANY_BAD = 0.1
@@ -30,57 +31,22 @@ PIXELS = 1.5
 class Figure(NamedTuple):
     """A picture to embed: width in CSS pixels, and ``source``, a data URL."""
 
+    name: str
     caption: str
     alt: str
     width: int
     source: str
 
 
-# Name: (caption, alt), in the order of the page.
-RUN_FIGURES = {
-    "selection": (
-        "How the latents were selected: p of each, above one half where it is informative, and "
-        "the KL, against the training step.",
-        "Line chart. Top: p of each latent against the step. Bottom: KL of each site against the "
-        "step.",
-    ),
-    "precisions": (
-        "Posterior precision of each latent: mean, and 5 % to 95 % over images and draws. An "
-        "uninformative latent stays at the prior's precision of 1.",
-        "Forest plot of the posterior precision of each latent on a logarithmic axis.",
-    ),
-    "variances": (
-        "Inferred variances of z over images and latents: small where a latent carries the image, "
-        "1 where it is noise.",
-        "Histogram of the inferred variances of z, informative and uninformative latents apart.",
-    ),
-    "covariance": (
-        "Covariance of the posterior means, over the largest variance: variances on the diagonal, "
-        "covariances off it. Empty rows are uninformative latents.",
-        "Matrix of the covariances between the posterior means of the latents.",
-    ),
-    "reconstructions": (
-        "Held-out images, their reconstructions, and ten times the difference.",
-        "Three rows of small images: held-out images, reconstructions, differences.",
-    ),
-    "traversals": (
-        "One latent a row, moved over the range that it has in the data while the others stay; "
-        "an uninformative one changes nothing.",
-        "Grid of decoded images, one row a latent, from the low to the high end of its range.",
-    ),
-}
-# What differs where the latents are counts.
-COUNT_FIGURES = RUN_FIGURES | {
-    "precisions": (
-        "One over the posterior rate of each count: mean, and 5 % to 95 % over images. A count "
-        "that is seldom above 0 has a high one.",
-        "Forest plot of one over the posterior rate of each latent on a logarithmic axis.",
-    ),
-    "variances": (
-        "Posterior variances of the counts over images and latents, which are their rates.",
-        "Histogram of the posterior variances of z, informative and uninformative latents apart.",
-    ),
-}
+# Those that a training writes.
+RUN_FIGURES = (
+    "selection",
+    "precisions",
+    "variances",
+    "covariance",
+    "reconstructions",
+    "traversals",
+)
 COMPARISON_FIGURES = {
     "variances": (
         "Inferred variances of z over images and latents: blue for informative latents, grey for "
@@ -93,8 +59,8 @@ COMPARISON_FIGURES = {
         "Matrices of the covariances between the latents, one for each model.",
     ),
     "traversals": (
-        "One latent a row, moved over the range that it has in the data while the others stay; "
-        "the most informative one on top.",
+        "One latent a row, the most informative one on top, moved while the others stay as far as "
+        "there are images that are alike in the others; in the last row all others move at once.",
         "Grids of decoded images, one for each model and one row for each latent.",
     ),
     "reconstruction": (
@@ -124,43 +90,145 @@ def write_run_report(
     spec: SavedRun,
     metrics: Metrics,
     evaluation: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """``report.html`` of a run: what was run, its latents, its scores and its figures.
+    """``report.html`` of a run: what was found, whether it can be trusted, and all the numbers.
 
     Args:
         folder: The run folder; its ``figures/*.png`` are embedded.
         spec: What was run, ``config.toml``.
         metrics: From :func:`ngvae_pyro.evaluate`, ``metrics.json``.
         evaluation: ``evaluation.json``, of which any key may be missing.
+        record: ``starts`` and ``seconds`` of ``run.json``: how it was trained, where, and how long.
 
     Returns:
         The path of the page.
     """
     folder, evaluation = Path(folder), evaluation or {}
     rows = most_informative_first(metrics)
+    verdict = Verdict.from_metrics(metrics)
     values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
+    figures = _figures(folder, _run_captions(metrics, verdict))
     page = (
         _environment()
         .get_template("run.html.j2")
         .render(
             spec=spec,
             metrics=metrics,
+            verdict=verdict,
+            leaking=verdict.leaking if verdict else (),
             rows=rows,
             evaluation=evaluation,
+            record=record or {"starts": []},
             likelihood=evaluation.get("log_likelihood"),
             p_is=GUIDES[type(spec.guide)].p_is,
             labelled=known_count(evaluation.get("factors")) is None,
             many_bad=MANY_BAD,
             scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},
             aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
-            figures=_figures(
-                folder, COUNT_FIGURES if metrics.get("discrete", False) else RUN_FIGURES
-            ),
+            figures={figure.name: figure for figure in figures},
             config=tomli_w.dumps(values),
             versions=spec.versions,
         )
     )
     return _write(folder / "report.html", page)
+
+
+def _run_captions(
+    metrics: Mapping[str, Any], verdict: Verdict | None
+) -> dict[str, tuple[str, str]]:
+    """(caption, alt) of the known figures of a run, in the words that its verdict allows.
+
+    Without a verdict the figures are an older version's, and nothing is said of what leaks.
+    """
+    discrete, leaking = metrics.get("discrete", False), verdict.leaking if verdict else ()
+    named = ", ".join(f"z{k}" for k in leaking[:8])
+    if len(leaking) > 8:
+        named += f" and {len(leaking) - 8} more"
+    one = len(leaking) == 1
+    precision = (
+        "Precision of q(z | x), one over the variance that z is inferred with: mean, and 5 % to "
+        "95 % over images and draws."
+    )
+    if "precision" in metrics["kl"]:
+        precision += (
+            " It is the width of q(z | x), and not a posterior of the model's site precision: that "
+            "site is drawn unconnected to z and x, so that its exact posterior is its prior."
+        )
+    variances = (
+        "Inferred variances of z over images and latents: small where a latent carries the image, "
+        "near 1 where z is noise."
+    )
+    covariance = (
+        "Covariance of the posterior means, over the largest variance: variances on the diagonal, "
+        "covariances off it."
+    )
+    traversals = (
+        "One latent a row, most informative first, while the others stay at the code of one "
+        "held-out image."
+    )
+    if discrete:
+        precision = (
+            "One over the posterior rate of each count: mean, and 5 % to 95 % over images. A count "
+            "that is seldom above 0 has a high one."
+        )
+        variances = "Posterior variances of the counts over images and latents: their rates."
+    if verdict is not None:
+        traversals += (
+            " Each row goes as far as there are images that are alike in the other latents. Where "
+            "there is a last row of all other latents at once, it should change nothing."
+        )
+    if leaking:
+        precision += (
+            f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is as wide as "
+            "noise there, and yet about means that vary with the image."
+        )
+        variances += (
+            f" That of the leaking latent{'' if one else 's'} (hatched) is near 1 too, about means "
+            "that vary with the image."
+        )
+        covariance += f" {named} (orange) {'is' if one else 'are'} not counted and yet vary."
+        traversals += (
+            f" {named} (orange) {'is' if one else 'are'} not counted; what "
+            f"{'it changes' if one else 'they change'} is what leaks."
+        )
+    elif verdict is not None:
+        covariance += " The rows of uninformative latents are empty."
+    return {
+        "traversals": (
+            traversals,
+            "Grid of decoded images, one row a latent, from the low to the high end of its range.",
+        ),
+        "precisions": (
+            precision,
+            "Forest plot of one over the posterior rate of each latent on a logarithmic axis."
+            if discrete
+            else "Forest plot of the precision of each latent on a logarithmic axis.",
+        ),
+        "selection": (
+            "How the latents were selected: p of each, above one half where it is informative, and "
+            "the KL, against the training step.",
+            "Line chart. Top: p of each latent against the step. Bottom: KL of each site against "
+            "the step.",
+        ),
+        "reconstructions": (
+            "Held-out images, their reconstructions, and ten times the difference.",
+            "Three rows of small images: held-out images, reconstructions, differences.",
+        ),
+        "covariance": (
+            covariance,
+            "Matrix of the covariances between the posterior means of the latents.",
+        ),
+        "variances": (
+            variances,
+            "Histogram of the inferred variances of z, informative and other latents apart.",
+        ),
+        "check": (
+            "How near the guide's posterior of z is to the exact one of the trained model, which "
+            "ngvae check draws from by NUTS for some held-out images.",
+            "Comparison of the guide's posterior with draws from the exact one, for each latent.",
+        ),
+    }
 
 
 def write_comparison_report(folder: str | Path, comparison: Mapping[str, Any]) -> Path:
@@ -210,6 +278,19 @@ def number(value: float | None, decimals: int = 2, digits: int = 5) -> str:
     elif value:
         decimals = max(0, min(decimals, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:z,.{decimals}f}".replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """A time for the eye.
+
+    >>> duration(0.4), duration(72.3), duration(7384.0)
+    ('0 s', '1 min 12 s', '2 h 3 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _unit(metric: Mapping[str, Any], factors: int | None) -> str:
@@ -285,7 +366,7 @@ def _figure(path: Path, caption: str, alt: str) -> Figure:
         raise UserError(f"{path}: damaged: not a PNG image")
     (width,) = struct.unpack_from(">I", content, 16)
     source = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
-    return Figure(caption, alt, round(width / PIXELS), source)
+    return Figure(path.stem, caption, alt, round(width / PIXELS), source)
 
 
 def _environment() -> Environment:
@@ -297,6 +378,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["duration"] = duration
     return environment
 
 

@@ -432,7 +432,8 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
-    report.write_run_report(folder, saved, metrics)
+    record = {"starts": fit.starts, "seconds": fit.seconds}
+    report.write_run_report(folder, saved, metrics, None, record)
     save_record(folder, spec, fit.starts, held_out, fit.device, fit.digest, fit.seconds)
     write_json(folder / METRICS, metrics)
     return metrics

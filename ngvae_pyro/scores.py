@@ -357,4 +357,5 @@ def _write(
         partial = [stack.enter_context(files.whole(path)) for path in paths]
         runs.write_json(partial[0], result)
         partial[1].write_text(text.getvalue(), encoding="utf-8")
-        plots.scores(partial[2], panels, other)
+        ax = stack.enter_context(plots.sheet(partial[2]))
+        plots.scores(panels, other, ax)

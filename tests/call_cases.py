@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from input_cases import Bench, Result, Slow, impatient, lightened, npz, snapshot
+from matplotlib.figure import Figure
 
 import ngvae_pyro as ng
 from ngvae_pyro import data as loading
@@ -36,6 +37,7 @@ from ngvae_pyro.steps import NonFiniteLoss
 for _name in ng.__all__:
     getattr(ng, _name)
 SMALL = "{'width': 4, 'depth': 1}"
+AXES = "Figure().add_subplot()"
 SPEC = "ng.FitSpec(steps=2, batch_size=8, device='cpu')"
 # Each function with good arguments; those by keyword come up, or are left out.
 CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -76,12 +78,18 @@ CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
     "ng.metrics.sap": (["codes", "factors"], {"continuous": "True"}),
     "ng.metrics.active_units": (["codes"], {"threshold": "0.01"}),
     "ng.metrics.information_entropy": (["np.array([1.0, 2.0])"], {}),
-    "plots.selection": (["Path('a.png')", "fit"], {}),
-    "plots.reconstructions": (["Path('a.png')", "fit", "data"], {"columns": "3"}),
-    "plots.traversals": (["Path('a.png')", "fit", "data", "rows"], {"columns": "3"}),
-    "plots.precisions": (["Path('a.png')", "rows"], {}),
-    "plots.variances": (["Path('a.png')", "torch.ones(4, 2)", "torch.ones(4, 2)", "rows"], {}),
-    "plots.covariance": (["Path('a.png')", "torch.rand(4, 2)", "rows"], {}),
+    "plots.save": ([AXES, "Path('a.png')"], {}),
+    "plots.selection": (["fit", AXES], {}),
+    "plots.reconstructions": (["fit", "data", "3", AXES], {}),
+    "plots.precisions": (["rows", AXES], {}),
+    "plots.variances": (["torch.ones(4, 2)", "torch.ones(4, 2)", "rows", AXES], {}),
+    "plots.covariance": (["torch.rand(4, 2)", "rows", AXES], {}),
+    "fit.plot.traversals": (
+        ["data", "None", "3", "1", AXES],
+        {},
+    ),
+    "fit.traverse": (["data"], {"latents": "[1]", "steps": "3", "base": "2"}),
+    "fit.interpolate": (["images[0]", "images[1]"], {"steps": "3"}),
     "distributions.conditional_kl": (["pair", "pair"], {}),
     "distributions.kl_bound": (["mixture", "mixture"], {}),
     "distributions.kl_monte_carlo": (["mixture", "mixture"], {"draws": "3"}),
@@ -93,7 +101,7 @@ for _name in ("total_correlation", "decorrelation"):
 # Those that take images for a fit, or a model, which have to be of its shape.
 OF_ITS_SHAPE = {"ng.fit", "ng.evaluate", "ng.to_arviz", "ng.log_likelihood", "ng.save_run"}
 OF_ITS_SHAPE |= {"ng.scores.reference", "ng.scores.scores", "ng.uncertainty.uncertainty"}
-OF_ITS_SHAPE |= {"plots.reconstructions", "plots.traversals"}
+OF_ITS_SHAPE |= {"plots.reconstructions"}
 
 WRONG = ["None", "True", "-1", "0", "1", "2.5", "float('nan')", "float('inf')", "10**30", "'x'"]
 WRONG += ["''", "b'x'", "[]", "{}", "()", "[1, 2]", "{'a': 1}", "object()", "np.zeros(3)"]
@@ -188,6 +196,7 @@ class Names(dict[str, Any]):
             np=np,
             torch=torch,
             plots=plots,
+            Figure=Figure,
             distributions=distributions,
             Path=Path,
             folder="out",

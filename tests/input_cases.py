@@ -800,7 +800,7 @@ def lightened(steps: int = 2) -> Iterator[None]:
         mock.patch.object(comparison.comparison_plots, "save_all", nothing),
         mock.patch.object(runs.diagnostics, "to_arviz", nothing),
         mock.patch.object(runs._arviz, "to_netcdf", lambda posterior, path: path.touch()),
-        mock.patch.object(scores.plots, "scores", lambda path, *words: path.touch()),
+        mock.patch.object(scores.plots, "scores", nothing),
         mock.patch.object(comparison, "ProcessPoolExecutor", Inline),
         mock.patch.object(memory, "there", lambda device="cpu": ROOM),
     ):

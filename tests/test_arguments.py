@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from matplotlib.figure import Figure
 from torch.distributions import Gamma
 from typer.testing import CliRunner
 
@@ -35,6 +36,7 @@ class Kit:
         self.model, self.guide = self.pair()
         self.fit = ng.fit(self.model, self.guide, self.data, FitSpec(steps=1), progress=False)
         self.numbers = diagnostics.evaluate(self.fit, self.data)
+        self.rows = diagnostics.most_informative_first(self.numbers)
         self.code = diagnostics.codes(self.fit, self.data)
         self.other = ng.load_guide("gaussian", ng.load_model("gaussian", self.data, decoder=SMALL))
 
@@ -107,8 +109,8 @@ def table(values):
         (lambda k: ng.load_run(k.fit), "folder: expected the name of a run folder, got a Fit"),
         (lambda k: ng.load_run("x", device=0), "x: no such run folder"),
         # Figures.
-        (lambda k: plots.selection(k.fit, "a.png"), "path: .* got a Fit"),
-        (lambda k: plots.selection("a.png", k.model), "fit: expected a trained pair"),
+        (lambda k: plots.selection(k.fit, "a.png"), "ax: expected .* Axes or None, got 'a.png'"),
+        (lambda k: plots.selection(k.model), "fit: expected a trained pair"),
         (lambda k: ng.FitSpec(stepz=1), "FitSpec: unknown key 'stepz'; did you mean 'steps'?"),
         (lambda k: ng.ModelSpec(decoder={"wdth": 4}), "ModelSpec: unknown key 'decoder.wdth'"),
         (lambda k: ng.load_run("r", device=k.model), "no such run folder|device: expected auto"),
@@ -121,20 +123,31 @@ def table(values):
             lambda k: ng.load_model("gaussian", memoryview(np.ones((4, 8, 8, 1), "u1"))),
             "^images: expected an array, a tensor, .* got a memoryview",
         ),
-        (lambda k: plots.selection("a.txt", k.fit), "a.txt: expected a name that ends in .png"),
-        (lambda k: plots.selection("a", k.fit), "a: expected a name that ends in .png"),
-        (lambda k: plots.selection("a.png", ng.Fit(k.model, k.guide, FitSpec())), "history"),
-        (lambda k: plots.precisions("a.png", k.fit), "rows: .* got a Fit"),
-        (lambda k: plots.precisions("a.png", []), "rows: expected the metrics"),
-        (lambda k: plots.variances("a.png", k.code, k.code, k.numbers), "variance: .* got a Codes"),
-        (lambda k: plots.covariance("a.png", k.numbers, k.code.loc), "loc: .* got a dict"),
-        (lambda k: plots.reconstructions("a.png", k.data, k.fit), "fit: expected a trained pair"),
-        (
-            lambda k: plots.reconstructions("a.png", k.fit, k.data, 0),
-            "columns: expected 1 to 1,000",
-        ),
-        (lambda k: plots.reconstructions(k.fit, "a.png", k.data), "path: .* got a Fit"),
-        (lambda k: plots.traversals("a.png", k.fit, k.numbers, k.data), r"ngvae_pyro.ImageData\("),
+        (lambda k: plots.save(Figure(), "a.txt"), "a.txt: expected a name that ends in .png"),
+        (lambda k: plots.save(Figure(), "a"), "a: expected a name that ends in .png"),
+        (lambda k: plots.save("a.png", Figure()), "drawn: expected .* Axes, or a figure, got 'a.p"),
+        (lambda k: plots.save(Figure(), None), "path: .* got None"),
+        (lambda k: plots.selection(ng.Fit(k.model, k.guide, FitSpec())), "history"),
+        (lambda k: plots.precisions(k.fit), "rows: .* got a Fit"),
+        (lambda k: plots.precisions([]), "rows: expected the metrics"),
+        (lambda k: plots.variances(k.code, k.code, k.numbers), "variance: .* got a Codes"),
+        (lambda k: plots.covariance(k.numbers, k.code.loc), "loc: .* got a dict"),
+        (lambda k: plots.reconstructions(k.data, k.fit), "fit: expected a trained pair"),
+        (lambda k: plots.reconstructions(k.fit, k.data, 0), "columns: expected 1 to 1,000, got 0"),
+        (lambda k: plots.traversals(k.fit, k.numbers, k.data), r"ngvae_pyro.ImageData\("),
+        (lambda k: plots.traversals(k.fit, k.data, k.rows[:1]), "rows: expected the 3 latents of"),
+        (lambda k: k.fit.plot.traversals(k.data, [9]), "latents: expected 0 to 2, got 9"),
+        (lambda k: k.fit.plot.traversals(k.data, []), "latents: expected numbers of .*, got none"),
+        (lambda k: k.fit.plot.traversals(k.data, 1), "latents: expected numbers of latents, e.g. "),
+        (lambda k: k.fit.plot.traversals(k.data, bases=0), "bases: expected 1 to [0-9]+, got 0"),
+        (lambda k: k.fit.plot.traversals(k.data, bases=[-1]), "bases: expected 0 to .*, got -1"),
+        (lambda k: k.fit.plot.traversals(k.data, bases=True), "bases: expected numbers of images"),
+        (lambda k: k.fit.plot.precisions("data"), "expected images as ngvae_pyro.ImageData"),
+        (lambda k: k.fit.traverse(k.data, steps=1), "steps: expected 2 to 1,000, got 1"),
+        (lambda k: k.fit.traverse(k.data, base=10**6), "base: expected 0 to .*, got 1000000"),
+        (lambda k: k.fit.traverse(IMAGES[:1]), "expected at least 2 images for the ranges, got 1"),
+        (lambda k: k.fit.interpolate(IMAGES[0], IMAGES[:2]), "b: expected one image, got 2"),
+        (lambda k: k.fit.interpolate(IMAGES[0], None), "expected images .* got NoneType"),
         (lambda k: plots.save_all(k.fit, k.data, k.numbers, "x"), "folder: .* got a Fit"),
         # Distributions and metrics.
         (lambda k: kl_bound(Gamma(1.0, 1.0), Gamma(1.0, 1.0)), "expected two GammaMixture, got G"),
@@ -173,10 +186,10 @@ def test_a_guide_fits_a_subclass_of_a_model(kit):
 
 
 def test_figures_take_names_and_metrics(kit, tmp_path):
-    plots.selection(str(tmp_path / "a.png"), kit.fit)
-    plots.precisions(tmp_path / "b.pdf", kit.numbers)
-    plots.covariance(str(tmp_path / "c.png"), kit.code.loc.numpy(), kit.numbers)
-    assert len(list(tmp_path.iterdir())) == 3
+    plots.save(plots.precisions(kit.numbers, Figure().add_subplot()), str(tmp_path / "a.pdf"))
+    ax = plots.covariance(kit.code.loc.numpy(), kit.numbers, Figure().add_subplot())
+    plots.save(ax.figure, tmp_path / "b.svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "b.svg"]
 
 
 def test_save_run_makes_its_folder(kit, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ngvae_pyro as ng
-from ngvae_pyro import diagnostics, evaluation, plots, runs, scores, uncertainty
+from ngvae_pyro import diagnostics, evaluation, runs, scores, uncertainty
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
@@ -71,9 +71,8 @@ LOOKS = {
     "scores": lambda fit, images: scores.scores(fit, images, scores.reference(fit, images))["elbo"],
     "uncertainty": lambda fit, images: uncertainty.uncertainty(fit, images).z,
     "sample": lambda fit, images: evaluation.sample(fit, images).z,
-    "traverse": lambda fit, images: plots.traverse(
-        fit, images, [{"latent": 0, "probs": 1.0}, {"latent": 1, "probs": 0.0}], 3, 1
-    )[0],
+    "traverse": lambda fit, images: fit.traverse(images, [0, 1], steps=3),
+    "interpolate": lambda fit, images: fit.interpolate(*images.images[:2], steps=3),
 }
 
 

@@ -45,8 +45,8 @@ OTHERS = {
         lambda fit, data, spec, path: plots.save_all(
             path, fit, data, {"precision": {}, "probs": []}
         ),
-        lambda fit, data, spec, path: plots.reconstructions(path / "a.png", fit, data),
-        lambda fit, data, spec, path: plots.traverse(fit, data, [], 3, 2),
+        lambda fit, data, spec, path: plots.reconstructions(fit, data),
+        lambda fit, data, spec, path: plots.traversals(fit, data, []),
         lambda fit, data, spec, path: ng.save_run(path, fit, spec, data),
     ],
     ids=lambda call: call.__code__.co_names[-1],

@@ -462,5 +462,6 @@ def test_dollars_in_a_name_are_no_formula(tmp_path):
     from ngvae_pyro import plots
 
     values = np.arange(5.0)
-    plots.scores(tmp_path / "x.png", [("nats", values, values, "score")], r"$\foo$ and $x")
+    with plots.sheet(tmp_path / "x.png") as ax:
+        plots.scores([("nats", values, values, "score")], r"$\foo$ and $x", ax)
     assert (tmp_path / "x.png").read_bytes().startswith(report.PNG)

@@ -16,13 +16,14 @@ import pytest
 from ngvae_pyro import report
 from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.report import number, write_comparison_report, write_run_report
+from ngvae_pyro.report import duration, number, write_comparison_report, write_run_report
 from ngvae_pyro.specs import SavedRun, parse
 
 NASTY = "<script>alert(1)</script> [red] & \"quotes\" 'single' {{ 7 * 7 }}"
 LONG = "a_name_without_any_place_to_break_it_" * 6
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-WIDTHS = (360, 1280)
+WIDTHS = (360, 390, 1280)
+START = {"command": "ngvae train", "device": "cpu (a CPU)", "threads": 1, "processes": 1}
 
 
 def png(width=1050, height=30):
@@ -84,6 +85,22 @@ def measured(size=15, informative=7, sites=("z", "precision")):
         "steps": 4400,
         "extra_steps": 1200,
     }
+
+
+def judged(leaking=(), texts=(), size=15):
+    """Metrics with a verdict: settled, or some latents leak."""
+    changes = {"model.likelihood.scale": 0.05}
+    findings = [
+        {
+            "kind": "leaking",
+            "text": text,
+            "reason": "a reason",
+            "latents": list(leaking),
+            "changes": changes,
+        }
+        for text in texts
+    ]
+    return {**measured(size), "verdict": {"settled": not findings, "findings": findings}}
 
 
 def evaluated(size=15, factors=("x", "y", "size")):
@@ -226,8 +243,9 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run_page(tmp_path):
-    def build(spec=None, metrics=None, evaluation=None):
-        path = write_run_report(tmp_path, spec or saved(), metrics or measured(), evaluation)
+    def build(spec=None, metrics=None, evaluation=None, record=None):
+        metrics = metrics or measured()
+        path = write_run_report(tmp_path, spec or saved(), metrics, evaluation, record)
         assert path == tmp_path / "report.html"
         return Page(path)
 
@@ -270,15 +288,73 @@ def test_a_run_says_what_was_found(run_page):
     title, value = page.row("Total correlation")
     assert value.strip() == "–" and "needs latents of which none follows from" in title
     assert page.row("Distance from N(0, 1)")[1].strip() == "0.031"
-    order = ["What was run", "Key numbers", "Most informative first", "Scores"]
-    order += [
-        "MIG of each factor",
-        "Aggregate posterior of each latent",
-        "Configuration",
-        "Versions",
+    order = [
+        *("ELBO", "Selection and latents", "Most informative first", "Scores"),
+        *("MIG of each factor", "Aggregate posterior of each latent", "Configuration"),
+        *("4,400 steps", "2.15.0", "Every setting"),
     ]
     places = [page.text.index(name) for name in order]
     assert places == sorted(places)
+
+
+def test_a_verdict_comes_first(run_page):
+    page = run_page(metrics=judged())
+    assert "7 of 15 latents are informative: settled" in page.text
+    assert "Nothing was found that speaks against the count." in page.text
+    page = run_page(metrics=judged([0, 2], ["z0 and z2 carry information"]))
+    assert "7 of 15 latents are informative: leaking" in page.text
+    finding = "z0 and z2 carry information; a reason. Try --set model.likelihood.scale=0.05"
+    assert page.text.index(finding) < page.text.index("ELBO")
+    assert page.row("z0")[0] == "z0leaking" and page.row("z1")[0] == "z1"
+    classes = [attrs.get("class") for attrs in page.all("tr")]
+    assert classes.count("leaking") == 2
+    # An older version's run has none.
+    page = run_page()
+    assert "7 of 15 latents are informative" in page.text and "settled" not in page.text
+
+
+def captions(tmp_path, metrics):
+    draw(tmp_path, *report.RUN_FIGURES, "check")
+    page = Page(write_run_report(tmp_path, saved(), metrics))
+    return page.text
+
+
+def test_captions_say_what_the_verdict_allows(tmp_path):
+    settled = captions(tmp_path, judged())
+    assert "it should change nothing" in settled and "hatched" not in settled
+    assert "its exact posterior is its prior" in settled
+    leaking = captions(tmp_path, judged([0, 2], ["x"]))
+    for text in (
+        "z0, z2 (diamonds) leak",
+        "the leaking latents (hatched)",
+        "z0, z2 (orange) are not counted and yet vary",
+        "what they change is what leaks",
+    ):
+        assert text in leaking and text not in settled
+    assert "rows of uninformative latents are empty" not in leaking
+    assert "z4 (diamond) leaks" in captions(tmp_path, judged([4], ["x"]))
+    many = captions(tmp_path, judged(range(0, 30, 2), ["x"], size=30))
+    assert "z0, z2, z4, z6, z8, z10, z12, z14 and 7 more (diamonds)" in many
+    old = captions(tmp_path, measured())
+    for text in (settled, leaking, old):
+        assert "stays at the prior's precision" not in text
+        assert "r_hat is 1 by construction" in text and "which ngvae check draws from" in text
+    assert "should change nothing" not in old and "hatched" not in old
+
+
+def test_counts_have_captions_of_their_own(tmp_path):
+    text = captions(tmp_path, {**judged(), "discrete": True})
+    assert "One over the posterior rate of each count" in text and "width of q(z | x)" not in text
+
+
+def test_how_a_run_was_trained(run_page):
+    assert "Command" not in run_page().parts
+    again = {**START, "device": "cuda:0 (a GPU)", "threads": 4, "processes": 2}
+    page = run_page(record={"starts": [START, again], "seconds": 7384.0})
+    for text in ("2 h 3 min", "in 2 starts", "cuda:0 (a GPU)", "4 threads in each of 2 processes"):
+        assert text in page.text
+    assert "ngvae train" in page.parts
+    assert [duration(s) for s in (0.4, 59.6, 152.0)] == ["0 s", "1 min 0 s", "2 min 32 s"]
 
 
 def test_one_informative_latent_is_singular(run_page):
@@ -344,7 +420,7 @@ def test_a_run_without_active_units_or_versions(run_page):
     metrics = measured()
     del metrics["active_units"]
     page = run_page(saved(versions={}), metrics, {"scores": {"mig": 0.123456}})
-    assert page.row("MIG")[1].strip() == "0.123" and "Versions" not in page.parts
+    assert page.row("MIG")[1].strip() == "0.123" and "2.15.0" not in page.text
 
 
 # A comparison -------------------------------------------------------------------------------------
@@ -408,8 +484,9 @@ def test_a_comparison_without_known_factors(comparison_page):
 def nasty_run(tmp_path, name):
     spec = saved(f"{name}+{name}", data={"name": name}, versions={name: name})
     evaluation = {**evaluated(factors=[name, "y"]), "source": name}
-    draw(tmp_path, "selection", re.sub("[/<>\"']", "_", name)[:80])
-    return write_run_report(tmp_path, spec, measured(), evaluation)
+    draw(tmp_path, "selection", "traversals", "precisions", re.sub("[/<>\"']", "_", name)[:80])
+    record = {"starts": [{**START, "command": name, "device": name}], "seconds": 7.0}
+    return write_run_report(tmp_path, spec, judged([0, 2], [name]), evaluation, record)
 
 
 def nasty_comparison(tmp_path, name):
@@ -453,7 +530,7 @@ def test_figures_are_embedded_in_a_fixed_order(tmp_path):
     (tmp_path / "figures" / "notes.txt").write_text("not a figure")
     page = Page(write_run_report(tmp_path, saved(), measured()))
     images = page.all("img")
-    assert [image["alt"].split()[0] for image in images] == ["Line", "Grid", "Figure", "Figure"]
+    assert [image["alt"].split()[0] for image in images] == ["Grid", "Line", "Figure", "Figure"]
     assert [image["alt"] for image in images[2:]] == ["Figure another", "Figure page"]
     assert base64.b64decode(images[0]["src"].partition(",")[2]) == png()
     assert images[0]["style"] == "--width: 700px"
@@ -465,7 +542,7 @@ def test_figures_are_embedded_in_a_fixed_order(tmp_path):
 
 
 def test_no_figures_no_heading(run_page):
-    assert "Figures" not in run_page().parts
+    assert not {"What the latents do", "Further figures"} & set(run_page().parts)
 
 
 def test_the_page_is_hardly_larger_than_its_figures(tmp_path):
@@ -584,6 +661,8 @@ def in_browser(tmp_path, path):
           scrolled: all(".scroll").filter((box) => box.scrollWidth > box.clientWidth).length,
           stuck: page.querySelector("tbody th").getBoundingClientRect().left
             - first.getBoundingClientRect().left,
+          columns: all(".columns").map((box) =>
+            frame.contentWindow.getComputedStyle(box).gridTemplateColumns.split(" ").length),
           font: parseFloat(frame.contentWindow.getComputedStyle(page.body).fontSize),
         };
       });
@@ -608,14 +687,15 @@ def in_browser(tmp_path, path):
 @pytest.mark.parametrize("name", ["usual", LONG], ids=["usual", "long"])
 def test_a_page_fits_a_phone_and_a_laptop(tmp_path, write, name):
     path = write(tmp_path, name)
-    phone, laptop = in_browser(tmp_path, path)
-    for found, width in ((phone, WIDTHS[0]), (laptop, WIDTHS[1])):
+    phone, *_, laptop = pages = in_browser(tmp_path, path)
+    for found, width in zip(pages, WIDTHS, strict=True):
         # Less a scroll bar, where the browser gives it room of its own.
         assert width - 20 <= found["width"] <= width
         assert found["needed"] <= found["width"]
         assert found["images"] and all(found["images"]), "the policy lets figures be shown"
         assert abs(found["stuck"]) <= 1, "the first column stays where it is"
         assert found["font"] >= 16
+        assert set(found["columns"]) == {2 if found is laptop else 1}
     assert phone["scrolled"] >= 1
 
 

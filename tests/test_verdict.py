@@ -83,10 +83,16 @@ def test_a_short_training_says_so():
     assert "trained for 600 steps, and the schedule was made for 4,400" in found.findings[0].text
     # Without a schedule to cut short, only the ELBO tells.
     assert verdict(steps=600, selects=False).settled
-    rising = {"steps": 600, "selects": False, "history": history(-90.0, -95.0, steps=600)}
+    rising = {"steps": 600, "selects": False, "history": history(-90.0, -105.0, steps=600)}
     assert verdict(**rising).findings[0].changes == {"fit.steps": 1200}
-    assert "rose by 5.0 nats" in verdict(**rising).findings[0].text
-    assert verdict(history=history(-4148.0, -4149.6, -4150.0)).settled
+    assert "rose by 15.0 nats" in verdict(**rising).findings[0].text
+    # As the default sprites end, at a learning rate that falls to 0.
+    assert verdict(history=history(-4122.3, -4145.4, -4150.7)).settled
+    # In a history with a gap, 18 nats over a fifth are 9 over a tenth.
+    gap = [{"step": 0, "loss": 0.0}, {"step": 3520, "loss": -82.0}, {"step": 4400, "loss": -100.0}]
+    assert verdict(history=gap).settled
+    gap[1]["loss"] = -74.0
+    assert "rose by 13.0 nats" in verdict(history=gap).findings[0].text
 
 
 def test_a_verdict_is_kept_and_read_again():
