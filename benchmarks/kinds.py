@@ -1,9 +1,13 @@
 """Images of twelve further kinds, of which the number of factors is known.
 
+    python benchmarks/kinds.py rings --size 22000 --seed 95 --out rings.npz
+
 They are rendered by other code than the package's sprites: hard and soft edges, grey, coloured and
 black and white, one thing or two. ``render(kind, n, seed)`` gives images and factors, and ``KINDS``
 says how many numbers it takes to describe an image of each kind.
 """
+
+import argparse
 
 import numpy as np
 
@@ -225,3 +229,19 @@ def save(path, kind, n, seed, noise=0.0, contrast=1.0):
         latents_values=np.stack(list(factors.values()), 1),
         latents_names=np.array(list(factors)),
     )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("--size", type=int, default=22_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=0.0, help="of a pixel in [0, 1]")
+    parser.add_argument("--contrast", type=float, default=1.0, help="about a grey of one half")
+    parser.add_argument("--out", required=True)
+    chosen = parser.parse_args()
+    save(chosen.out, chosen.kind, chosen.size, chosen.seed, chosen.noise, chosen.contrast)
+
+
+if __name__ == "__main__":
+    main()

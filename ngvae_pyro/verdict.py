@@ -226,10 +226,10 @@ def _short(steps: int, history: Sequence[Mapping[str, Any]], selects: bool) -> F
             "moves had no time to show whether they pay",
             changes={"fit.steps": expected},
         )
-    rows = [(row["step"], row["loss"]) for row in history]
+    at, losses = [row["step"] for row in history], [row["loss"] for row in history]
     # Between two rows, because a step of the training need not have one.
-    at = (1.0 - LAST) * steps
-    if len(rows) > 1 and (rise := np.interp(at, *zip(*rows, strict=True)) - rows[-1][1]) > RISE:
+    before = float(np.interp((1.0 - LAST) * steps, at, losses)) if len(at) > 1 else -math.inf
+    if (rise := before - losses[-1] if losses else 0.0) > RISE:
         return Finding(
             "short",
             f"the ELBO still rose by {rise:.1f} nats in the last tenth of the training",

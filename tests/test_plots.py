@@ -216,14 +216,11 @@ def test_a_traversal_ends_where_the_image_breaks_up():
         def decoder(self, z):
             return broken(z)[:, None, None]
 
-        def likelihood(self, mean):
-            return SimpleNamespace(mean=mean)
-
         def codes(self, x):
             return SimpleNamespace(loc=x[:, 0, 0])
 
     pair = Pair()
-    fit = SimpleNamespace(model=pair, guide=pair, device=pair.device)
+    fit = SimpleNamespace(model=pair, guide=pair, device=pair.device, means=pair.decoder)
     loc = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     support = Support(loc, loc[None], [0, 1], 0.1)
     base = int(loc.square().sum(1).argmin())
