@@ -176,7 +176,7 @@ def save(drawn: Axes | Figure, path: str | Path) -> None:
 
 
 def latent_rows(metrics: Any) -> list[Row]:
-    """The latents of a figure, most informative first, at most 200.
+    """The latents of a figure, most informative first.
 
     Args:
         metrics: From :func:`ngvae_pyro.evaluate`, or rows that were made of them.
@@ -201,7 +201,7 @@ def latent_rows(metrics: Any) -> list[Row]:
             "rows: expected the metrics of ngvae_pyro.evaluate, or what most_informative_first "
             f"makes of them, got {described(rows)}"
         )
-    return rows[:SHOWN]
+    return rows
 
 
 def _codes_of(name: str, values: Any) -> Tensor:

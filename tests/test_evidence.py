@@ -14,6 +14,7 @@ from ngvae_pyro import _arviz
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evidence import LogLikelihood, laplace, log_likelihood
 from ngvae_pyro.fitted import Fit, site_terms
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Codes, load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood, load_model
@@ -61,7 +62,10 @@ def linear():
         likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
     )
     fit = SimpleNamespace(
-        model=model, guide=SimpleNamespace(**NO_MODULE, codes=codes), device=torch.device("cpu")
+        model=model,
+        guide=SimpleNamespace(**NO_MODULE, codes=codes),
+        device=torch.device("cpu"),
+        form=Form(),
     )
     return fit, images, law.log_prob(x).numpy()
 

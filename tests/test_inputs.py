@@ -453,7 +453,7 @@ def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
     spec = variants.run_spec("gaussian", "gaussian", {"model": {"latent_size": 600}}, "x")
     images = sprites(20)
     fit = Fit(*runs.load_pair(spec, images), spec.fit)
-    fit.history = [{"step": 0, "kl": {"z": 0.0}, "probs": [0.0] * 600}]
+    fit.history = [{"step": 0, "loss": 0.0, "kl": {"z": 0.0}, "probs": [0.0] * 600}]
     plots.save_all(tmp_path / "figures", fit, images, runs.diagnostics.evaluate(fit, images))
     assert len(list((tmp_path / "figures").iterdir())) == 6
 

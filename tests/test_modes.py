@@ -12,6 +12,7 @@ from torch import nn
 
 from ngvae_pyro import _arviz, diagnostics, evidence, memory, uncertainty
 from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
@@ -71,7 +72,7 @@ def folded(folds, count=40, scale=0.05, prior="gaussian"):
         )
         log_prior = model.marginal.log_prob(grid.unsqueeze(-1).expand(-1, len(folds)))[:, k]
         exact += torch.logsumexp(log_p + log_prior, 1) + math.log(grid[1] - grid[0])
-    fit = SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"))
+    fit = SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"), form=Form())
     return fit, ImageData("folded", x), exact.numpy()
 
 
@@ -124,6 +125,7 @@ import resource, sys, warnings
 import torch
 from types import SimpleNamespace
 from ngvae_pyro.evidence import log_likelihood
+from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
@@ -132,7 +134,7 @@ from ngvae_pyro.specs import MLPSpec
 network = MLPSpec(width=8, depth=1)
 model = load_model("gaussian", (1, 4, 4), latent_size=300, decoder=network)
 guide = load_guide("gaussian", model, encoder=network)
-fit = SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"))
+fit = SimpleNamespace(model=model, guide=guide, device=torch.device("cpu"), form=Form())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 x = model(size=5).detach().clamp(0, 1)
 log_likelihood(fit, ImageData("drawn", x), draws=400)
