@@ -488,7 +488,7 @@ def inspect(
             f"{row['probs']:.3f}",
             *(_short(precision[key]) for key in ("mean", "5%", "95%")),
             f"{row['variance_of_loc']:.4f}",
-            *(f"{row['kl'][site]:.2f}" for site in metrics["kl"]),
+            *(f"{row['kl'][site]:z.2f}" for site in metrics["kl"]),
             style="bold" if row["probs"] > 0.5 else "dim",
         )
     out.print(table)
