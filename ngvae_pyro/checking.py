@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyro
@@ -45,6 +45,32 @@ WRITTEN = ("check.json", "figures/check.png")
 SHOWN = 60
 
 
+class CheckedLatent(TypedDict):
+    """A latent of a :class:`Check`."""
+
+    latent: int
+    probs: float
+    coverage: dict[str, float]
+    sd_ratio: float
+    mean_field: float
+    shift: float
+    ess: float
+
+
+class Check(TypedDict):
+    """What :func:`check` found, as ``check.json`` has it."""
+
+    images: int
+    warmup: int
+    draws: int
+    latents: list[CheckedLatent]
+    correlation: float | None
+    by_chance: float | None
+    divergences: int
+    seconds: float
+    per_image: dict[str, list[list[float]]]
+
+
 def check(
     fit: Fit,
     data: ImageData,
@@ -54,7 +80,7 @@ def check(
     draws: int = DRAWS,
     seed: int = 0,
     stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
-) -> dict[str, Any]:
+) -> Check:
     """Compare the guide's posterior of z with draws of NUTS, for some images.
 
     A chain starts at the guide's mean, in units of the guide's standard deviations, and adapts a
@@ -145,7 +171,7 @@ def check(
             chains.append(chain)
     values = {name: torch.cat(numbers).double() for name, numbers in parts.items()}
     ess = values["ess"].amin(0)
-    rows = [
+    rows: list[CheckedLatent] = [
         {
             "latent": k,
             "probs": probs[k].item(),
@@ -269,7 +295,7 @@ def mean_correlation(z: Tensor) -> float:
     return matrix[above].abs().mean().item()
 
 
-def mean_field(result: Mapping[str, Any]) -> str:
+def mean_field(result: Check) -> str:
     """A sentence on what a guide of independent latents leaves out."""
     if result["correlation"] is None:
         return "with fewer than two informative latents there is no correlation to leave out"
@@ -286,7 +312,7 @@ def check_run(
     *,
     stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
     **settings: int,
-) -> dict[str, Any]:
+) -> Check:
     """Check the guide of a run on held-out images, and write ``check.json`` and its figure.
 
     Args:
@@ -315,7 +341,7 @@ def check_run(
     return result
 
 
-def draw(path: str | Path, result: Mapping[str, Any]) -> None:
+def draw(path: str | Path, result: Check) -> None:
     """Coverage, ratio of standard deviations and shift of each latent, as a picture.
 
     Args:

@@ -314,6 +314,23 @@ class Fit:
 
     # Pictures ---------------------------------------------------------------------------------
 
+    @overload
+    def traverse(
+        self,
+        images: Tensor,
+        latents: Sequence[int] | None = None,
+        steps: int = STEPS,
+        base: int = 0,
+    ) -> Tensor: ...
+    @overload
+    def traverse(
+        self,
+        images: NoTensor,
+        latents: Sequence[int] | None = None,
+        steps: int = STEPS,
+        base: int = 0,
+    ) -> np.ndarray: ...
+
     def traverse(
         self,
         images: Images,
@@ -348,6 +365,11 @@ class Fit:
         found = traversals.traverse(self, self.as_images(images), latents, steps, base)
         rows = self.form.arrays(found.flatten(0, 1))
         return _like(images, rows.unflatten(0, found.shape[:2]))
+
+    @overload
+    def interpolate(self, a: Tensor, b: Images, steps: int = STEPS) -> Tensor: ...
+    @overload
+    def interpolate(self, a: NoTensor, b: Images, steps: int = STEPS) -> np.ndarray: ...
 
     def interpolate(self, a: Images, b: Images, steps: int = STEPS) -> np.ndarray | Tensor:
         """Decoded images on the straight line between the codes of two images.

@@ -204,7 +204,7 @@ def factor_tensor(factors: Any, where: str) -> Tensor:
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class ImageData(Dataset[Tensor]):
     """Images, with the factors that made them where these are known.
 
@@ -230,24 +230,31 @@ class ImageData(Dataset[Tensor]):
 
     name: str
     images: Tensor
-    factors: Tensor | None = None
-    factor_names: tuple[str, ...] = ()
-    # There is always one once the images are read.
-    form: Form = None  # type: ignore[assignment]
+    factors: Tensor | None
+    factor_names: tuple[str, ...]
+    form: Form
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray | Tensor,
+        factors: np.ndarray | Tensor | None = None,
+        factor_names: Sequence[str] = (),
+        form: Form | None = None,
+    ) -> None:
+        if not isinstance(name, str):
             raise UserError(
                 "ImageData: expected a name and then the images, "
-                f"got {type(self.name).__name__} as the name"
+                f"got {type(name).__name__} as the name"
             )
-        where = f"{self.name}: images"
-        if self.form is None:
-            images, form = image_tensor(self.images, where)
+        object.__setattr__(self, "name", name)
+        where = f"{name}: images"
+        if form is None:
+            stored, form = image_tensor(images, where)
         else:
-            expect("form", self.form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
-            images, form = tensor_of(number_array(self.images, where), self.form, where), self.form
-        self._set(images, self.factors, self.factor_names, form)
+            expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
+            stored = tensor_of(number_array(images, where), form, where)
+        self._set(stored, factors, factor_names, form)
 
     @classmethod
     def stored(
