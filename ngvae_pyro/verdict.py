@@ -201,7 +201,7 @@ def _leaking(
     changes: dict[str, float] = {}
     reason = "without a price of a latent, the count depends on where the line is drawn"
     if selects:
-        reason = "there are factors worth less than the price of a latent: the count is too low"
+        reason = "a factor worth less than the price of a latent may be missing from the count"
         if model.likelihood.family == "gaussian" and not model.likelihood.learned:
             changes["model.likelihood.scale"] = SHARPER * model.likelihood.scale
         elif isinstance(model.prior, NormalGammaPriorSpec):
