@@ -49,7 +49,8 @@ def trained(out, name, data, seed, changes):
 def row_of(folder, true):
     fit, _ = runs.load_run(folder, "cpu")
     metrics = runs.load_metrics(folder)
-    verdict = fit.judge(metrics["probs"], metrics["variance_of_loc"])
+    numbers = metrics["probs"], metrics["variance_of_loc"], metrics["precision"]["mean"]
+    verdict = fit.judge(*numbers)
     return {
         "true": true,
         "found": verdict.informative,

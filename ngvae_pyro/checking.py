@@ -26,9 +26,10 @@ from torch import Tensor
 
 from ngvae_pyro import diagnostics, files, locks, memory, plots, runs
 from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import Fit, check_fit
-from ngvae_pyro.images import ImageData, check_images
+from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
 
@@ -73,7 +74,7 @@ class Check(TypedDict):
 
 def check(
     fit: Fit,
-    data: ImageData,
+    data: Images,
     *,
     images: int = IMAGES,
     warmup: int = WARMUP,
@@ -91,8 +92,8 @@ def check(
 
     Args:
         fit: A trained pair whose z are continuous.
-        data: Images, at least as many as are checked; the first ones are, and all of them decide
-            which latents are informative.
+        data: Images or vectors, at least as many as are checked; the first ones are, and all of
+            them decide which latents are informative.
         images: How many images are checked, N.
         warmup: Steps of NUTS for each image before the draws, at least 50.
         draws: Draws of NUTS for each image, S, at least 50.
@@ -128,7 +129,7 @@ def check(
             number is out of range, or a chain stays where it began.
     """
     check_fit(fit)
-    check_images(data, fit.model.image_shape)
+    data = fit.as_images(data)
     if fit.model.discrete:
         raise UserError(
             f"check: expected a guide of continuous z, got a {type(fit.guide).__name__}, whose z "

@@ -436,13 +436,14 @@ def _verdict(fit: "Fit", metrics: "Metrics") -> "Verdict":
     from ngvae_pyro.verdict import Verdict
 
     found = Verdict.from_metrics(metrics)
-    return found or fit.judge(metrics["probs"], metrics["variance_of_loc"])
+    numbers = metrics["probs"], metrics["variance_of_loc"], metrics["precision"]["mean"]
+    return found or fit.judge(*numbers)
 
 
 def _summary(folder: Path, fit: "Fit", metrics: "Metrics") -> None:
     verdict = _verdict(fit, metrics)
     say(f"{verdict.count}: {verdict.word}", style="bold")
-    for line in verdict.lines():
+    for line in verdict.lines("--set"):
         say(f"  {line}")
     if fit.moves:
         kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
@@ -495,8 +496,8 @@ def inspect(
     say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
     if not getattr(spec.model.prior, "joint", True):
         say(
-            "precision: of q(z | x), how sure the guide is of z; the model's site of that name "
-            "meets neither z nor x, so its posterior is its prior",
+            "precision: how narrow the guide's q(z | x) is, which the data decide; it is not the "
+            "posterior of the model's own precision, of which the data say nothing",
             style="dim",
         )
     _summary(folder, fit, metrics)

@@ -189,7 +189,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     if "imgs" not in keys:
         raise UserError(f"{path}: imgs: expected this key, got {keys}")
-    images, form = _read_npy(path, archive, "imgs", "buf", _read_images)
+    images, form = _read_npy(path, archive, "imgs", "biuf", _read_any)
     source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
     used = {"imgs", source, "latents_names" if source else None}
     # What dSprites has besides says nothing that is missed.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, site_terms
 from ngvae_pyro.guide import Codes
@@ -106,8 +107,8 @@ def reconstruct(fit: Fit, x: Tensor) -> Tensor:
         return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
 
 
-def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> Metrics:
-    """Numbers of a fit on held-out data.
+def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
+    """Numbers of a fit on held-out data, as :meth:`ngvae_pyro.Fit.as_images` takes them.
 
     Returns:
         ``informative``: latents whose p exceeds 1/2. What p is depends on the guide, which says it
@@ -126,6 +127,7 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> Metrics:
         (:mod:`ngvae_pyro.verdict`). The same seed gives the same numbers on the same machine.
     """
     check_fit(fit)
+    data = fit.as_images(data)
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
@@ -160,7 +162,9 @@ def evaluate(fit: Fit, data: ImageData, seed: int = 0) -> Metrics:
         "variance_of_loc": variance.tolist(),
         "steps": fit.steps,
         "extra_steps": fit.extra_steps,
-        "verdict": fit.judge(probs.tolist(), variance.tolist()).as_dict(),
+        "verdict": fit.judge(
+            probs.tolist(), variance.tolist(), code.precision.double().mean(0).tolist()
+        ).as_dict(),
     }
 
 
@@ -192,7 +196,7 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
 @torch.no_grad()
 def to_arviz(
     fit: Fit,
-    data: ImageData,
+    data: Images,
     *,
     observations: int | None = None,
     chains: int = 4,
@@ -209,7 +213,7 @@ def to_arviz(
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
-        data: Images; the first ``observations`` of them are used.
+        data: Images or vectors, of which the first ``observations`` are used.
         observations: How many images, by default 50, or as many as there are.
         chains: How many chains, at least 1; ArviZ's r_hat needs 2.
         draws_per_chain: Draws in each, at least 1.
@@ -229,7 +233,7 @@ def to_arviz(
             for fewer than one observation, chain or draw.
     """
     check_fit(fit)
-    check_data(fit, data)
+    data = fit.as_images(data)
     if attrs is not None:
         expect("attrs", attrs, Mapping, "a table of names and values")
     if observations is None:

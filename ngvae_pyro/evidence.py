@@ -18,9 +18,10 @@ from torch.func import jvp, vmap
 
 from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, check_data, check_fit
+from ngvae_pyro.fitted import Fit, check_fit
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
@@ -417,7 +418,7 @@ class Proposal:
 
 @torch.no_grad()
 def log_likelihood(
-    fit: Fit, data: ImageData, *, draws: int = 100, widen: float = 1.2, seed: int = 0
+    fit: Fit, data: Images, *, draws: int = 100, widen: float = 1.2, seed: int = 0
 ) -> LogLikelihood:
     """log p(x) of each image, by importance weighting.
 
@@ -450,7 +451,7 @@ def log_likelihood(
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
-        data: Held-out images.
+        data: Held-out images or vectors, as :meth:`ngvae_pyro.Fit.as_images` takes them.
         draws: S, for each image, at least 25.
         widen: Factor on the scale of a Gaussian r; above 1, so that its tails cover those of the
             posterior.
@@ -470,7 +471,7 @@ def log_likelihood(
         raise UserError(f"widen: expected a factor above 0, got {widen}")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
-    check_data(fit, data)
+    data = fit.as_images(data)
     model, latents = fit.model, fit.model.latent_size
     # Of so many images the random numbers are drawn together.
     step = max(1, CHUNK // draws)

@@ -83,7 +83,12 @@ class Fit:
             return None
         return self.judge(last["probs"], last["variance_of_loc"])
 
-    def judge(self, probs: Sequence[float], variance_of_loc: Sequence[float]) -> Verdict:
+    def judge(
+        self,
+        probs: Sequence[float],
+        variance_of_loc: Sequence[float],
+        precision: Sequence[float] | None = None,
+    ) -> Verdict:
         """The verdict on numbers of each latent, whatever images they are of."""
         return judge(
             probs,
@@ -93,6 +98,7 @@ class Fit:
             steps=self.steps,
             history=self.history,
             discrete=self.model.discrete,
+            precision=precision,
         )
 
     # What it says of data ---------------------------------------------------------------------
@@ -430,6 +436,8 @@ def check_fit(fit: Any) -> None:
     Raises:
         UserError: With what to pass.
     """
+    if isinstance(getattr(fit, "fit_", None), Fit):
+        raise UserError(f"fit: expected a trained pair, got an {type(fit).__name__}; pass its fit_")
     if isinstance(fit, type) or not (hasattr(fit, "model") and hasattr(fit, "guide")):
         raise UserError(
             f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"

@@ -354,9 +354,12 @@ class ImageData(Dataset[Tensor]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the stored images, their type and shape."""
+        """SHA-256 of the stored images, their type and shape, and of units of their own."""
         kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
         digest = hashlib.sha256(f"{kind} {shape} ".encode())
+        for units in (self.form.loc, self.form.scale):
+            if units is not None:
+                digest.update(units.tobytes())
         for part in parts(self.images):
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()

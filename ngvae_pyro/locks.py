@@ -67,7 +67,10 @@ def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
         made += [parent for parent in missing if parent not in made]
         try:
             handle = _opened(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            # A folder that is there and takes no file, as those of /proc, will not take one later.
+            if path.parent.is_dir():
+                raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
             # Another has just removed the folder that both have made.
             continue
         except OSError as error:

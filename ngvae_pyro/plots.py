@@ -191,7 +191,7 @@ def latent_rows(metrics: Any) -> list[Row]:
     rows = metrics
     if isinstance(metrics, Mapping) and "probs" in metrics:
         verdict = Verdict.from_metrics(metrics)
-        leaking = verdict.leaking if verdict else ()
+        leaking = verdict.uncounted(metrics["probs"]) if verdict else ()
         rows = [
             {**row, "leaking": row["latent"] in leaking}
             for row in most_informative_first(cast(Metrics, metrics))
@@ -301,7 +301,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
         top.set(ylim=(-0.03, 1.12), ylabel="p, mean of the images")
         count = int(final.sum())
         top.set_title(f"{count} of {len(final)} latents end up informative")
-        _legend(top, *moves.values(), loc="center right")
+        _legend(top, *moves.values(), loc="best")
         for site, colour, line in (("z", "#333333", "-"), ("precision", ACCENT, "--")):
             if site in fit.history[0]["kl"]:
                 kl = [row["kl"][site] for row in fit.history]
@@ -356,7 +356,7 @@ def precisions(rows: Any, ax: Axes | None = None) -> Axes:
         ax.set_xlabel("precision of q(z | x): mean, and 5 % to 95 % over images and draws")
         ax.set_title("Precision of each latent")
         # The middle is empty: latents have a precision near 1 or a high one.
-        ax.legend(kinds.values(), kinds, loc="center")
+        ax.legend(kinds.values(), kinds, loc="best")
     return ax
 
 

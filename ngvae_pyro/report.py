@@ -116,7 +116,7 @@ def write_run_report(
             spec=spec,
             metrics=metrics,
             verdict=verdict,
-            leaking=verdict.leaking if verdict else (),
+            leaking=verdict.uncounted(metrics["probs"]) if verdict else (),
             rows=rows,
             evaluation=evaluation,
             record=record or {"starts": []},
@@ -141,7 +141,8 @@ def _run_captions(
 
     Without a verdict the figures are an older version's, and nothing is said of what leaks.
     """
-    discrete, leaking = metrics.get("discrete", False), verdict.leaking if verdict else ()
+    discrete = metrics.get("discrete", False)
+    leaking = verdict.uncounted(metrics["probs"]) if verdict else ()
     named = ", ".join(f"z{k}" for k in leaking[:8])
     if len(leaking) > 8:
         named += f" and {len(leaking) - 8} more"
@@ -175,13 +176,14 @@ def _run_captions(
         variances = "Posterior variances of the counts over images and latents: their rates."
     if verdict is not None:
         traversals += (
-            " Each row goes as far as there are images that are alike in the other latents. Where "
-            "there is a last row of all other latents at once, it should change nothing."
+            " Each row goes as far as there are images that are alike in the other latents."
         )
+        if any(p <= 0.5 and k not in leaking for k, p in enumerate(metrics["probs"])):
+            traversals += " In the last row all others move at once, which should change nothing."
     if leaking:
         precision += (
-            f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is as wide as "
-            "noise there, and yet about means that vary with the image."
+            f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is "
+            "wide there, and yet about means that vary with the image."
         )
         variances += (
             f" That of the leaking latent{'' if one else 's'} (hatched) is near 1 too, about means "

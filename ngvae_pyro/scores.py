@@ -229,9 +229,7 @@ def _score_run(
     sets = {"held out": held_out.subset(slice(0, size))}
     name, fitted = None, ""
     if other is not None:
-        images, fitted = _other_images(
-            other, spec.data, size, seed, spec.image_shape, fit_images, fit.device
-        )
+        images, fitted = _other_images(other, spec.data, size, seed, fit, fit_images)
         name, sets["other"] = images.name, images
     for images in (train, *sets.values()):
         if len(images) < 2:
@@ -289,9 +287,8 @@ def _other_images(
     own: DataSpec,
     size: int,
     seed: int,
-    image_shape: tuple[int, int, int],
+    fit: Fit,
     fit_images: bool,
-    device: torch.device,
 ) -> tuple[ImageData, str]:
     """At most ``size`` of the other images, in the shape of the run's, and how they got there."""
     values = dict(other)
@@ -302,18 +299,27 @@ def _other_images(
     spec = parse(DataSpec, values, "--data")
     # Another seed than the run's, whose sprites are those that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
-    images = runs.load_images(spec, new, device)
+    images = runs.load_images(spec, new, fit.device)
     if len(images) > size:
         images = images.split(size, new)[1]
+    image_shape = fit.model.image_shape
     if images.image_shape == image_shape:
-        return images, ""
+        # In the run's units, where it has its own.
+        return fit.as_images(images), ""
+    if "vectors" in (images.form.layout, fit.form.layout):
+        got, expected = (
+            f"vectors of {shape[-1]}" if form.layout == "vectors" else "images"
+            for form, shape in ((images.form, images.image_shape), (fit.form, image_shape))
+        )
+        raise UserError(f"{images.name}: holds {got}, and the run was trained on {expected}")
     if not fit_images:
         got, expected = ("x".join(map(str, s)) for s in (images.image_shape, image_shape))
         raise UserError(
             f"{images.name}: images are {got}, those of the run {expected}; --fit-images pads or "
             "resizes them and repeats or averages channels"
         )
-    return images.fitted(image_shape)
+    channels, height, width = image_shape
+    return images.fitted((channels, height, width))
 
 
 def _summary(score: Score, values: Mapping[str, np.ndarray]) -> dict[str, Any]:

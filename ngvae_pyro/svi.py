@@ -367,7 +367,8 @@ class Trainer:
         """Add rows to the history, and show the last of them."""
         self.fit.history += rows
         if rows:
-            found = None if self.model.discrete else len(leaks(rows[-1]))
+            selects = isinstance(self.guide, NormalGammaGuide)
+            found = None if self.model.discrete else len(leaks(rows[-1], selects))
             self.bar.show(rows[-1], found)
             self.bar.advance(self.step)
 

@@ -48,9 +48,9 @@ class Finding:
     changes: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def advice(self) -> str:
-        """What to try, as options of the command line; empty where nothing is known to help."""
-        return " ".join(f"--set {key}={value:g}" for key, value in self.changes.items())
+    def advised(self) -> list[str]:
+        """What to try, ``key=value`` each; none where nothing is known to help."""
+        return [f"{key}={value:g}" for key, value in self.changes.items()]
 
 
 class FindingValues(TypedDict):
@@ -91,7 +91,19 @@ class Verdict:
     @property
     def leaking(self) -> tuple[int, ...]:
         """Latents that carry information and are not counted."""
-        return tuple(k for f in self.findings if f.kind == "leaking" for k in f.latents)
+        return self._of("leaking")
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Latents that are informative for some of the images only."""
+        return self._of("shared")
+
+    def uncounted(self, probs: Sequence[float]) -> tuple[int, ...]:
+        """Latents that carry information and are not counted: they leak, or have less than half."""
+        return (*self.leaking, *(k for k in self.shared if probs[k] <= 0.5))
+
+    def _of(self, kind: str) -> tuple[int, ...]:
+        return tuple(k for f in self.findings if f.kind == kind for k in f.latents)
 
     @property
     def count(self) -> str:
@@ -102,10 +114,15 @@ class Verdict:
     def __str__(self) -> str:
         return f"{self.count} ({self.word})"
 
-    def lines(self) -> Iterator[str]:
-        """A line for each finding: what, why, and what to try."""
+    def lines(self, option: str = "") -> Iterator[str]:
+        """A line for each finding: what, why, and what to try.
+
+        Args:
+            option: What stands before each key to change; the command line has ``--set``.
+        """
         for finding in self.findings:
-            tried = f"; try {finding.advice}" if finding.advice else ""
+            keys = [f"{option} {key}".strip() for key in finding.advised]
+            tried = f"; try {', '.join(keys)}" if keys else ""
             yield f"{finding.kind}: {finding.text}; {finding.reason}{tried}"
 
     def as_dict(self) -> VerdictValues:
@@ -134,15 +151,17 @@ class Verdict:
         return cls(metrics["informative"], len(metrics["probs"]), findings)
 
 
-def leaks(found: Mapping[str, Any]) -> list[int]:
-    """Latents that carry information and are not informative.
+def leaks(found: Mapping[str, Any], selects: bool) -> list[int]:
+    """Latents that carry information and are not informative, nor undecided.
 
     Args:
         found: With ``probs`` and ``variance_of_loc`` of each latent: a row of the history, or
             metrics. Their latents must be no counts, whose rate may vary however it likes.
+        selects: Whether p is decided in training; else it is a share of the images.
     """
+    most = UNDECIDED[0] if selects else 0.5
     pairs = zip(found["probs"], found["variance_of_loc"], strict=True)
-    return [k for k, (p, variance) in enumerate(pairs) if p <= 0.5 and variance > LEAK]
+    return [k for k, (p, variance) in enumerate(pairs) if p <= most and variance > LEAK]
 
 
 def judge(
@@ -154,6 +173,7 @@ def judge(
     steps: int,
     history: Sequence[Mapping[str, Any]] = (),
     discrete: bool = False,
+    precision: Sequence[float] | None = None,
 ) -> Verdict:
     """What speaks against a count of informative latents.
 
@@ -165,23 +185,28 @@ def judge(
         steps: How many steps it was trained for.
         history: Rows with ``step`` and ``loss`` (-ELBO, nats per image), of the training.
         discrete: Whether latents are counts, whose rate may vary however it likes.
+        precision: Mean posterior precision of each latent; by default that of the prior, 1.
     """
     informative = sum(p > 0.5 for p in probs)
     findings = []
     low, high = UNDECIDED
     shared = [k for k, p in enumerate(probs) if low < p < high] if selects else []
-    found = leaks({"probs": probs, "variance_of_loc": variance_of_loc})
-    leaking = [k for k in found if k not in shared]
+    leaking = leaks({"probs": probs, "variance_of_loc": variance_of_loc}, selects)
     if leaking and not discrete:
-        findings.append(_leaking(leaking, variance_of_loc, model, selects))
+        # What a Gaussian of this precision can tell of means of this variance.
+        nats = {
+            k: 0.5 * math.log1p(variance_of_loc[k] * (precision[k] if precision else 1.0))
+            for k in leaking
+        }
+        findings.append(_leaking(nats, model, selects))
     if shared:
         named = ", ".join(f"z{k} (p {probs[k]:.2f})" for k in shared)
         findings.append(
             Finding(
                 "shared",
                 f"{named} {'is' if len(shared) == 1 else 'are'} informative for some images only",
-                "two such latents may share one factor, so that the count is one too high; another "
-                "seed with a higher ELBO is the better one",
+                "half latents may stand for one factor together, so that the count is off; train "
+                "other seeds and keep the highest ELBO",
                 tuple(shared),
             )
         )
@@ -190,12 +215,9 @@ def judge(
     return Verdict(informative, len(probs), tuple(findings))
 
 
-def _leaking(
-    latents: list[int], variance: Sequence[float], model: ModelSpec, selects: bool
-) -> Finding:
-    # Of a latent of variance v about means of variance V: 1/2 log(1 + V / v), with v = 1 here.
-    nats = {k: 0.5 * math.log1p(variance[k]) for k in latents}
-    first = sorted(latents, key=lambda k: -nats[k])
+def _leaking(nats: Mapping[int, float], model: ModelSpec, selects: bool) -> Finding:
+    """Of latents that leak so many nats at most."""
+    first = sorted(nats, key=lambda k: -nats[k])
     named = ", ".join(f"z{k} (up to {nats[k]:.2f} nats)" for k in first[:5])
     more = f" and {len(first) - 5} more" if len(first) > 5 else ""
     changes: dict[str, float] = {}
@@ -206,13 +228,13 @@ def _leaking(
             changes["model.likelihood.scale"] = SHARPER * model.likelihood.scale
         elif isinstance(model.prior, NormalGammaPriorSpec):
             changes["model.prior.price"] = SHARPER * model.prior.price
-    one = len(latents) == 1
+    one = len(nats) == 1
     return Finding(
         "leaking",
         f"{named}{more} {'carries' if one else 'carry'} information and {'is' if one else 'are'} "
         "not counted",
         reason,
-        tuple(latents),
+        tuple(nats),
         changes,
     )
 
@@ -223,7 +245,7 @@ def _short(steps: int, history: Sequence[Mapping[str, Any]], selects: bool) -> F
         return Finding(
             "short",
             f"trained for {steps:,} steps, and the schedule was made for {expected:,}",
-            "moves had no time to show whether they pay",
+            "the trials that add and remove latents had too little time to decide",
             changes={"fit.steps": expected},
         )
     at, losses = [row["step"] for row in history], [row["loss"] for row in history]

@@ -47,7 +47,11 @@ def test_a_wide_loc_that_is_not_counted_leaks():
     # 1/2 log(1 + 3.57) = 0.76.
     assert found.word == "leaking" and found.leaking == (13, 14)
     assert line.startswith("leaking: z13 (up to 0.76 nats), z14 (up to 0.09 nats) carry")
-    assert line.endswith("try --set model.likelihood.scale=0.05")
+    assert line.endswith("try model.likelihood.scale=0.05")
+    assert next(found.lines("--set")).endswith("try --set model.likelihood.scale=0.05")
+    # Of a latent that is known better, 1/2 log(1 + 3.57 * 5) = 1.47.
+    narrow = verdict(variance=variance, precision=[5000.0] * 7 + [5.0] * 8)
+    assert "z13 (up to 1.47 nats)" in next(narrow.lines())
     # An informative latent is meant to vary, and a faint trace is none.
     assert verdict(variance=[3.0] * 7 + [0.09] * 8).settled
     # The rate of a count varies by its mean.
@@ -68,7 +72,9 @@ def test_what_helps_against_a_leak_depends_on_the_likelihood():
 def test_half_a_latent_is_shared():
     found = verdict([*PROBS[:6], 0.5, 0.51, *PROBS[8:]])
     assert found.informative == 7 and found.word == "shared"
-    assert found.findings[0].latents == (6, 7)
+    assert found.findings[0].latents == found.shared == (6, 7)
+    # That of the two which is not counted carries something all the same.
+    assert found.uncounted([*PROBS[:6], 0.5, 0.51, *PROBS[8:]]) == (6,)
     assert "z6 (p 0.50), z7 (p 0.51) are informative for some images only" in found.findings[0].text
     # Of a vanilla VAE p is a share of images and no weight.
     assert verdict([0.6], [1.0], selects=False).settled
