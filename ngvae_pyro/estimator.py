@@ -1,25 +1,38 @@
 """`NGVAE`: a model, a guide and their training as one estimator of scikit-learn."""
 
 import warnings
+from collections.abc import Sequence
+from copy import copy
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ngvae_pyro import diagnostics, evidence, runs, variants
 from ngvae_pyro.data import Images, as_images
-from ngvae_pyro.errors import UserError
-from ngvae_pyro.fitted import Fit
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.specs import DataSpec, FitSpec, RunSpec, Spec, parse
+from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.fitted import (
+    Fit,
+    check_count,
+    check_finite,
+    check_folder,
+    check_rows,
+    decoded,
+    is_seed,
+    locs,
+    near,
+    read_latents,
+)
+from ngvae_pyro.images import ImageData, number_array
+from ngvae_pyro.specs import GUIDE_SPECS, DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
 from ngvae_pyro.svi import fit
 from ngvae_pyro.verdict import Verdict
 
@@ -31,12 +44,16 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     information: p(x | z) with a mean from a network, z ~ Normal(0, 1), and for each latent the
     choice whether it is paid for. ``n_components`` is only a bound that should be too high.
 
+    :meth:`score_samples` is an importance-sampling estimate, whose draws depend on which rows are
+    scored together: the score of a row agrees between calls on other rows to its Monte Carlo error
+    only.
+
     A part of the data, ``held_out``, is not trained on: the count, the verdict and the order of the
     latents are those of that part. ``NGVAE(random_state=0).fit(x)`` is to the last bit what
     ``ngvae train normal_gamma relaxed --data x.npz --seed 0`` trains.
 
     Args:
-        n_components: Latents at most; None for the model's own, 15.
+        n_components: Latents at most; None for the model's own.
         model: What p(x, z) is: a name in ``models/``, a path to a TOML file, or a
             :class:`ngvae_pyro.ModelSpec`.
         guide: What q(z | x) is: a name in ``guides/``, a path to a TOML file, or the spec of one.
@@ -45,10 +62,11 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         learning_rate: Of Adam.
         scale: Standard deviation of the gaussian likelihood: of a pixel in [0, 1], or of a vector's
             entry in standard deviations of its column. Smaller ones find more latents.
-        held_out: Fraction of the rows that is not trained on.
+        held_out: Fraction of the rows that is not trained on; of few rows it is one row at least.
         device: auto, cpu, cuda or cuda:N.
         random_state: Seed of the split, the weights and the noise: an int, which is the seed
-            itself, a ``RandomState``, a ``Generator``, or None for another one each time.
+            itself, in [0, 2**32), a ``RandomState``, a ``Generator``, or None for another one each
+            time.
         verbose: Show a bar while it trains.
 
         None is the default that the specs declare (:mod:`ngvae_pyro.specs`).
@@ -104,9 +122,12 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def fit(self, X: Images, y: object = None) -> Self:
         """Train on images or vectors, and count the latents.
 
+        A fit that fails leaves the estimator as it was; nothing of a former one outlasts a new one.
+
         Args:
-            X: Vectors (N, D) of any units; images (N, H, W), (N, H, W, C) or (N, C, H, W), bytes or
-                of any range; or what :func:`ngvae_pyro.data.as_images` takes.
+            X: At least 3 rows: vectors (N, D) of any units; images (N, H, W), (N, H, W, C) or
+                (N, C, H, W), bytes or of any range; lists or tuples of these; or what
+                :func:`ngvae_pyro.data.as_images` takes.
             y: Not used.
 
         Raises:
@@ -116,22 +137,16 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         Warns:
             ConvergenceWarning: If the ELBO still rose at the end of the default ``steps``.
         """
-        images = self._images(X, None)
-        if len(images) < 3:
-            raise UserError(
-                f"X: expected at least 3 rows, one of them held out, got n_samples={len(images)}"
-            )
-        # A path leads to the data again; a name of an array does not.
-        spec = self._spec(str(X) if isinstance(X, (str, Path)) else images.name)
-        train, held_out = images.split(spec.data.held_out, spec.fit.seed)
-        model, guide = runs.load_pair(spec, train)
-        trained = fit(model, guide, train, spec.fit, progress=bool(self.verbose))
-        metrics = diagnostics.evaluate(trained, held_out, seed=spec.fit.seed)
-        self._take(trained, metrics)
-        self.spec_, self.held_out_ = spec, held_out
+        new = copy(self)
+        for name in _fitted(new):
+            delattr(new, name)
+        new._train(X)
+        for name in _fitted(self):
+            delattr(self, name)
+        self.__dict__.update({name: getattr(new, name) for name in _fitted(new)})
         for finding in self.verdict_.findings:
             if finding.kind == "short" and self.steps is None:
-                longer = 2 * trained.steps
+                longer = 2 * self.fit_.steps
                 warnings.warn(
                     f"NGVAE: {finding.text}; {finding.reason}; try steps={longer}",
                     ConvergenceWarning,
@@ -139,11 +154,31 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
                 )
         return self
 
+    def _train(self, X: Any) -> None:
+        """Train, and set all attributes."""
+        images = self._images(X, None)
+        rows = len(images)
+        if rows < 3:
+            raise UserError(
+                f"X: expected at least 3 rows, one of them held out, got n_samples={rows}"
+            )
+        # A path leads to the data again; a name of an array does not.
+        spec = self._spec(str(X) if isinstance(X, (str, Path)) else images.name)
+        count = _rows_of(spec.data.held_out, rows)
+        if count == rows:
+            raise UserError(
+                "NGVAE: held_out: expected a fraction of the rows that leaves some to train on, "
+                f"got {spec.data.held_out} of {rows} rows"
+            )
+        train, held_out = images.split(count, spec.fit.seed)
+        model, guide = runs.load_pair(spec, train)
+        trained = fit(model, guide, train, spec.fit, progress=bool(self.verbose))
+        metrics = diagnostics.evaluate(trained, held_out, seed=spec.fit.seed)
+        self._take(trained, metrics)
+        self.spec_, self.held_out_ = spec, held_out
+
     def _spec(self, data: str) -> RunSpec:
         """What is run, with the declared defaults where a parameter is None."""
-        model: dict[str, Any] = _given(latent_size=self.n_components)
-        if self.scale is not None:
-            model["likelihood"] = _given(scale=self.scale)
         training = _given(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -152,7 +187,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             seed=_seed(self.random_state),
         )
         values = _given(name=data, held_out=self.held_out)
-        model_spec = variants.spec_of("models", self.model, model)
+        _check_variant("model", self.model, (ModelSpec,))
+        _check_variant("guide", self.guide, GUIDE_SPECS)
+        model_spec = _model_spec(self.model, self.n_components, self.scale)
         guide_spec = variants.spec_of("guides", self.guide, {})
         return RunSpec(
             model_name=_name(self.model, model_spec.prior.family),
@@ -165,19 +202,55 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _images(self, X: Any, trained: Fit | None) -> ImageData:
         """The rows as images, after scikit-learn's own checks of what has columns."""
-        if isinstance(X, Tensor):
-            X = X.detach().cpu()
-            X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
-        if isinstance(X, list):
-            X = np.asarray(X)
-        known = isinstance(X, (ImageData, Dataset, str, Path))
-        if not known and getattr(X, "ndim", 2) not in (3, 4):
-            # NaN and inf are refused below, in one line.
-            X = validate_data(self, X, reset=trained is None, ensure_all_finite=False)
+        if not isinstance(X, (ImageData, Dataset, str, Path)):
+            X = self._array(X, trained)
         images = as_images(X, "X") if trained is None else trained.as_images(X, "X")
         if trained is None:
             self.n_features_in_ = images.images[0].numel()
         return images
+
+    def _array(self, X: Any, trained: Fit | None) -> np.ndarray:
+        """An array of rows, with as many axes as are known for them."""
+        if hasattr(X, "columns"):
+            _check_columns(X)
+            return self._table(X, trained)
+        array = _as_array(X)
+        axes: Sequence[int] = (2, 3, 4)
+        shape = "vectors (N, D) or images (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        one = ""
+        if trained is not None:
+            row = trained.form.shape_of(trained.model.image_shape)
+            axes = (2,) if trained.form.layout == "vectors" else (3, 4)
+            shape = f"shape ({', '.join(map(str, ('N', *row)))}), as what was fitted"
+            # The first words are those that scikit-learn's checks look for.
+            one = ". Reshape your data: one alone is X[None]" if array.shape == row else ""
+        if array.ndim not in axes:
+            raise UserError(f"X: expected {shape}, got shape {array.shape}{one}")
+        check_rows(array, "X")
+        if array.dtype.kind == "c":
+            # The first words are those that scikit-learn's checks look for.
+            raise UserError(f"X: Complex data not supported: expected numbers, got {array.dtype}")
+        # Of objects scikit-learn finds out whether they are numbers.
+        if array.dtype.kind not in "biufO":
+            raise UserError(f"X: expected numbers, got dtype {array.dtype}")
+        if array.ndim == 2:
+            return self._table(array, trained)
+        # The lowest of numbers is NaN if any is, and takes no memory.
+        if array.dtype.kind == "f" and array.size and np.isnan(array.min()):
+            raise UserError("X: expected finite numbers, got NaN")
+        return array
+
+    def _table(self, X: Any, trained: Fit | None) -> np.ndarray:
+        """What has columns as an array, after scikit-learn's checks of their names and number."""
+        check_rows(X, "X")
+        try:
+            # NaN and inf are refused below, in one line.
+            array = check_array(X, ensure_all_finite=False, estimator=self)
+        except (TypeError, ValueError) as error:
+            # Some quote the whole table after the first line.
+            raise _NoNumbers(f"X: {str(error).splitlines()[0]}") from None
+        validate_data(self, X, reset=trained is None, skip_check_array=True)
+        return array
 
     def _take(self, trained: Fit, metrics: diagnostics.Metrics) -> None:
         """The attributes that follow from a fit and its metrics."""
@@ -199,10 +272,13 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         Returns:
             (N, n_components_) float32.
+
+        Raises:
+            UserError: For what cannot be read, for another shape than was fitted, and for rows so
+                far from the training data that the codes are not finite.
         """
         check_is_fitted(self)
-        codes = diagnostics.codes(self.fit_, self._images(X, self.fit_))
-        return codes.loc.numpy()[:, self.latents_]
+        return locs(self.fit_, self._images(X, self.fit_)).numpy()[:, self.latents_]
 
     def inverse_transform(self, X: np.ndarray | Tensor) -> np.ndarray:
         """The mean E[x | z], with the other latents at the means of their prior.
@@ -213,17 +289,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         Returns:
             In the layout and the units of what was fitted: bytes for bytes, float32 for images in
             [0, 1], else float64.
+
+        Raises:
+            UserError: For another shape, for NaN and infinity, and for codes so large that the
+                means are not finite.
         """
         check_is_fitted(self)
-        codes = np.asarray(X, dtype=np.float32)
-        if codes.ndim != 2 or codes.shape[1] != self.n_components_:
-            raise UserError(
-                f"X: expected codes of shape (N, {self.n_components_}), got {codes.shape}"
-            )
-        mean = self.model_.marginal.mean.detach().cpu().numpy()
-        z = np.broadcast_to(mean, (len(codes), self.model_.latent_size)).astype(np.float32)
+        codes = read_latents(_as_array(X), "X", self.n_components_)
+        mean = self.model_.marginal.mean.detach().cpu()
+        z = mean.expand(len(codes), self.model_.latent_size).clone()
         z[:, self.latents_] = codes
-        return self._own(self.fit_.decode(z))
+        return self._own(decoded(self.fit_, z, "X").numpy())
 
     def _own(self, images: np.ndarray) -> np.ndarray:
         """Bytes for what was fitted as bytes."""
@@ -240,8 +316,12 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         Returns:
             (n_samples, ...), as :meth:`inverse_transform` returns it.
+
+        Raises:
+            UserError: For less than one, and for what is no random state.
         """
         check_is_fitted(self)
+        check_count("n_samples", n_samples)
         return self._own(self.fit_.sample(n_samples, _seed(random_state)))
 
     # Densities --------------------------------------------------------------------------------
@@ -250,16 +330,23 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """log p(x) of each row, nats, as a density in the units of X.
 
         By importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes about a tenth of a
-        second a row with the default decoder on one core; the draws are those of the seed that was
-        trained with.
+        second a row with the default decoder on one core. The same rows in the same order have the
+        same scores; the draws follow from the seed that was trained with and from which rows are
+        scored together, so that among other rows a score is the same to its Monte Carlo error.
 
         Returns:
             (N,) float64. Of the density of the standardised columns, or of intensities in [0, 1],
             sum log scale is taken off; of bernoulli likelihoods nothing is.
+
+        Raises:
+            UserError: As :meth:`transform`, and for rows whose density float32 does not hold.
         """
         check_is_fitted(self)
         images = self._images(X, self.fit_)
-        found = evidence.log_likelihood(self.fit_, images, seed=self.fit_.spec.seed)
+        # Of a density that overflows, numpy warns; it is refused below.
+        with near(images.name), np.errstate(over="ignore", invalid="ignore"):
+            found = evidence.log_likelihood(self.fit_, images, seed=self.fit_.spec.seed)
+        check_finite(found.values, images.name)
         if self.model_.likelihood.family == "bernoulli":
             return found.values
         return found.values - self.fit_.form.log_volume(images.images[0].numel())
@@ -278,6 +365,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
                 has no images to measure it on: copy the folder then.
         """
         check_is_fitted(self)
+        check_folder(folder)
         if not hasattr(self, "held_out_"):
             raise UserError(
                 "save: expected an estimator that was fitted here, got one that was loaded; copy "
@@ -289,6 +377,11 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def load(cls, folder: str | Path, device: str = "auto") -> Self:
         """The estimator of a run folder, written by :meth:`save` or by ``ngvae train``.
 
+        Its parameters are those of the run, None where that has the declared default, and ``model``
+        and ``guide`` names where the run has declared variants. A folder does not hold names of
+        columns, so that there is no ``feature_names_in_``, nor does the estimator hold settings of
+        a training that are no parameters of its own, such as ``fit.decay_begin``.
+
         Args:
             folder: The run folder.
             device: auto, cpu, cuda or cuda:N.
@@ -296,15 +389,36 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         Raises:
             UserError: If a file is missing, damaged or does not fit the others.
         """
+        check_folder(folder)
         trained, spec = runs.load_run(folder, device)
+        likelihood, size = spec.model.likelihood, spec.model.latent_size
+        scale = likelihood.scale if likelihood.family == "gaussian" else None
+        model: str | Spec = spec.model
+        if spec.model_name in variants.names("models"):
+            declared = _model_spec(spec.model_name, size, scale)
+            resolved = declared.likelihood.resolved(likelihood.family == "bernoulli")
+            if declared.model_copy(update={"likelihood": resolved}) == spec.model:
+                model = spec.model_name
+        guide: str | Spec = spec.guide
+        if spec.guide_name in variants.names("guides") and guide == variants.spec_of(
+            "guides", spec.guide_name, {}
+        ):
+            guide = spec.guide_name
+        held_out = _changed(spec.data, "held_out")
+        # Of arrays the run has the share that was held out, which is a rounded fraction.
+        if held_out is not None and spec.data.size is not None:
+            rows = [_rows_of(part, spec.data.size) for part in (held_out, DataSpec().held_out)]
+            held_out = None if rows[0] == rows[1] else held_out
         new = cls(
-            model=spec.model,
-            guide=spec.guide,
-            steps=spec.fit.steps,
-            batch_size=spec.fit.batch_size,
-            learning_rate=spec.fit.learning_rate,
-            held_out=spec.data.held_out,
-            device=spec.fit.device,
+            size,
+            model=model,
+            guide=guide,
+            steps=_changed(spec.fit, "steps"),
+            batch_size=_changed(spec.fit, "batch_size"),
+            learning_rate=_changed(spec.fit, "learning_rate"),
+            scale=scale,
+            held_out=held_out,
+            device=_changed(spec.fit, "device"),
             random_state=spec.fit.seed,
         )
         new._take(trained, runs.load_metrics(folder))
@@ -321,6 +435,89 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         # Codes are float32 whatever the units are.
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+class _NoNumbers(UserError, TypeError):
+    """A table that scikit-learn refuses, in its words; it asks for a TypeError of some."""
+
+
+def _as_array(X: Any) -> np.ndarray:
+    """An array, a tensor, or a list or a tuple of rows, as an array on the CPU."""
+    if issparse(X):
+        raise UserError(
+            f"X: expected a dense array, got a sparse {type(X).__name__}; pass X.toarray()"
+        )
+    if isinstance(X, (list, tuple)):
+        rows = [
+            number_array(row, f"X[{i}]") if isinstance(row, Tensor) else row
+            for i, row in enumerate(X)
+        ]
+        try:
+            return np.asarray(rows)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"X: expected rows of numbers, all of one shape, got {described(X)} of others"
+            ) from None
+    return number_array(X, "X")
+
+
+def _check_columns(table: Any) -> None:
+    """Refuse a table with dates, with a name twice, or of which only some names are strings."""
+    names = list(table.columns)
+    for name, dtype in zip(names, table.dtypes, strict=True):
+        # Of other libraries than numpy and pandas a type has no kind.
+        if getattr(dtype, "kind", "O") not in "biufO":
+            raise UserError(f"X: expected numbers, got dtype {dtype} in column {described(name)}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"X: expected no column name twice, got {described(name)} {names.count(name)} times"
+            )
+    if len({isinstance(name, str) for name in names}) > 1:
+        other = next(name for name in names if not isinstance(name, str))
+        raise UserError(
+            f"X: expected column names that are all strings or none, got {described(other)} "
+            "among strings"
+        )
+
+
+def _fitted(estimator: NGVAE) -> list[str]:
+    """The names of what a fit has set."""
+    return [name for name in vars(estimator) if name.endswith("_") and not name.startswith("__")]
+
+
+def _check_variant(parameter: str, value: Any, specs: tuple[type[Spec], ...]) -> None:
+    expected = f"a name, a path to a .toml file or the spec of a {parameter}"
+    expect(f"NGVAE: {parameter}", value, (str, Path, *specs), expected)
+
+
+def _model_spec(
+    model: str | Path | Spec, n_components: int | None, scale: float | None
+) -> ModelSpec:
+    """The spec of a model, of which some keys are parameters under names of their own."""
+    changes: dict[str, Any] = _given(latent_size=n_components)
+    if scale is not None:
+        changes["likelihood"] = _given(scale=scale)
+    try:
+        spec: ModelSpec = variants.spec_of("models", model, changes)
+    except UserError as error:
+        for key, parameter in (("latent_size", "n_components"), ("likelihood.scale", "scale")):
+            source, found, expected = str(error).partition(f": {key}: ")
+            if found and source.startswith("changes to "):
+                raise UserError(f"NGVAE: {parameter}: {expected}") from None
+        raise
+    return spec
+
+
+def _rows_of(held_out: float, rows: int) -> int:
+    """How many rows a fraction of them is, one at least."""
+    return max(1, round(held_out * rows))
+
+
+def _changed(spec: Spec, key: str) -> Any:
+    """A value of a spec; None where it is the default."""
+    value = getattr(spec, key)
+    return None if value == type(spec).model_fields[key].default else value
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -341,8 +538,14 @@ def _name(variant: str | Path | Spec, family: str) -> str:
 
 def _seed(random_state: Any) -> int:
     """A seed: an int is one itself, anything else is drawn from."""
-    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+    if is_seed(random_state):
         return int(random_state)
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**32))
-    return int(check_random_state(random_state).randint(2**31))
+    shared = random_state is None or random_state is np.random
+    if shared or isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31))
+    raise UserError(
+        "NGVAE: random_state: expected a whole number in [0, 2**32), a RandomState, a Generator or "
+        f"None, got {described(random_state)}"
+    )

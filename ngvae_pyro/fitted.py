@@ -1,6 +1,7 @@
 """A trained pair: what it says of images, and the record of its training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from numbers import Integral
@@ -114,8 +115,9 @@ class Fit:
             name: For messages and reports.
 
         Raises:
-            UserError: For what cannot be read, and for another shape than the model's.
+            UserError: For what cannot be read, for no rows, and for another shape than the model's.
         """
+        check_rows(images, name)
         found = as_images(images, name, self.form)
         check_data(self, found)
         return found
@@ -135,11 +137,10 @@ class Fit:
             (N, K) float32: a tensor on its own device for a tensor, else an array.
 
         Raises:
-            UserError: As :meth:`as_images`.
+            UserError: As :meth:`as_images`, and for images so far from the training data that the
+                codes are not finite.
         """
-        from ngvae_pyro.diagnostics import codes
-
-        return _like(images, codes(self, self.as_images(images)).loc)
+        return _like(images, locs(self, self.as_images(images)))
 
     @overload
     def decode(self, z: Tensor) -> Tensor: ...
@@ -157,17 +158,10 @@ class Fit:
             [0, 1] are float32 in [0, 1]. A tensor on its own device for a tensor, else an array.
 
         Raises:
-            UserError: For another shape.
+            UserError: For another shape, for NaN and infinity, and for latents so large that the
+                means are not finite.
         """
-        values = number_array(z, "z")
-        if values.dtype.kind not in "biuf":
-            raise UserError(f"z: expected numbers, got dtype {values.dtype}")
-        # A copy, because torch warns of memory that may not be written to.
-        latents = torch.from_numpy(np.array(values, np.float32))
-        if latents.ndim != 2 or latents.shape[1] != self.model.latent_size:
-            expected = f"(N, {self.model.latent_size})"
-            raise UserError(f"z: expected shape {expected}, got {tuple(latents.shape)}")
-        return _like(z, self.form.arrays(self.means(latents)))
+        return _like(z, decoded(self, read_latents(z, "z", self.model.latent_size), "z"))
 
     @torch.no_grad()
     def means(self, z: Tensor) -> Tensor:
@@ -189,12 +183,10 @@ class Fit:
             images: N images or vectors, as :meth:`as_images` takes them.
 
         Raises:
-            UserError: As :meth:`as_images`.
+            UserError: As :meth:`encode`.
         """
-        from ngvae_pyro.diagnostics import codes
-
-        loc = codes(self, self.as_images(images)).loc
-        return _like(images, self.form.arrays(self.means(loc)))
+        data = self.as_images(images)
+        return _like(images, decoded(self, locs(self, data), data.name))
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """E[x | z] of n draws of z from the prior, without the noise of the likelihood.
@@ -203,12 +195,13 @@ class Fit:
             (n, ...), as :meth:`decode` returns it. The same seed gives the same draws.
 
         Raises:
-            UserError: For less than one, and for what is no seed.
+            UserError: For less than one, and for a seed that is not in [0, 2**32).
         """
         from ngvae_pyro.svi import seeded
 
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-            raise UserError(f"n: expected a whole number, at least 1, got {described(n)}")
+        check_count("n", n)
+        if not is_seed(seed):
+            raise UserError(f"seed: expected a whole number in [0, 2**32), got {described(seed)}")
         with evaluating(self.model), seeded(seed, self.device), torch.no_grad():
             z = self.model.marginal.expand((int(n), self.model.latent_size)).sample()
         return self.form.arrays(self.means(z)).numpy()
@@ -230,7 +223,9 @@ class Fit:
 
         from ngvae_pyro.diagnostics import evaluate, most_informative_first
 
-        rows = most_informative_first(evaluate(self, self.as_images(images), seed))
+        data = self.as_images(images)
+        with near(data.name):
+            rows = most_informative_first(evaluate(self, data, seed))
         return pd.DataFrame(
             [
                 {
@@ -286,14 +281,16 @@ class Fit:
         """Posterior draws as an ArviZ object, see :func:`ngvae_pyro.to_arviz`."""
         from ngvae_pyro.diagnostics import to_arviz
 
-        return to_arviz(
-            self,
-            self.as_images(images),
-            observations=observations,
-            chains=chains,
-            draws_per_chain=draws_per_chain,
-            seed=seed,
-        )
+        data = self.as_images(images)
+        with near(data.name):
+            return to_arviz(
+                self,
+                data,
+                observations=observations,
+                chains=chains,
+                draws_per_chain=draws_per_chain,
+                seed=seed,
+            )
 
     def save(self, folder: str | Path, held_out: Images) -> "Metrics":
         """Write a run folder, which :func:`ngvae_pyro.load_run` reads.
@@ -311,6 +308,7 @@ class Fit:
         from ngvae_pyro.runs import save_run
         from ngvae_pyro.specs import DataSpec, RunSpec
 
+        check_folder(folder)
         images = self.as_images(held_out)
         names = {"model": self.model.spec.prior.family, "guide": self.guide.spec.family}
         spec = RunSpec(
@@ -368,7 +366,9 @@ class Fit:
         """
         from ngvae_pyro import traversals
 
-        found = traversals.traverse(self, self.as_images(images), latents, steps, base)
+        data = self.as_images(images)
+        with near(data.name):
+            found = traversals.traverse(self, data, latents, steps, base)
         rows = self.form.arrays(found.flatten(0, 1))
         return _like(images, rows.unflatten(0, found.shape[:2]))
 
@@ -395,7 +395,8 @@ class Fit:
         """
         from ngvae_pyro import traversals
 
-        return _like(a, self.form.arrays(traversals.interpolate(self, a, b, steps)))
+        with near("a or b"):
+            return _like(a, self.form.arrays(traversals.interpolate(self, a, b, steps)))
 
     @property
     def plot(self) -> "Figures":
@@ -428,6 +429,134 @@ class Fit:
 def _like(given: Any, tensor: Tensor) -> np.ndarray | Tensor:
     """A result on the CPU as what it was asked of: a tensor on its device for a tensor."""
     return tensor.to(given.device) if isinstance(given, Tensor) else tensor.numpy()
+
+
+# What float32 does not hold --------------------------------------------------------------------
+
+
+def _too_far(what: str) -> UserError:
+    return UserError(
+        f"{what}: too far from the training data for float32: the networks give NaN or infinity"
+    )
+
+
+@contextmanager
+def near(what: str) -> Iterator[None]:
+    """Says in one line what torch's distributions say of parameters that float32 does not hold.
+
+    Far from the training data the networks overflow, or give a variance that is zero or infinite.
+
+    Args:
+        what: The data, for the message.
+
+    Raises:
+        UserError: Instead of the error of torch.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(("Expected parameter", "Expected value argument")):
+            raise
+        raise _too_far(what) from None
+
+
+def check_finite(values: Tensor | np.ndarray, what: str) -> None:
+    """Refuse data of which the networks say NaN or infinity.
+
+    Raises:
+        UserError: With the name of the data, ``what``.
+    """
+    if not torch.as_tensor(values).isfinite().all():
+        raise _too_far(what)
+
+
+def locs(fit: Fit, data: ImageData) -> Tensor:
+    """The posterior means of z, finite, (N, K) on the CPU.
+
+    Raises:
+        UserError: For data too far from those of the training.
+    """
+    from ngvae_pyro.diagnostics import codes
+
+    with near(data.name):
+        loc = codes(fit, data).loc
+    check_finite(loc, data.name)
+    return loc
+
+
+def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
+    """E[x | z] of latents (N, K), finite, in the layout and the units of what was fitted.
+
+    Args:
+        fit: The trained pair.
+        z: Latents on the CPU.
+        what: What they are, or are of, for the message.
+
+    Raises:
+        UserError: For latents too far from those of the training.
+    """
+    with near(what):
+        arrays = fit.form.arrays(fit.means(z))
+    check_finite(arrays, what)
+    return arrays
+
+
+# What is asked of arguments --------------------------------------------------------------------
+
+
+def read_latents(values: Any, where: str, size: int) -> Tensor:
+    """Latents of a user as float32, (N, size), on the CPU.
+
+    Raises:
+        UserError: For what are no finite numbers of this shape.
+    """
+    array = number_array(values, where)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != size:
+        raise UserError(f"{where}: expected shape (N, {size}), got {tuple(array.shape)}")
+    # A copy, because torch warns of memory that may not be written to.
+    with np.errstate(over="ignore"):  # infinity is refused
+        latents = np.array(array, np.float32)
+    if not np.isfinite(latents).all():
+        raise UserError(f"{where}: expected finite numbers, as float32, got NaN or infinity")
+    return torch.from_numpy(latents)
+
+
+def check_rows(images: Any, name: str) -> None:
+    """Refuse an array without rows.
+
+    Raises:
+        UserError: With its shape.
+    """
+    shape = getattr(images, "shape", None)
+    if isinstance(shape, tuple) and shape[:1] == (0,):
+        raise UserError(f"{name}: expected at least one row, got shape {tuple(shape)}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number above 0.
+
+    Raises:
+        UserError: With the name of the argument.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name}: expected a whole number, at least 1, got {described(value)}")
+
+
+def is_seed(value: Any) -> bool:
+    """Whether it is a whole number in [0, 2**32), what a run may have as its seed."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**32
+
+
+def check_folder(folder: Any) -> None:
+    """Refuse the empty name, which would be that of the current folder.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    if isinstance(folder, str) and not folder:
+        raise UserError("folder: expected the name of a folder, got ''; '.' is the current one")
 
 
 def check_fit(fit: Any) -> None:

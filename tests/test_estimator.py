@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LinearRegression
@@ -17,10 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_runs import ngvae
+from torch.utils.data import DataLoader
 
 import ngvae_pyro as ng
 from ngvae_pyro import runs
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.estimator import NGVAE
 from ngvae_pyro.specs import (
     GaussianGuideSpec,
@@ -301,11 +303,28 @@ def test_a_short_training_warns_only_of_the_default(monkeypatch):
         (np.full((10, 4, 4), np.inf), "^X: expected finite numbers, got NaN or inf$"),
         (np.zeros((9, 3, 8, 3)), r"^X: expected .* which could be both"),
         (np.zeros((2, 3)), "^X: expected at least 3 rows, .* got n_samples=2$"),
-        (
-            np.array(["a"] * 12).reshape(4, 3, 1),
-            "^X: expected dtype uint8, bool or float, got <U1$",
-        ),
+        (np.array(["a"] * 12).reshape(4, 3, 1), "^X: expected numbers, got dtype <U1$"),
         ("nowhere", "^unknown data 'nowhere'"),
+        (np.full((10, 4, 4), np.nan), "^X: expected finite numbers, got NaN$"),
+        (None, "^X: expected an array or a tensor, got NoneType$"),
+        ({}, "^X: expected an array or a tensor, got dict$"),
+        (iter(IMAGES), "^X: expected an array or a tensor, got iterator$"),
+        (DataLoader(IMAGES), "^X: expected an array or a tensor, got DataLoader$"),
+        (np.zeros(9), r"^X: expected vectors \(N, D\) or images .*, got shape \(9,\)$"),
+        (np.zeros((5, 2, 2, 2, 2)), r"^X: expected vectors .*, got shape \(5, 2, 2, 2, 2\)$"),
+        (np.zeros((9, 3)) * 1j, "^X: Complex data not supported: expected numbers, got complex128"),
+        (csr_array(np.eye(9)), r"^X: expected a dense array, got a sparse csr_array; pass X.toa"),
+        (torch.eye(9).to_sparse(), "^X: expected a dense tensor, got torch.sparse_coo$"),
+        ([[1, 2], [3]], "^X: expected rows of numbers, all of one shape, got a list of others$"),
+        ([["a"]] * 9, "^X: expected numbers, got dtype <U1$"),
+        (np.array([[{}]] * 9), "^X: float.. argument must be a string or a real number, not 'dict"),
+        (np.zeros((0, 3)), r"^X: expected at least one row, got shape \(0, 3\)$"),
+        (pd.DataFrame(np.zeros((9, 2)), columns=list("aa")), "^X: .* name twice, got 'a' 2 times$"),
+        (pd.DataFrame(np.zeros((9, 2)), columns=["a", 0]), "^X: .* all strings or none, got 0"),
+        (
+            pd.DataFrame({"a": [1.0, 2.0], "b": pd.Timestamp(0)}),
+            "^X: .* datetime64.* in column 'b'$",
+        ),
     ],
 )
 def test_refused_in_one_line(x, match):
@@ -314,16 +333,141 @@ def test_refused_in_one_line(x, match):
     assert "\n" not in str(raised.value)
 
 
+def test_tuples_are_read_as_lists_are():
+    codes = tiny().fit(IMAGES).transform(IMAGES)
+    for x in (tuple(IMAGES), list(IMAGES), [torch.from_numpy(image) for image in IMAGES]):
+        assert np.array_equal(tiny().fit(x).transform(x), codes)
+    grad = torch.ones(1, 7, requires_grad=True)
+    assert tiny().fit([grad[0] * k for k in range(9)]).n_features_in_ == 7
+
+
+@pytest.mark.parametrize("rows", [3, 5, 14, 15])
+def test_at_least_one_row_is_held_out(rows):
+    x = vectors(rows)
+    vae = tiny().fit(x)
+    assert len(vae.held_out_) == max(1, round(0.1 * rows))
+    if rows > 5:
+        wanted = ng.data.as_images(x).split(0.1, 0)[1]
+        assert torch.equal(vae.held_out_.images, wanted.images)
+    with pytest.raises(UserError, match="^NGVAE: held_out: expected a fraction .*, got 0.99 of "):
+        tiny(held_out=0.99).fit(x)
+
+
+def test_what_float32_does_not_hold_is_one_line(fitted):
+    x, far = vectors(4), "^X: too far from the training data for float32: the networks give NaN"
+    relaxed = tiny(steps=20).fit(vectors())
+    for vae, factor in ((fitted, 1e30), (fitted, 1e4), (relaxed, 1e25)):
+        with pytest.raises(UserError, match=far) as raised:
+            vae.score(x * factor)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=far):
+        fitted.transform(x * 1e30)
+    with pytest.raises(UserError, match=far):
+        fitted.inverse_transform(np.full((1, 2), 3e38))
+    for value in (np.nan, np.inf, 1e300):
+        with pytest.raises(UserError, match="^X: expected finite numbers, .* got NaN or infinity$"):
+            fitted.inverse_transform(np.full((1, 2), value))
+
+
+def test_codes_are_read_as_arrays_are(fitted):
+    codes = np.float32([[0.5, -1.0]])
+    images = fitted.inverse_transform(codes)
+    tensor = torch.from_numpy(codes)
+    for same in ([[0.5, -1.0]], ((0.5, -1.0),), tensor.requires_grad_(), tensor.bfloat16()):
+        assert np.array_equal(fitted.inverse_transform(same), images)
+    for wrong, match in [
+        ({}, "^X: expected an array or a tensor, got dict$"),
+        (np.array([["a", "b"]]), "^X: expected numbers, got dtype <U1$"),
+        (codes * 1j, "^X: expected numbers, got dtype complex"),
+        ([[1.0, 2.0], [3.0]], "^X: expected rows of numbers, all of one shape"),
+        (csr_array(codes), "^X: expected a dense array, got a sparse csr_array"),
+        (tensor.detach().to_sparse(), "^X: expected a dense tensor, got torch.sparse_coo$"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            fitted.inverse_transform(wrong)
+
+
+def test_fits_leave_nothing_of_those_before():
+    table = pd.DataFrame(vectors(20), columns=list("abcdefg"))
+    vae = tiny().set_output(transform="default").fit(table)
+    before = dict(vars(vae))
+    for x in (np.full((9, 3), np.nan), IMAGES[:2], None):
+        with pytest.raises(UserError):
+            vae.fit(x)
+        assert vars(vae).keys() == before.keys()
+        assert all(vars(vae)[name] is value for name, value in before.items())
+    # After the data were read, too.
+    with pytest.raises(UserError, match="steps"):
+        vae.set_params(steps="x").fit(IMAGES)
+    assert vae.n_features_in_ == 7 and vae.feature_names_in_.tolist() == list("abcdefg")
+    vae.set_params(steps=3).left_over_ = 1
+    vae.fit(IMAGES)
+    assert vae.n_features_in_ == 72
+    assert not hasattr(vae, "feature_names_in_") and not hasattr(vae, "left_over_")
+
+
+def test_loaded_estimators_have_the_parameters_of_the_run(tmp_path, monkeypatch):
+    x = vectors(65)
+    for name, given in {
+        "default": {"guide": "mixture"},
+        "scale": {"scale": 0.3, "held_out": 0.2, "steps": 4},
+        "tiny": {"model": ModelSpec(decoder=TINY)},
+        "bits": {"model": "gaussian", "guide": "gaussian"},
+    }.items():
+        data = x if name != "bits" else IMAGES > 127
+        # The default networks; of these a step is enough.
+        names = {"model": "normal_gamma", "guide": "relaxed", "steps": 1, **given}
+        vae = tiny(**{**names, "batch_size": None}).fit(data)
+        if name == "default":
+            vae.save(tmp_path)
+            read = NGVAE.load(tmp_path, device="cpu")
+        else:
+            # Figures take seconds.
+            saved = runs.saved_run(vae.spec_, vae.model_, vae.model_.image_shape, vae.fit_.form)
+            with monkeypatch.context() as patch:
+                patch.setattr(runs, "load_run", lambda *_, v=vae, s=saved: (v.fit_, s))
+                patch.setattr(runs, "load_metrics", lambda _, v=vae: v.metrics_)
+                read = NGVAE.load(tmp_path, device="cpu")
+        wanted = {"scale": None if name == "bits" else 0.1, **names, "n_components": 2}
+        found = read.get_params()
+        if name == "tiny":
+            assert found.pop("model") == vae.model_.spec and wanted.pop("model")
+        assert {key: found[key] for key in wanted if key in found} == wanted
+        assert found["held_out"] == given.get("held_out") and found["batch_size"] is None
+        assert name == "tiny" or "Spec" not in repr(read)
+        again = clone(read).fit(data)
+        assert again.metrics_ == vae.metrics_
+        assert np.array_equal(again.fit_.encode(data), vae.fit_.encode(data))
+
+
+def test_no_empty_folder(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (fitted.save, NGVAE.load, lambda folder: fitted.fit_.save(folder, vectors(9))):
+        with pytest.raises(UserError, match="^folder: expected the name of a folder, got ''"):
+            call("")
+    assert not list(tmp_path.iterdir())
+
+
+WRONG_SEEDS = (-1, True, 2**32, 2**40, 1.5, [1, 2])
+
+
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
-        ({"n_components": 0}, "latent_size: expected a number > 0, got 0"),
-        ({"n_components": 2.5}, "latent_size: expected a whole number, got 2.5"),
+        ({"n_components": 0}, "^NGVAE: n_components: expected a number > 0, got 0"),
+        ({"n_components": 2.5}, "^NGVAE: n_components: expected a whole number, got 2.5"),
         ({"steps": "x"}, "^NGVAE: steps: expected a whole number, got 'x'"),
         ({"held_out": 2.0}, "^NGVAE: held_out: expected a number < 1, got 2.0"),
         ({"model": "normal_gama"}, "unknown model 'normal_gama'; did you mean"),
         ({"guide": "gaussian"}, "guide family 'gaussian' does not fit"),
-        ({"random_state": -1}, "seed: expected a number >= 0, got -1"),
+        ({"scale": 0}, "^NGVAE: scale: expected a number >= 0.0001, got 0"),
+        ({"model": 3}, "^NGVAE: model: expected a name, a path .* spec of a model, got 3$"),
+        ({"model": RelaxedGuideSpec()}, "^NGVAE: model: expected .*, got a RelaxedGuideSpec$"),
+        ({"guide": ModelSpec()}, "^NGVAE: guide: expected .* the spec of a guide, got a ModelSpec"),
+        *(
+            ({"random_state": s}, f"^NGVAE: random_state: .* got {described(s)}$")
+            for s in WRONG_SEEDS
+        ),
     ],
 )
 def test_parameters_out_of_range_are_one_line(parameters, match):
@@ -331,13 +475,36 @@ def test_parameters_out_of_range_are_one_line(parameters, match):
         tiny().set_params(**parameters).fit(vectors(20))
 
 
+def test_draws_of_no_number_and_of_no_seed(fitted):
+    for seed in WRONG_SEEDS:
+        with pytest.raises(UserError, match="^NGVAE: random_state: expected a whole number in"):
+            fitted.sample(2, random_state=seed)
+    with pytest.raises(UserError, match="^n_samples: expected a whole number, at least 1, got 0$"):
+        fitted.sample(0)
+
+
 def test_new_data_of_another_shape_are_refused(fitted):
-    with pytest.raises(UserError, match=r"^X: expected codes of shape \(N, 2\), got \(3, 3\)$"):
+    with pytest.raises(UserError, match=r"^X: expected shape \(N, 2\), got \(3, 3\)$"):
         fitted.inverse_transform(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="X has 6 features, but NGVAE is expecting 7"):
         fitted.transform(vectors()[:, :6])
-    with pytest.raises(UserError, match=r"^X: expected shape \(N, D\), as what was fitted"):
-        fitted.transform(IMAGES)
+    for x in (IMAGES, vectors()[0], np.zeros((2, 3, 4, 5, 6))):
+        with pytest.raises(UserError, match=r"^X: expected shape \(N, 7\), as what was fitted"):
+            fitted.transform(x)
+    with pytest.raises(UserError, match="^X: expected at least one row, got shape"):
+        fitted.transform(vectors()[:0])
+
+
+def test_an_image_without_its_first_axis_is_told_apart():
+    vae = tiny().fit(IMAGES)
+    shape = r"^X: expected shape \(N, 8, 9\), as what was fitted, got shape"
+    with pytest.raises(
+        UserError, match=shape + r" \(8, 9\). Reshape your data: one alone is X\[None\]$"
+    ):
+        vae.transform(IMAGES[0])
+    with pytest.raises(UserError, match=shape + r" \(60, 72\)$"):
+        vae.transform(IMAGES.reshape(60, -1))
+    assert np.array_equal(vae.transform(IMAGES[:1, None]), vae.transform(IMAGES[:1]))
 
 
 def test_vectors_have_no_bernoulli_likelihood():

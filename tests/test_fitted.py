@@ -107,6 +107,19 @@ def test_draws_are_those_of_the_prior(of_vectors):
         (lambda f: f.decode([[0.0]]), "^z: expected an array or a tensor, got list"),
         (lambda f: f.sample(0), "^n: expected a whole number, at least 1, got 0"),
         (lambda f: f.sample(2, seed="a"), "^seed: expected a whole number"),
+        (
+            lambda f: f.sample(2, seed=-1),
+            r"^seed: expected a whole number in \[0, 2\*\*32\), got -1",
+        ),
+        (lambda f: f.sample(2, seed=2**40), "^seed: expected a whole number in"),
+        (lambda f: f.decode(np.full((1, 3), np.nan)), "^z: expected finite numbers, as float32"),
+        (lambda f: f.decode(np.full((1, 3), 1e300)), "^z: expected finite numbers, as float32"),
+        (lambda f: f.decode(np.zeros((1, 3)) * 1j), "^z: expected numbers, got dtype complex128"),
+        (
+            lambda f: f.encode(VECTORS[:0]),
+            r"^images: expected at least one row, got shape \(0, 5\)",
+        ),
+        (lambda f: f.save("", VECTORS), "^folder: expected the name of a folder, got ''"),
         (lambda f: ng.evaluate(f, ImageData("o", VECTORS * 2)), "^data 'o': expected the units of"),
         (
             lambda f: f.encode(ImageData("o", BYTES)),
@@ -115,8 +128,31 @@ def test_draws_are_those_of_the_prior(of_vectors):
     ],
 )
 def test_what_does_not_fit_is_one_line(of_vectors, call, match):
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match=match) as raised:
         call(of_vectors)
+    assert "\n" not in str(raised.value)
+
+
+def test_far_from_the_training_data_is_one_line():
+    """A gaussian guide, whose scale float32 soon does not hold."""
+    model = load_model("gaussian", VECTORS, latent_size=2, decoder=SMALL)
+    guide = load_guide("gaussian", model, encoder=SMALL)
+    result = ng.Fit(model, guide, ng.FitSpec(), form=ng.ImageData("v", VECTORS).form)
+    with torch.no_grad():
+        guide.encoder.head.weight.mul_(100)
+        model.decoder.stem.weight.mul_(100)
+    far = "too far from the training data for float32: the networks give NaN or infinity$"
+    for z in (np.full((1, 2), 3e38), torch.full((1, 2), 3e38)):
+        with pytest.raises(UserError, match=f"^z: {far}"):
+            result.decode(z)
+    for x in (VECTORS[:4] * 1e4, VECTORS[:4] * 1e25):
+        for call in (result.encode, result.reconstruct, result.latents, result.to_arviz):
+            with pytest.raises(UserError, match=f"^images: {far}"):
+                call(x)
+        with pytest.raises(UserError, match=f"^images: {far}"):
+            result.traverse(x)
+        with pytest.raises(UserError, match=f"^a or b: {far}"):
+            result.interpolate(x[0], x[1])
 
 
 def test_vectors_that_were_read_otherwise_are_turned(of_vectors):
