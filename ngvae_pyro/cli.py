@@ -746,8 +746,9 @@ def list_variants(
     """List the declared models and guides, or show every key of one and check it."""
     if name is None:
         for kind in variants.KINDS:
+            title = f"{kind} ({variants.folder(kind)})"
             rows = [(each, variants.describe(kind, each)) for each in variants.names(kind)]
-            _variants_table(f"{kind} ({variants.folder(kind)})", rows)
+            _variants_table(title, rows)
     elif os.path.isdir(name):
         paths = sorted(_path(name).glob("*.toml"))
         if not paths:

@@ -350,8 +350,8 @@ class Fit:
         are (:meth:`ngvae_pyro.traversals.Support.reach`).
 
         Args:
-            images: Images or vectors, as :meth:`as_images` takes them, at least 2; the ranges are
-                theirs, so the more the better.
+            images: Images or vectors, as :meth:`as_images` takes them; the ranges are theirs, so
+                the more the better.
             latents: Numbers of the latents that move, by default the informative ones, most
                 informative first.
             steps: How many images a row has, 2 to 1,000, at equal distances in z.

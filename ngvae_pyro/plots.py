@@ -641,7 +641,7 @@ def traversals(
 
     Args:
         fit: The trained pair.
-        data: Images; the ranges are theirs, so the more the better, and at least 2.
+        data: Images; the ranges are theirs, so the more the better.
         rows: As for :func:`precisions`.
         latents: Numbers of the latents to show instead, in this order.
         steps: How many images a row has, 2 to 1,000.
@@ -665,7 +665,6 @@ def traversals(
     if latents is not None:
         latents = paths.check_numbers("latents", latents, size, "latents, e.g. [3, 9]")
     paths.check_number("steps", steps, 2, 1000)
-    paths.check_size(data)
     support = paths.Support.of(fit, data)
     if isinstance(bases, Integral) and not isinstance(bases, bool):
         paths.check_number("bases", bases, 1, min(100, len(data)))

@@ -226,12 +226,6 @@ def check_numbers(name: str, values: Any, count: int, of: str) -> list[int]:
     return [int(value) for value in values]
 
 
-def check_size(data: ImageData) -> None:
-    """Refuse a single image, from which no range can be taken."""
-    if len(data) < 2:
-        raise UserError(f"data '{data.name}': expected at least 2 images for the ranges, got 1")
-
-
 def _one(fit: Fit, name: str, image: Any) -> ImageData:
     """A single image, which may come with or without the axis N."""
     if not isinstance(image, ImageData) and getattr(image, "ndim", 0) == fit.form.dimensions - 1:
@@ -254,7 +248,6 @@ def traverse(
     fit: Fit, data: ImageData, latents: Sequence[int] | None, steps: int, base: int
 ) -> Tensor:
     """Decoded images (rows, steps, C, H, W), :meth:`ngvae_pyro.Fit.traverse`."""
-    check_size(data)
     check_number("steps", steps, 2, 1000)
     check_number("base", base, 0, len(data) - 1)
     if latents is None:
