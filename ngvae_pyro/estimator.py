@@ -1,6 +1,7 @@
 """`NGVAE`: a model, a guide and their training as one estimator of scikit-learn."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from numbers import Integral, Real
@@ -211,7 +212,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _array(self, X: Any, trained: Fit | None) -> np.ndarray:
         """An array of rows, with as many axes as are known for them."""
-        if hasattr(X, "columns"):
+        if hasattr(X, "columns") and hasattr(X, "dtypes"):
             _check_columns(X)
             return self._table(X, trained)
         array = _as_array(X)
@@ -468,11 +469,9 @@ def _check_columns(table: Any) -> None:
         # Of other libraries than numpy and pandas a type has no kind.
         if getattr(dtype, "kind", "O") not in "biufO":
             raise UserError(f"X: expected numbers, got dtype {dtype} in column {described(name)}")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(
-                f"X: expected no column name twice, got {described(name)} {names.count(name)} times"
-            )
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UserError(f"X: expected no column name twice, got {described(name)} {times} times")
     if len({isinstance(name, str) for name in names}) > 1:
         other = next(name for name in names if not isinstance(name, str))
         raise UserError(
