@@ -28,7 +28,7 @@ from ngvae_pyro import diagnostics, files, locks, memory, plots, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.fitted import Fit, check_fit
+from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
@@ -129,7 +129,7 @@ def check(
             number is out of range, or a chain stays where it began.
     """
     check_fit(fit)
-    data = fit.as_images(data)
+    data = data_of(fit, data)
     if fit.model.discrete:
         raise UserError(
             f"check: expected a guide of continuous z, got a {type(fit.guide).__name__}, whose z "

@@ -15,7 +15,7 @@ from ngvae_pyro import _arviz, memory
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, site_terms
+from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_terms
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.svi import seeded
@@ -127,7 +127,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         (:mod:`ngvae_pyro.verdict`). The same seed gives the same numbers on the same machine.
     """
     check_fit(fit)
-    data = fit.as_images(data)
+    data = data_of(fit, data)
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
@@ -233,7 +233,7 @@ def to_arviz(
             for fewer than one observation, chain or draw.
     """
     check_fit(fit)
-    data = fit.as_images(data)
+    data = data_of(fit, data)
     if attrs is not None:
         expect("attrs", attrs, Mapping, "a table of names and values")
     if observations is None:

@@ -21,7 +21,7 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, check_fit
+from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
@@ -471,7 +471,7 @@ def log_likelihood(
         raise UserError(f"widen: expected a factor above 0, got {widen}")
     if draws < 25:
         raise UserError(f"draws: expected at least 25, got {draws}")
-    data = fit.as_images(data)
+    data = data_of(fit, data)
     model, latents = fit.model, fit.model.latent_size
     # Of so many images the random numbers are drawn together.
     step = max(1, CHUNK // draws)

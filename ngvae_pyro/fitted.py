@@ -118,9 +118,7 @@ class Fit:
             UserError: For what cannot be read, for no rows, and for another shape than the model's.
         """
         check_rows(images, name)
-        found = as_images(images, name, self.form)
-        check_data(self, found)
-        return found
+        return data_of(self, images, name)
 
     @overload
     def encode(self, images: Tensor) -> Tensor: ...
@@ -571,6 +569,13 @@ def check_fit(fit: Any) -> None:
         raise UserError(
             f"fit: expected a trained pair from ngvae_pyro.fit or load_run, got {described(fit)}"
         )
+
+
+def data_of(fit: Fit, data: Images, name: str = "images") -> ImageData:
+    """Data in the form of a fit, :meth:`Fit.as_images`."""
+    found = as_images(data, name, fit.form)
+    check_data(fit, found)
+    return found
 
 
 def check_data(fit: Fit, data: Any) -> None:

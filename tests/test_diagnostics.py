@@ -36,9 +36,6 @@ OTHERS = {
 @pytest.mark.parametrize(
     "call",
     [
-        lambda fit, data, spec, path: ng.evaluate(fit, data),
-        lambda fit, data, spec, path: ng.to_arviz(fit, data),
-        lambda fit, data, spec, path: ng.log_likelihood(fit, data),
         lambda fit, data, spec, path: ng.uncertainty.uncertainty(fit, data),
         lambda fit, data, spec, path: diagnostics.codes(fit, data),
         lambda fit, data, spec, path: evaluation.sample(fit, data),
@@ -56,6 +53,14 @@ def test_images_of_another_shape_are_refused(fit, spec, tmp_path, call, other):
     with pytest.raises(UserError, match=line):
         call(fit, images, spec, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", [ng.evaluate, ng.to_arviz, ng.log_likelihood, ng.check])
+def test_arrays_of_another_shape_are_refused(fit, call):
+    images, line = OTHERS["shape"]
+    for data in (images, images.images, images.images.numpy()):
+        with pytest.raises(UserError, match=line.replace("'wide'", "'(wide|images)'")):
+            call(fit, data)
 
 
 def test_images_of_another_shape_are_not_trained_on(fit):
