@@ -120,7 +120,6 @@ def test_draws_are_those_of_the_prior(of_vectors):
             r"^images: expected at least one row, got shape \(0, 5\)",
         ),
         (lambda f: f.save("", VECTORS), "^folder: expected the name of a folder, got ''"),
-        (lambda f: ng.evaluate(f, ImageData("o", VECTORS * 2)), "^data 'o': expected the units of"),
         (
             lambda f: f.encode(ImageData("o", BYTES)),
             "^data 'o': expected the u",
