@@ -322,7 +322,10 @@ def captions(tmp_path, metrics):
 
 def test_captions_say_what_the_verdict_allows(tmp_path):
     settled = captions(tmp_path, judged())
-    assert "it should change nothing" in settled and "hatched" not in settled
+    assert (
+        "all others move at once, which should change nothing" in settled
+        and "hatched" not in settled
+    )
     assert "its exact posterior is its prior" in settled
     leaking = captions(tmp_path, judged([0, 2], ["x"]))
     for text in (

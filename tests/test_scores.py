@@ -161,9 +161,9 @@ def test_images_that_a_run_was_not_trained_on(folder):
     """New sprites have another seed than those of the run, unless it is given."""
     seen = []
     for words in ([], ["--set", "data.seed=0", "--set", "data.size=120"]):
-        _, spec = runs.load_run(folder)
+        fit, spec = runs.load_run(folder, "cpu")
         values = {"name": "sprites"} | ({"seed": 0, "size": 120} if words else {})
-        images, _ = scores._other_images(values, spec.data, 50, 0, (3, 32, 32), False, CPU)
+        images, _ = scores._other_images(values, spec.data, 50, 0, fit, False)
         train, held_out = runs.load_data(spec)
         own = {image.numpy().tobytes() for image in torch.cat([train.images, held_out.images])}
         seen.append(sum(image.numpy().tobytes() in own for image in images.images))
