@@ -106,7 +106,7 @@ class Support:
         """
         low, high = self.ends(latent, base)
         others = [k for k in self.informative if k != latent]
-        if self.loc[:, latent].var() <= LEAK:
+        if self.loc[:, latent].var(correction=0) <= LEAK:
             # It carries nothing, and moves no image.
             return low, high
         own = self.loc[base, latent].item()
