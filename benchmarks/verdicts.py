@@ -6,8 +6,9 @@ trains the default pair on 22,000 images of each kind of :mod:`kinds` for each s
 more a run, and prints a Markdown table: the true number, the count, and the verdict on it. Below it
 is how many wrong counts were called unsettled, and how many right ones. The column "worth" has the
 nats by which log p(x | z) of 600 held-out images falls where leaking latents are drawn from their
-prior. A run that is in the folder already is read and not trained again, and judged by the rules as they are now. ``--three-grey``
-adds three faint factors at four lengths of training and two standard deviations of a pixel.
+prior. A run that is in the folder already is read and not trained again, and judged by the rules as
+they are now. ``--three-grey`` adds three faint factors at four lengths of training and two standard
+deviations of a pixel.
 """
 
 import argparse
