@@ -48,7 +48,7 @@ def test_a_settled_count_says_so(folder, metrics):
 
 def test_a_run_without_a_verdict_is_judged(folder, metrics):
     leaky = {"probs": [0.9, 0.1, 0.1, 0.9], "variance_of_loc": [1.0, 2.0, 0.0, 1.0]}
-    leaky["precision"] = dict.fromkeys(("mean", "5%", "95%"), [5000.0, 1.0, 1.0, 5000.0])
+    leaky["precision"] = {key: [5000.0, 1.0, 1.0, 5000.0] for key in ("mean", "5%", "95%")}
     metrics(verdict=None, informative=2, **leaky)
     said = ngvae("inspect", folder[0])
     assert "2 of 4 latents are informative: leaking, short\n" in said
