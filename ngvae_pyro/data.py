@@ -12,7 +12,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -610,12 +610,9 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
 
 def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData:
     """The images of a torch data set, with the numbers of its pairs as the factor `label`."""
-    try:
-        count = len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        raise UserError(
-            f"{name}: expected a Dataset of known length, got {described(dataset)}"
-        ) from None
+    if not isinstance(dataset, Sized):
+        raise UserError(f"{name}: expected a Dataset of known length, got {described(dataset)}")
+    count = len(dataset)
     if not count:
         raise UserError(f"{name}: expected images, got an empty {type(dataset).__name__}")
     labels: list[Any] = []
