@@ -161,8 +161,12 @@ class Team:
             value = value.detach().clone(memory_format=torch.contiguous_format)
             dist.broadcast(value, 0)
             return value
+        return self._told(value, 0)
+
+    def _told(self, value: Any, rank: int) -> Any:
+        """What one process says, by way of the CPU: its GPU may not be there, or not its own."""
         values = [value]
-        dist.broadcast_object_list(values, 0)
+        dist.broadcast_object_list(values, rank, device=torch.device("cpu"))
         return values[0]
 
     def most(self, value: int) -> int:
@@ -191,9 +195,7 @@ class Team:
             yield
         except UserError as error:
             said = str(error)
-        lines: list[str | None] = [None] * self.size
-        dist.all_gather_object(lines, said)
-        for line in lines:
+        for line in [self._told(said, rank) for rank in range(self.size)]:
             if line is not None:
                 raise UserError(line)
 

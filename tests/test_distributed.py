@@ -124,6 +124,30 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         Team(rank=0, size=2).check_device("cuda:1")
 
 
+def test_messages_do_not_go_by_way_of_a_gpu(monkeypatch):
+    """A process that has none, because there are too few, could not say so."""
+    devices = []
+
+    def broadcast(values, rank, device=None):
+        devices.append(device)
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", None)
+    team = Team(rank=1, size=2)
+    assert team.agreed("one") == "one"
+    with pytest.raises(UserError, match="too few"), team.together():
+        raise UserError("too few")
+    assert devices == 3 * [torch.device("cpu")]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs a machine with one GPU")
+def test_two_processes_on_one_gpu_are_refused_in_one_line(tmp_path):
+    words = ["train", "gaussian", "gaussian", *SHORT, "--device", "cuda", "--out", tmp_path / "x"]
+    _, log = torchrun("-m", "ngvae_pyro", *words, code=1)
+    lines = [text for text in log.splitlines() if text.startswith("ngvae: ")]
+    assert len(lines) == 1 and "torch sees 1 CUDA devices" in lines[0]
+
+
 def test_without_torchrun_a_process_is_alone(monkeypatch):
     for size in (None, "1"):
         if size is not None:
