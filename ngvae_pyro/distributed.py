@@ -250,8 +250,9 @@ def joined() -> Iterator[Team]:
     if team.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(team.local_rank)
     try:
-        # Without a backend named: gloo for tensors of the CPU and NCCL for those of a GPU.
-        dist.init_process_group(timeout=PATIENCE)
+        # Named, because of none torch 2.11 makes NCCL alone where there is a GPU.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     except (dist.DistError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
