@@ -8,7 +8,7 @@ import os
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
-    from ngvae_pyro.diagnostics import Metrics
+    from ngvae_pyro.diagnostics import Latent, Metrics
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
@@ -481,7 +481,8 @@ def inspect(
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for site in metrics["kl"]:
         table.add_column(escape(f"KL\n{printable(site[:9])}"), justify="right", no_wrap=True)
-    for row in diagnostics.most_informative_first(metrics):
+    rows = diagnostics.most_informative_first(metrics)
+    for row in rows:
         precision = row["precision"]
         table.add_row(
             f"z{row['latent']}",
@@ -500,9 +501,40 @@ def inspect(
             "posterior of the model's own precision, of which the data say nothing",
             style="dim",
         )
+    _what_latents_are(rows, marks)
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
+
+
+def _what_latents_are(rows: "Sequence[Latent]", marks: Mapping[int, str]) -> None:
+    """What is known of the informative latents and of those that leak, where anything is.
+
+    A table of its own, because that of the numbers is as wide as 80 characters are.
+    """
+    # Heading, and the cell of a row; a column of which no row has a cell is left out.
+    columns: dict[str, Callable[[Latent], str]] = {
+        "follows": lambda row: row["followed"].text if "followed" in row else "",
+    }
+    shown = [row for row in rows if row["probs"] > 0.5 or row["latent"] in marks]
+    cells = {heading: [cell(row) for row in shown] for heading, cell in columns.items()}
+    cells = {heading: column for heading, column in cells.items() if any(column)}
+    if not cells:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("latent", no_wrap=True)
+    for heading in cells:
+        table.add_column(heading, overflow="fold")
+    for row, *texts in zip(shown, *cells.values(), strict=True):
+        style = "bold" if row["probs"] > 0.5 else None
+        table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in texts), style=style)
+    out.print(table)
+    if "follows" in cells:
+        say(
+            "follows: |correlation| of the latent's mean with the known factors, of held-out "
+            "images; two may follow one factor",
+            style="dim",
+        )
 
 
 @app.command(cls=Command)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ngvae_pyro.diagnostics import Latent, Metrics, most_informative_first
+from ngvae_pyro.diagnostics import CLOSE, MIXED, MORE, Latent, Metrics, most_informative_first
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
@@ -118,6 +118,10 @@ def write_run_report(
             verdict=verdict,
             leaking=verdict.uncounted(metrics["probs"]) if verdict else (),
             rows=rows,
+            follows=any("followed" in row for row in rows),
+            close=CLOSE,
+            more=MORE,
+            mixed=MIXED,
             evaluation=evaluation,
             record=record or {"starts": []},
             likelihood=evaluation.get("log_likelihood"),
@@ -180,6 +184,11 @@ def _run_captions(
         )
         if any(p <= 0.5 and k not in leaking for k, p in enumerate(metrics["probs"])):
             traversals += " In the last row all others move at once, which should change nothing."
+    if metrics.get("correlations"):
+        traversals += (
+            " Beside its name is the factor that it follows, with their correlation, or the two "
+            "that it mixes."
+        )
     if leaking:
         precision += (
             f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is "
