@@ -501,40 +501,32 @@ def inspect(
             "posterior of the model's own precision, of which the data say nothing",
             style="dim",
         )
-    _what_latents_are(rows, marks)
+    remarks = diagnostics.remarks(rows, marks)
+    if remarks:
+        out.print(_remarks_table(remarks, rows))
+    if "follows" in remarks:
+        say(
+            "follows: the known factor that the latent's mean correlates with, and the absolute "
+            "correlation, of held-out images",
+            style="dim",
+        )
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
 
 
-def _what_latents_are(rows: "Sequence[Latent]", marks: Mapping[int, str]) -> None:
-    """What is known of the informative latents and of those that leak, where anything is.
-
-    A table of its own, because that of the numbers is as wide as 80 characters are.
-    """
-    # Heading, and the cell of a row; a column of which no row has a cell is left out.
-    columns: dict[str, Callable[[Latent], str]] = {
-        "follows": lambda row: row["followed"].text if "followed" in row else "",
-    }
-    shown = [row for row in rows if row["probs"] > 0.5 or row["latent"] in marks]
-    cells = {heading: [cell(row) for row in shown] for heading, cell in columns.items()}
-    cells = {heading: column for heading, column in cells.items() if any(column)}
-    if not cells:
-        return
+def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Latent]") -> Table:
+    # A table of its own, because that of the numbers is as wide as 80 characters are.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("latent", no_wrap=True)
-    for heading in cells:
+    for heading in remarks:
         table.add_column(heading, overflow="fold")
-    for row, *texts in zip(shown, *cells.values(), strict=True):
-        style = "bold" if row["probs"] > 0.5 else None
-        table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in texts), style=style)
-    out.print(table)
-    if "follows" in cells:
-        say(
-            "follows: |correlation| of the latent's mean with the known factors, of held-out "
-            "images; two may follow one factor",
-            style="dim",
-        )
+    for row in rows:
+        cells = [column.get(row["latent"], "") for column in remarks.values()]
+        if any(cells):
+            style = "bold" if row["probs"] > 0.5 else None
+            table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in cells), style=style)
+    return table
 
 
 @app.command(cls=Command)

@@ -1,7 +1,7 @@
 """What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -311,6 +311,26 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
     for row, correlations in zip(rows, metrics.get("correlations") or (), strict=False):
         row["followed"] = Followed(correlations)
     return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
+
+
+def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, dict[int, str]]:
+    """Columns of a table that say what latents are, besides their numbers.
+
+    Args:
+        rows: From :func:`most_informative_first`.
+        latents: Further latents to speak of than the informative ones, such as those that leak; of
+            the others, which carry nothing, there is nothing to say.
+
+    Returns:
+        By heading, the cell of each latent. Where the factors are known ``follows``, the
+        :attr:`Followed.text`.
+    """
+    of = set(latents)
+    shown = [row for row in rows if row["probs"] > 0.5 or row["latent"] in of]
+    found = {
+        "follows": {r["latent"]: r["followed"].text for r in shown if "followed" in r},
+    }
+    return {heading: cells for heading, cells in found.items() if cells}
 
 
 @torch.no_grad()

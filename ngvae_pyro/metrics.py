@@ -247,7 +247,8 @@ def mcc(codes: Array | Tensor, factors: Array | Tensor, *, rank: bool = False) -
     >>> round(mcc(np.exp(factors), factors), 2), round(mcc(np.exp(factors), factors, rank=True), 2)
     (0.95, 1.0)
     """
-    table = correlations(codes, factors, rank=rank)[:, _varies(checked("factors", factors, "NF"))]
+    codes, factors = _points(codes, factors)
+    table = correlations(codes, factors[:, _varies(factors)], rank=rank)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.shape[1])
 
 

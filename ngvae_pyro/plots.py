@@ -716,7 +716,7 @@ def traversals(
         across *= min(max(pixels_across / pixels_down, 0.4), 2.5)
     height = down * (len(moved) + 0.5) * len(walks) + 0.7
     letters = max(len(line) for name in names for line in name.split("\n"))
-    width = across * steps + 2.5 + 0.08 * max(letters - 10, 0)
+    width = across * steps + 2.5 + 0.08 * max(letters - 6, 0)
     with _drawing(ax, width, height) as ax:
         blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=(0.12, 0.0))
         for block, (images, found) in zip(blocks, walks, strict=True):
