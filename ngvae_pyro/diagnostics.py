@@ -227,8 +227,8 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         whether the count is settled, and the findings that speak against it
         (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
         mean with the factors (:class:`Followed`), the largest first, where there are at least 50
-        images and their factors are known and more than a class label. The same seed gives the same numbers on the
-        same machine.
+        images and their factors are known and more than a class label.
+        The same seed gives the same numbers on the same machine.
     """
     check_fit(fit)
     data = data_of(fit, data)

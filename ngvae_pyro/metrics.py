@@ -494,8 +494,9 @@ def disentanglement(
     As Locatello et al. (2019): ``mig``, ``factor_vae_score``, ``beta_vae_score``, ``modularity``
     and ``irs`` of the first 10,000 points; ``sap``, ``dci_disentanglement``, ``dci_completeness``,
     ``dci_informativeness`` and ``explicitness`` of the first 15,000, of which a third is for
-    testing. ``mcc`` and ``mcc_rank``, Pearson's and Spearman's, are of the first 10,000 too. Nearly all of the time goes to the trees of :func:`dci`. What a single factor or a
-    single latent leaves without meaning is nan.
+    testing. ``mcc`` and ``mcc_rank``, Pearson's and Spearman's, are of the first 10,000 too. Nearly
+    all of the time goes to the trees of :func:`dci`. What a single factor or a single latent leaves
+    without meaning is nan.
 
     Args:
         codes: (N, K), N at least 6.

@@ -249,7 +249,9 @@ def test_inspect_says_what_is_followed(edited):
     assert long[:20] not in " ".join(lines)
     path = edited(correlations=[{long: 0.9}] * 4)
     table, _, _ = ngvae("inspect", path).partition("follows: ")
-    assert "nnnn" in table and max(map(len, table.partition("latent  follows")[2].splitlines())) <= 80
+    assert (
+        "nnnn" in table and max(map(len, table.partition("latent  follows")[2].splitlines())) <= 80
+    )
 
 
 def test_inspect_says_nothing_of_older_runs(edited):
