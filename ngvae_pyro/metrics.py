@@ -23,7 +23,7 @@ varies are a `UserError`.
 import math
 import warnings
 from collections.abc import Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -538,6 +538,7 @@ def active_units(codes: Array | Tensor, threshold: float = 0.01) -> int:
     >>> active_units(np.array([[0.0, 1.0], [0.1, -1.0]]))
     1
     """
+    expect("threshold", threshold, Real, "a number")
     return int((_codes(codes, least=1).astype(float).var(0) > threshold).sum())
 
 

@@ -601,6 +601,8 @@ def test_codes_alone_are_checked():
         information_entropy(np.array([0.0, math.inf]))
     with pytest.raises(UserError, match=r"^bins: expected at least 1, got 0$"):
         mutual_information(Z, V, bins=0)
+    with pytest.raises(UserError, match=r"^threshold: expected a number, got 'much'"):
+        active_units(Z, threshold="much")
     with pytest.raises(UserError, match=r"^rank: expected True or False, got 'yes'"):
         mcc(Z, V, rank="yes")
 
