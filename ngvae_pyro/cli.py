@@ -8,7 +8,7 @@ import os
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
 
 if TYPE_CHECKING:
-    from ngvae_pyro.diagnostics import Metrics
+    from ngvae_pyro.diagnostics import Latent, Metrics
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
@@ -481,7 +481,8 @@ def inspect(
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for site in metrics["kl"]:
         table.add_column(escape(f"KL\n{printable(site[:9])}"), justify="right", no_wrap=True)
-    for row in diagnostics.most_informative_first(metrics):
+    rows = diagnostics.most_informative_first(metrics)
+    for row in rows:
         precision = row["precision"]
         table.add_row(
             f"z{row['latent']}",
@@ -500,9 +501,32 @@ def inspect(
             "posterior of the model's own precision, of which the data say nothing",
             style="dim",
         )
+    remarks = diagnostics.remarks(rows, marks)
+    if remarks:
+        out.print(_remarks_table(remarks, rows))
+    if "follows" in remarks:
+        say(
+            "follows: the known factor that the latent's mean correlates with, and the absolute "
+            "correlation, of held-out images",
+            style="dim",
+        )
     _summary(folder, fit, metrics)
     for path in sorted((folder / "figures").glob("*.png")):
         say(f"  {path}")
+
+
+def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Latent]") -> Table:
+    # A table of its own, because that of the numbers is as wide as 80 characters are.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("latent", no_wrap=True)
+    for heading in remarks:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = [column.get(row["latent"], "") for column in remarks.values()]
+        if any(cells):
+            style = "bold" if row["probs"] > 0.5 else None
+            table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in cells), style=style)
+    return table
 
 
 @app.command(cls=Command)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import DataTree
 
-    from ngvae_pyro.diagnostics import Metrics
+    from ngvae_pyro.diagnostics import Latent, Metrics
     from ngvae_pyro.plots import Figures
 
 # Images that are looked at together.
@@ -215,7 +215,9 @@ class Fit:
         Returns:
             A row for each latent: ``latent`` k, ``informative`` (p above 1/2), ``p``, the posterior
             ``precision`` and its ``precision 5%`` and ``precision 95%`` quantiles, ``variance of
-            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image.
+            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image. Where the
+            factors of the images are known, also the ``closest factor`` and the ``|correlation|``
+            of loc with it (:class:`ngvae_pyro.diagnostics.Followed`).
         """
         import pandas as pd
 
@@ -235,6 +237,7 @@ class Fit:
                     "precision 95%": row["precision"]["95%"],
                     "variance of loc": row["variance_of_loc"],
                     **{f"KL {site}": value for site, value in row["kl"].items()},
+                    **_closest(row),
                 }
                 for row in rows
             ]
@@ -422,6 +425,14 @@ class Fit:
         rows = zip(("pair", "latents", "training"), self._lines(), strict=True)
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
         return f"<table>{cells}</table>"
+
+
+def _closest(row: "Latent") -> dict[str, str | float]:
+    """The columns on the factor that a latent follows most closely, where factors are known."""
+    if "followed" not in row:
+        return {}
+    factor, correlation = row["followed"].closest[0]
+    return {"closest factor": factor, "|correlation|": correlation}
 
 
 def _like(given: Any, tensor: Tensor) -> np.ndarray | Tensor:

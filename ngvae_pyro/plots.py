@@ -27,8 +27,15 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from ngvae_pyro import traversals as paths
-from ngvae_pyro.diagnostics import Metrics, codes, evaluate, most_informative_first, reconstruct
-from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.diagnostics import (
+    Followed,
+    Metrics,
+    codes,
+    evaluate,
+    most_informative_first,
+    reconstruct,
+)
+from ngvae_pyro.errors import UserError, described, expect, printable
 from ngvae_pyro.files import whole, writing
 from ngvae_pyro.fitted import STEPS, Fit, check_data, check_fit
 from ngvae_pyro.images import ImageData
@@ -64,6 +71,8 @@ SHOWN = 200
 COLUMNS = 12
 # Rows of a figure of traversals, besides that of all other latents.
 ROWS = 20
+# Of the name of a factor in a figure.
+LETTERS = 14
 
 
 # A latent of the rows: its number, its mean weight and what else `most_informative_first` says, and
@@ -620,6 +629,22 @@ def moved_rows(rows: list[Row]) -> tuple[list[list[int]], list[str]]:
     return moved, names
 
 
+def _with_factors(name: str, row: Row) -> str:
+    """The name of a latent and what it follows, or below each other both factors that it mixes."""
+    found: Followed | None = row.get("followed")
+    if found is None or _kind(row) == "uninformative":
+        return name
+    shown = found.closest[:1] if found.factor is not None else found.mixed
+    lines = [f"{literal(_short(factor))} {value:.2f}" for factor, value in shown]
+    return " ".join([name, "\n".join(lines)]).rstrip()
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the rest, without its middle where it is a long one."""
+    name = printable(name)
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 5]}…{name[-4:]}"
+
+
 def traversals(
     fit: Fit,
     data: ImageData,
@@ -636,7 +661,9 @@ def traversals(
     most; in a last row all other latents move at once, which changes nothing where they carry
     nothing. Each row says between which values of z it goes: as far as there are images that are
     alike in the other latents (:meth:`ngvae_pyro.traversals.Support.reach`). At its right are the
-    KL of z (nats) and the mean precision of q(z | x). Vectors, images of shape (1, 1, D), are
+    KL of z (nats) and the mean precision of q(z | x). Where the factors of the images are known,
+    the factor that a latent follows stands beside its name with their correlation, or the two that
+    it mixes (:class:`ngvae_pyro.diagnostics.Followed`). Vectors, images of shape (1, 1, D), are
     curves.
 
     Args:
@@ -675,6 +702,10 @@ def traversals(
         moved, names = moved_rows(rows)
     else:
         moved, names = [[k] for k in latents], [f"z{k}" for k in latents]
+    names = [
+        _with_factors(name, known[row[0]]) if len(row) == 1 else name
+        for name, row in zip(names, moved, strict=True)
+    ]
     walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
     groups = [[known[k] for k in row] for row in moved]
     draw, across, down = _draw_walk, 0.42, 0.45
@@ -684,7 +715,9 @@ def traversals(
         _, pixels_down, pixels_across = fit.model.image_shape
         across *= min(max(pixels_across / pixels_down, 0.4), 2.5)
     height = down * (len(moved) + 0.5) * len(walks) + 0.7
-    with _drawing(ax, across * steps + 2.5, height) as ax:
+    letters = max(len(line) for name in names for line in name.split("\n"))
+    width = across * steps + 2.5 + 0.08 * max(letters - 6, 0)
+    with _drawing(ax, width, height) as ax:
         blocks = [ax] if len(walks) == 1 else _panels(ax, [1.0] * len(walks), gap=(0.12, 0.0))
         for block, (images, found) in zip(blocks, walks, strict=True):
             draw(block, images, found, names, groups)

@@ -61,6 +61,12 @@ class SavedVerdict(Record):
     findings: Annotated[list[SavedFinding], Field(max_length=100)]
 
 
+# Of a latent with each factor, by its name; there is at least one.
+Correlations = Annotated[
+    dict[str, Annotated[float, Field(ge=0.0, le=1.0)]], Field(min_length=1, max_length=10_000)
+]
+
+
 class Metrics(Record):
     """``metrics.json``, from :func:`ngvae_pyro.evaluate`."""
 
@@ -76,18 +82,22 @@ class Metrics(Record):
     discrete: bool = False
     # A run of an older version has none.
     verdict: SavedVerdict | None = None
+    # Neither has one whose factors are not known.
+    correlations: list[Correlations] | None = None
 
     @model_validator(mode="after")
     def _one_for_each_latent(self) -> Self:
         if "z" not in self.kl:
             raise ValueError("kl: expected the site z")
-        of_latents = {
+        of_latents: dict[str, list[Any]] = {
             "variance_of_loc": self.variance_of_loc,
             "precision.mean": self.precision.mean,
             "precision.5%": self.precision.low,
             "precision.95%": self.precision.high,
             **{f"kl.{name}.per_latent": site.per_latent for name, site in self.kl.items()},
         }
+        if self.correlations is not None:
+            of_latents["correlations"] = self.correlations
         for key, values in of_latents.items():
             if len(values) != len(self.probs):
                 raise ValueError(f"{key}: expected {len(self.probs)} numbers, got {len(values)}")

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any, NamedTuple
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ngvae_pyro.diagnostics import Latent, Metrics, most_informative_first
+from ngvae_pyro.diagnostics import (
+    CLOSE,
+    MIXED,
+    MORE,
+    Latent,
+    Metrics,
+    most_informative_first,
+    remarks,
+)
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
@@ -107,6 +116,7 @@ def write_run_report(
     folder, evaluation = Path(folder), evaluation or {}
     rows = most_informative_first(metrics)
     verdict = Verdict.from_metrics(metrics)
+    leaking = verdict.uncounted(metrics["probs"]) if verdict else ()
     values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
     figures = _figures(folder, _run_captions(metrics, verdict))
     page = (
@@ -116,8 +126,13 @@ def write_run_report(
             spec=spec,
             metrics=metrics,
             verdict=verdict,
-            leaking=verdict.uncounted(metrics["probs"]) if verdict else (),
+            leaking=leaking,
             rows=rows,
+            remarks=remarks(rows, leaking),
+            unbroken=_unbroken,
+            close=CLOSE,
+            more=MORE,
+            mixed=MIXED,
             evaluation=evaluation,
             record=record or {"starts": []},
             likelihood=evaluation.get("log_likelihood"),
@@ -180,6 +195,11 @@ def _run_captions(
         )
         if any(p <= 0.5 and k not in leaking for k, p in enumerate(metrics["probs"])):
             traversals += " In the last row all others move at once, which should change nothing."
+    if metrics.get("correlations"):
+        traversals += (
+            " Beside its name is the factor that it follows, with their correlation, or the two "
+            "that it mixes."
+        )
     if leaking:
         precision += (
             f" {named} (diamond{'' if one else 's'}) {'leaks' if one else 'leak'}: z is "
@@ -338,6 +358,11 @@ def _aggregate(rows: list[Latent], found: list[dict[str, Any]]) -> dict[str, Any
             if row["latent"] in by_latent
         ],
     }
+
+
+def _unbroken(text: str) -> str:
+    """A text of which no line begins with a number, away from what it is of."""
+    return re.sub(r" (?=\d)", "\N{NO-BREAK SPACE}", text)
 
 
 def _cell(key: str, value: float | None, decimals: int) -> str:

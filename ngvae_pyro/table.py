@@ -75,6 +75,8 @@ class Metric:
 # What scores need: of a single factor, or a single latent, some would be 1 for any codes.
 ONE, TWO = "a known factor that varies", "at least two known factors that vary"
 TWO_LATENTS = f"{ONE} and at least two latents"
+# What evaluations of older versions lack.
+AGAIN = "a new ngvae evaluate: the last one was an older version's"
 NORMAL = "latents whose prior is Normal(0, 1)"
 INDEPENDENT = "latents of which none follows from the others"
 
@@ -174,6 +176,16 @@ METRICS = (
     ),
     _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly: 0.5 by chance"),
     _score("irs", "IRS", "1 if a held factor holds its latents still, 0 if none does"),
+    _score(
+        *("mcc", "MCC"),
+        "mean correlation of each factor with a latent of its own: 1 if linear in it",
+        AGAIN,
+    ),
+    _score(
+        *("mcc_rank", "MCC, ranks"),
+        "the same of ranks (Spearman): 1 if each factor has a latent monotone in it",
+        AGAIN,
+    ),
     _posterior(
         *("active_units", "Active units", "", None, "count"),
         "latents whose posterior mean varies by more than 0.01",

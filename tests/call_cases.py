@@ -96,6 +96,8 @@ CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 for _name in ("mutual_information_gaps", "mig", "modularity", "dci", "explicitness", "irs"):
     CALLS[f"ng.metrics.{_name}"] = (["codes", "factors"], {})
+for _name in ("correlations", "mcc"):
+    CALLS[f"ng.metrics.{_name}"] = (["codes", "factors"], {"rank": "True"})
 for _name in ("total_correlation", "decorrelation"):
     CALLS[f"ng.metrics.{_name}"] = (["codes"], {})
 # Those that take images for a fit, or a model, which have to be of its shape.

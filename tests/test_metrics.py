@@ -12,6 +12,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.metrics import (
     active_units,
     beta_vae_score,
+    correlations,
     dci,
     decorrelation,
     disentanglement,
@@ -19,6 +20,7 @@ from ngvae_pyro.metrics import (
     factor_vae_score,
     information_entropy,
     irs,
+    mcc,
     mig,
     modularity,
     mutual_information,
@@ -28,8 +30,8 @@ from ngvae_pyro.metrics import (
 )
 
 # Of codes and factors; those that fit many trees are called where it matters.
-CHEAP = [mig, sap, factor_vae_score, beta_vae_score, modularity, explicitness, irs]
-SUPERVISED = [mutual_information, mutual_information_gaps, dci, *CHEAP]
+CHEAP = [mig, sap, factor_vae_score, beta_vae_score, modularity, explicitness, irs, mcc]
+SUPERVISED = [mutual_information, mutual_information_gaps, correlations, dci, *CHEAP]
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,86 @@ def test_units_and_order_do_not_matter(continuous):
     assert dci(codes[:90], tiny[:90]) == dci(codes[:90], continuous[:90])
 
 
+# Correlations --------------------------------------------------------------------------------
+
+# Two factors that do not correlate, and codes of which the correlations are known: of the second
+# 2 / sqrt(5) with the first factor and 1 / sqrt(5) with the second.
+CROSS = np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+MIXING = np.array([[1.0, 2.0], [1.0, 1.0]])
+
+
+def test_correlations_by_hand():
+    table = correlations(CROSS @ MIXING, CROSS)
+    root = 5**-0.5
+    assert table == pytest.approx(np.array([[2**-0.5, 2**-0.5], [2 * root, root]]))
+    # The first latent is matched with the second factor: 0.707 + 0.894, not 0.707 + 0.447.
+    assert mcc(CROSS @ MIXING, CROSS) == pytest.approx((2**-0.5 + 2 * root) / 2)
+    # Of one factor the best latent.
+    assert mcc(CROSS @ MIXING, CROSS[:, :1]) == pytest.approx(2 * root)
+
+
+def test_the_matching_is_one_to_one():
+    """Both factors are nearest to the first latent, which can have one of them only."""
+    codes = np.stack([CROSS.sum(1), CROSS @ [1.0, 0.1]], 1)
+    first, second = correlations(codes, CROSS)
+    assert second[0] > first[0] == pytest.approx(first[1])
+    codes = np.stack([CROSS.sum(1), np.array([1.0, -1.0, -1.0, 1.0])], 1)
+    # The second latent, the product, tells of neither factor.
+    assert mcc(codes, CROSS) == pytest.approx(2**-0.5 / 2)
+
+
+def test_what_mcc_does_not_depend_on(continuous):
+    codes = rotated(continuous)
+    value = mcc(codes, continuous)
+    for same in (codes[:, [2, 0, 1]], codes * [-1.0, 1e-3, 1e6], codes + 7.0):
+        assert mcc(same, continuous) == pytest.approx(value)
+        ranks = mcc(codes, continuous, rank=True)
+        assert mcc(same, continuous, rank=True) == pytest.approx(ranks)
+    assert mcc(codes, continuous[:, ::-1] * [-1.0, 1e-300, 1e9]) == pytest.approx(value)
+
+
+def test_mcc_of_perfect_and_rotated_codes(factors, continuous):
+    for values in (factors, continuous):
+        assert mcc(perfect(values, jitter=0.0), values) == pytest.approx(1.0)
+        assert mcc(perfect(values, jitter=0.0), values, rank=True) == pytest.approx(1.0)
+        assert mcc(rotated(values), values) < 0.9
+    noise = np.random.default_rng(5).standard_normal(continuous.shape)
+    assert mcc(noise, continuous) < 0.06
+
+
+def test_ranks_see_through_monotone_maps(continuous):
+    unit = (continuous - continuous.min(0)) / np.ptp(continuous, axis=0)
+    bent = -np.exp(6.0 * unit)
+    assert mcc(bent, continuous) < 0.85
+    assert mcc(bent, continuous, rank=True) == pytest.approx(1.0)
+    # By hand: ranks 1, 2, 3 and 2, 1, 3; of ties the mean rank.
+    table = correlations([[1.0], [2.0], [99.0]], [[5.0, 0.0], [4.0, 0.0], [9.0, 1.0]], rank=True)
+    assert table == pytest.approx(np.array([[0.5, 3**0.5 / 2]]))
+
+
+def test_mcc_with_another_number_of_latents(factors):
+    codes = perfect(factors, jitter=0.0)
+    for rank in (False, True):
+        # Two of three factors have a latent.
+        assert mcc(codes[:, :2], factors, rank=rank) == pytest.approx(2 / 3)
+        # The best are chosen of more.
+        many = np.hstack([rotated(factors), codes, np.zeros((len(codes), 2))])
+        assert mcc(many, factors, rank=rank) == pytest.approx(1.0)
+
+
+def test_what_does_not_vary_correlates_with_nothing(factors):
+    codes = perfect(factors, jitter=0.0)
+    padded = np.insert(factors, 1, 7, axis=1)
+    for rank in (False, True):
+        table = correlations(codes, padded, rank=rank)
+        assert (table[:, 1] == 0).all() and table.max(1) == pytest.approx(np.ones(3))
+        assert mcc(codes, padded, rank=rank) == pytest.approx(1.0)
+        # 0.1 is no sum of powers of two; the rounding of a collapsed latent may follow a factor.
+        for still in (np.full_like(codes, 0.1), 0.1 + 1e-7 * codes):
+            assert mcc(still, factors, rank=rank) == 0.0
+    assert mcc(0.1 + 1e-4 * codes, factors) == pytest.approx(1.0)
+
+
 # Classes -------------------------------------------------------------------------------------
 
 
@@ -375,8 +457,10 @@ def test_all_of_them_by_name(factors):
         "modularity": modularity(codes, factors),
         "explicitness": explicitness(codes, factors),
         "irs": irs(codes, factors),
+        "mcc": mcc(codes, factors),
+        "mcc_rank": mcc(codes, factors, rank=True),
     }
-    assert list(found)[:2] == ["mig", "sap"] and list(found)[-1] == "irs"
+    assert list(found)[:2] == ["mig", "sap"] and list(found)[-1] == "mcc_rank"
     assert all(type(value) is float for value in found.values())
 
 
@@ -517,6 +601,10 @@ def test_codes_alone_are_checked():
         information_entropy(np.array([0.0, math.inf]))
     with pytest.raises(UserError, match=r"^bins: expected at least 1, got 0$"):
         mutual_information(Z, V, bins=0)
+    with pytest.raises(UserError, match=r"^threshold: expected a number, got 'much'"):
+        active_units(Z, threshold="much")
+    with pytest.raises(UserError, match=r"^rank: expected True or False, got 'yes'"):
+        mcc(Z, V, rank="yes")
 
 
 # Images ----------------------------------------------------------------------

@@ -137,6 +137,8 @@ def evaluated(size=15, factors=("x", "y", "size")):
             "modularity": 0.87,
             "explicitness": 0.94,
             "irs": 0.61,
+            "mcc": 0.5678,
+            "mcc_rank": 0.5432,
         },
         "mig_per_factor": dict.fromkeys(factors, 0.2468),
         "total_correlation": None,
@@ -383,6 +385,50 @@ def test_latents_are_in_order_of_information(run_page):
     assert marked == [*in_order, "reference", *in_order]
 
 
+def followed(size=15, names=("red", "size", "y")):
+    """Correlations of a run: each latent follows the first, but the second one mixes two."""
+    first, second, third = names
+    mixing = {second: 0.61, third: 0.52, first: 0.2}
+    return [mixing if k == 3 else {first: 0.93, second: 0.1, third: 0.0} for k in range(size)]
+
+
+def test_latents_say_what_they_follow(run_page):
+    page = run_page(metrics={**judged([0], ["x"]), "correlations": followed()})
+    table = page.tables[0]
+    assert table[0][:3] == ["latent", "follows", "p"]
+    cells = {row[0]: row[1].replace("\xa0", " ") for row in table[1:]}
+    assert cells["z1"] == cells["z0leaking"] == "red 0.93"
+    assert cells["z3"] == "mixes size 0.61, y 0.52"
+    # What carries nothing follows nothing, whatever its rounding correlates with.
+    assert [cells[f"z{k}"] for k in (2, 4, 14)] == [""] * 3
+    assert "is at least 0.5 and its square at least 2 times that of any other" in page.text
+    assert [len(row) for row in table] == [9] * 16
+    # Numbers stay with their names.
+    assert "size\xa00.61, y\xa00.52" in page.source
+    page = run_page(metrics={**judged(), "correlations": followed(names=(NASTY, "a", "b"))})
+    assert f"{NASTY} 0.93".replace(" 7", "\xa07").replace(" 0", "\xa00") in page.tables[0][1][1]
+
+
+@pytest.mark.parametrize("metrics", [measured(), {**measured(), "correlations": None}])
+def test_a_run_of_unknown_factors_says_nothing_of_them(run_page, metrics):
+    page = run_page(metrics=metrics)
+    assert "follows" not in page.text and page.tables[0][0][:2] == ["latent", "p"]
+
+
+def test_an_evaluation_of_an_older_version_has_no_mcc(run_page):
+    page = run_page(evaluation=evaluated())
+    assert page.row("MCC")[1].strip() == "0.568"
+    assert page.row("MCC, ranks")[1].strip() == "0.543"
+    evaluation = evaluated()
+    for key in ("mcc", "mcc_rank"):
+        del evaluation["scores"][key]
+    page = run_page(evaluation=evaluation)
+    for name in ("MCC", "MCC, ranks"):
+        title, value = page.row(name)
+        assert value.strip() == "–" and "needs a new ngvae evaluate" in title
+    assert page.row("IRS")[1].strip() == "0.610"
+
+
 def test_the_joint_prior_is_not_called_normal(run_page):
     joint = saved("normal_gamma_joint+relaxed", model={"prior": {"joint": True}})
     assert "prior, Normal(0, 1)" not in run_page(joint, evaluation=evaluated()).text
@@ -490,7 +536,8 @@ def nasty_run(tmp_path, name):
     evaluation = {**evaluated(factors=[name, "y"]), "source": name}
     draw(tmp_path, "selection", "traversals", "precisions", re.sub("[/<>\"']", "_", name)[:80])
     record = {"starts": [{**START, "command": name, "device": name}], "seconds": 7.0}
-    return write_run_report(tmp_path, spec, judged([0, 2], [name]), evaluation, record)
+    metrics = {**judged([0, 2], [name]), "correlations": followed(names=(name, "size", "y"))}
+    return write_run_report(tmp_path, spec, metrics, evaluation, record)
 
 
 def nasty_comparison(tmp_path, name):
