@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import Metrics, most_informative_first
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
@@ -58,11 +59,13 @@ class Explorer:
         sliders: Most informative first.
         texts: What the page says under it, and above all what it does not show.
         data: What its script reads; None for an explorer that is left out, which a text says.
+        what: What is started from, an image or a vector.
     """
 
     sliders: tuple[Slider, ...]
     texts: tuple[str, ...]
     data: dict[str, Any] | None
+    what: str = "image"
 
     @property
     def names_width(self) -> float:
@@ -98,11 +101,11 @@ class Layer:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> "Layer":
         """That of a float layer."""
-        values = weight.double().cpu().numpy()
+        values = weight.detach().double().cpu().numpy()
         # A row of zeros has any scale.
         scale = np.maximum(np.abs(values).max(1), 1e-30) / MOST
         whole = np.rint(values / scale[:, None]).astype("<i2")
-        return cls(whole, scale.astype("<f4"), bias.cpu().numpy().astype("<f4"))
+        return cls(whole, scale.astype("<f4"), bias.detach().cpu().numpy().astype("<f4"))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The layer as the page computes it, of inputs (N, inputs)."""
@@ -155,40 +158,40 @@ def explore(
             for base, spans in zip(numbers, reach, strict=True)
         ],
     }
-    texts = [_of_the_rest(len(found), len(latents), fit.model.latent_size)]
+    what = "vector" if are_vectors(data.images) else "image"
+    rest = _of_the_rest(len(found), len(latents), fit.model.latent_size)
+    ends = f"A slider ends where the data end when it alone is moved from the {what} started from"
     why = "the decoder is convolutional"
     if fit.model.spec.decoder.kind == "mlp":
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
         weights, said = _weights(fit, z, page)
         if weights is not None:
-            return Explorer(sliders, (*texts, said), weights)
+            leave = "; several together may leave the data, and what is decoded breaks up there."
+            return Explorer(sliders, (f"{ends}{leave}{rest}", said), weights, what)
         why = said
-    if are_vectors(data.images):
+    if what == "vector":
         return Explorer((), (f"There is no explorer, because {why}.",), None)
     for frames in FRAMES:
         strips = _strips(fit, support, latents, numbers, frames)
-        found_page = {**page, "steps": frames - 1, "strips": strips}
-        if _size(found_page) <= BYTES:
+        beforehand = {**page, "steps": frames - 1, "strips": strips}
+        if _size(beforehand) <= BYTES:
             said = (
-                f"Because {why}, the page holds {frames} images of each latent that were decoded "
-                "beforehand: one latent moves at a time, and the others go back to the image that "
-                "is started from."
+                "One latent moves at a time, and the others go back to the image started from: "
+                f"because {why}, the page holds {frames} images of each that were decoded "
+                "beforehand."
             )
-            return Explorer(sliders, (*texts, said), found_page)
-    said = f"There is no explorer, because {why} and images of all latents are more than 5 MB."
+            return Explorer(sliders, (f"{ends}.{rest}", said), beforehand)
+    said = f"There is no explorer, because {why}, and images of all latents more than 5 MB."
     return Explorer((), (said,), None)
 
 
 def _of_the_rest(informative: int, shown: int, size: int) -> str:
-    text = (
-        "A slider ends where the data end when it alone is moved from the image that is started "
-        "from; several together may leave the data, where the image breaks up."
-    )
+    text = ""
     if informative > shown:
         text += f" These are the {shown} most informative of {informative} informative latents."
-    if size > shown:
-        one = size - shown == 1
-        text += f" The other latent{'' if one else 's'} of {size} stay{'s' if one else ''} at its code."
+    if rest := size - shown:
+        others = "latent stays" if rest == 1 else f"{rest} latents stay"
+        text += f" The other {others} where {'it is' if rest == 1 else 'they are'} there."
     return text
 
 
@@ -219,7 +222,7 @@ def linear_layers(decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
 
     Of h + silu(W (gain norm(h) + shift) + b) the gain and the shift are taken into W and b.
     """
-    layers = [(decoder.stem.weight, decoder.stem.bias)]
+    layers: list[tuple[Tensor, Tensor]] = [(decoder.stem.weight, decoder.stem.bias)]
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
@@ -250,10 +253,15 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
     if (size := 8 / 3 * sum(weight.numel() for weight, _ in floats)) > BYTES:
         return None, f"the weights of the decoder would be {size / 1e6:.0f} MB"
     layers = [Layer.of(weight, bias) for weight, bias in floats]
-    truth = fit.means(z)
+    output = torch.from_numpy(decode(layers, z.double().numpy()))
+    with evaluating(fit.model):
+        expected = fit.model.decoder(z.to(fit.device)).cpu().double()
+        # In float64: the mean of a continuous Bernoulli is a difference of large numbers.
+        truth, means = (
+            fit.model.likelihood(x.view_as(expected).to(fit.device)).mean.cpu()
+            for x in (expected, output)
+        )
     vectors = are_vectors(truth)
-    output = torch.from_numpy(decode(layers, z.double().numpy())).float()
-    means = fit.model.likelihood(output.view_as(truth).to(fit.device)).mean.cpu()
     apart = means - truth if vectors else means.clamp(0, 1) - truth.clamp(0, 1)
     worst = apart.abs().max().item()
     if not worst <= CLOSE:

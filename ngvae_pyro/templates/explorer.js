@@ -45,7 +45,11 @@
   const means = {
     gaussian: (v) => v,
     bernoulli: (v) => 1 / (1 + Math.exp(-v)),
-    continuous_bernoulli: (v) => Math.abs(v) < 0.01 ? 0.5 + v / 12 : 1 / (1 - Math.exp(-v)) - 1 / v,
+    continuous_bernoulli: (logit) => {
+      // No farther than torch's float32 goes.
+      const v = Math.max(-15.94, Math.min(15.94, logit));
+      return Math.abs(v) < 0.01 ? 0.5 + v / 12 : 1 / (1 - Math.exp(-v)) - 1 / v;
+    },
   };
   const layers = (data.layers || []).map(unpacked);
   function decode(z) {
@@ -114,16 +118,7 @@
     z = Float32Array.from(base.z);
     moved = null;
     rows.forEach((row, i) => put(i));
-    redraw();
-  }
-  let due = false;
-  function redraw() {
-    if (due) return;
-    due = true;
-    requestAnimationFrame(() => {
-      due = false;
-      draw(picture, base, z, moved);
-    });
+    draw(picture, base, z, moved);
   }
   rows.forEach(({input}, i) => {
     input.max = data.steps;
@@ -133,7 +128,7 @@
       const share = input.valueAsNumber / data.steps;
       z[data.latents[i]] = base.low[i] + (base.high[i] - base.low[i]) * share;
       show(i);
-      redraw();
+      draw(picture, base, z, moved);
     });
   });
   radios.forEach((radio, i) => radio.addEventListener("change", () => {
