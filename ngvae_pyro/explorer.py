@@ -159,14 +159,16 @@ def explore(
         ],
     }
     what = "vector" if are_vectors(data.images) else "image"
-    rest = _of_the_rest(len(found), len(latents), fit.model.latent_size)
-    ends = f"A slider ends where the data end when it alone is moved from the {what} started from"
+    rest = _of_the_rest(len(found), len(latents), fit.model.latent_size, what)
+    ends = (
+        f"Each slider ends where the data end when its latent alone moves from the chosen {what}."
+    )
     why = "the decoder is convolutional"
     if fit.model.spec.decoder.kind == "mlp":
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
         weights, said = _weights(fit, z, page)
         if weights is not None:
-            leave = "; several together may leave the data, and what is decoded breaks up there."
+            leave = f" Several moved together may leave the data, where {what}s break up."
             return Explorer(sliders, (f"{ends}{leave}{rest}", said), weights, what)
         why = said
     if what == "vector":
@@ -176,22 +178,22 @@ def explore(
         beforehand = {**page, "steps": frames - 1, "strips": strips}
         if _size(beforehand) <= BYTES:
             said = (
-                "One latent moves at a time, and the others go back to the image started from: "
+                "One latent moves at a time, and the others go back to the chosen image: "
                 f"because {why}, the page holds {frames} images of each that were decoded "
                 "beforehand."
             )
-            return Explorer(sliders, (f"{ends}.{rest}", said), beforehand)
+            return Explorer(sliders, (f"{ends}{rest}", said), beforehand)
     said = f"There is no explorer, because {why}, and images of all latents more than 5 MB."
     return Explorer((), (said,), None)
 
 
-def _of_the_rest(informative: int, shown: int, size: int) -> str:
+def _of_the_rest(informative: int, shown: int, size: int, what: str) -> str:
     text = ""
     if informative > shown:
         text += f" These are the {shown} most informative of {informative} informative latents."
     if rest := size - shown:
-        others = "latent stays" if rest == 1 else f"{rest} latents stay"
-        text += f" The other {others} where {'it is' if rest == 1 else 'they are'} there."
+        others = "latent stays as it is" if rest == 1 else f"{rest} latents stay as they are"
+        text += f" The other {others} in that {what}."
     return text
 
 
@@ -279,7 +281,7 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
     count = sum(layer.weights.size for layer in layers)
     return found, (
-        f"The decoder stands in this page: {count:,} weights as 16-bit integers with a scale "
+        f"The decoder itself stands in this page: {count:,} weights as 16-bit integers with a scale "
         f"for each row. At {len(z):,} places of the sliders its means were compared with torch's, "
         f"and differ by at most {255 * worst:.2f}/255 {unit}."
     )

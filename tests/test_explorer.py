@@ -274,7 +274,7 @@ def test_sliders_are_those_of_informative_latents_and_named(tmp_path, data):
     assert picture["role"] == "img" and picture["aria-label"]
     radios = [attrs["aria-label"] for attrs in page.all("input") if attrs["type"] == "radio"]
     assert radios == ["image 1", "image 2", "image 3"] and page.all("legend")
-    assert "The other 2 latents stay where they are there." in page.text
+    assert "The other 2 latents stay as they are in that image." in page.text
     assert "Reset" in page.parts
 
 
