@@ -73,11 +73,13 @@
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
   function curve(line, x) {
-    const {loc, scale, low, high} = data.curve, last = Math.max(x.length - 1, 1);
-    const point = (v, i) =>
-      `${(100 * i / last).toFixed(2)},${(100 * (high - loc[i] - scale[i] * v) / (high - low || 1)).toFixed(2)}`;
+    const {loc, scale, low, high} = data.curve;
+    const heights = Array.from(x, (v, i) => 100 * (high - loc[i] - scale[i] * v) / (high - low || 1));
     // A single number is a level line.
-    line.setAttribute("points", Array.from(x.length === 1 ? [x[0], x[0]] : x, point).join(" "));
+    if (heights.length === 1) heights.push(heights[0]);
+    const across = 100 / (heights.length - 1);
+    const points = heights.map((down, i) => `${(i * across).toFixed(2)},${down.toFixed(2)}`);
+    line.setAttribute("points", points.join(" "));
   }
   function frame(canvas, strip, i) {
     canvas.getContext("2d").drawImage(strip, 0, i * height, width, height, 0, 0, width, height);
