@@ -74,7 +74,8 @@
   }
   function curve(line, x) {
     const {loc, scale, low, high} = data.curve;
-    const heights = Array.from(x, (v, i) => 100 * (high - loc[i] - scale[i] * v) / (high - low || 1));
+    const unit = (high - low || 1) / 100;
+    const heights = Array.from(x, (v, i) => (high - loc[i] - scale[i] * v) / unit);
     // A single number is a level line.
     if (heights.length === 1) heights.push(heights[0]);
     const across = 100 / (heights.length - 1);
