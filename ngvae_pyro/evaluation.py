@@ -18,6 +18,7 @@ from torch import Tensor
 from ngvae_pyro import aggregate, data, diagnostics, evidence, locks, metrics, report, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.explorer import explore
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
@@ -167,7 +168,8 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
         result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
         runs.claim(folder, written)
         runs.write_json(folder / "evaluation.json", result)
-        report.write_run_report(folder, spec, numbers, result, runs.load_record(folder))
+        record, explorer = runs.load_record(folder), explore(fit, held_out, numbers)
+        report.write_run_report(folder, spec, numbers, result, record, explorer)
     return result
 
 

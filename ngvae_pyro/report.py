@@ -21,6 +21,7 @@ from ngvae_pyro.diagnostics import (
     remarks,
 )
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.explorer import Explorer
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.specs import SavedRun
@@ -100,6 +101,7 @@ def write_run_report(
     metrics: Metrics,
     evaluation: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
+    explorer: Explorer | None = None,
 ) -> Path:
     """``report.html`` of a run: what was found, whether it can be trusted, and all the numbers.
 
@@ -109,6 +111,7 @@ def write_run_report(
         metrics: From :func:`ngvae_pyro.evaluate`, ``metrics.json``.
         evaluation: ``evaluation.json``, of which any key may be missing.
         record: ``starts`` and ``seconds`` of ``run.json``: how it was trained, where, and how long.
+        explorer: From :func:`ngvae_pyro.explorer.explore`.
 
     Returns:
         The path of the page.
@@ -142,6 +145,7 @@ def write_run_report(
             scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},
             aggregate=_aggregate(rows, evaluation.get("aggregate", [])),
             figures={figure.name: figure for figure in figures},
+            explorer=explorer,
             config=tomli_w.dumps(values),
             versions=spec.versions,
         )

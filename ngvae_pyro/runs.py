@@ -30,6 +30,7 @@ from ngvae_pyro import (
 from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import Notice, UserError, expect, nearest
+from ngvae_pyro.explorer import explore
 from ngvae_pyro.files import read_text
 from ngvae_pyro.fitted import Fit, check_data, check_fit
 from ngvae_pyro.forms import Form
@@ -433,7 +434,8 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics)
     record = {"starts": fit.starts, "seconds": fit.seconds}
-    report.write_run_report(folder, saved, metrics, None, record)
+    explorer = explore(fit, held_out, metrics)
+    report.write_run_report(folder, saved, metrics, None, record, explorer)
     save_record(folder, spec, fit.starts, held_out, fit.device, fit.digest, fit.seconds)
     write_json(folder / METRICS, metrics)
     return metrics

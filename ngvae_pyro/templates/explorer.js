@@ -1,0 +1,156 @@
+// The explorer of a run's page, ngvae_pyro/explorer.py: sliders for z, and E[x | z] redrawn.
+(() => {
+  "use strict";
+  const section = document.getElementById("explorer");
+  const data = JSON.parse(document.getElementById("explorer-data").textContent);
+  const [channels, height, width] = data.shape;
+  const picture = document.getElementById("explorer-picture");
+  const rows = [...section.querySelectorAll(".slider")].map((row) => ({
+    input: row.querySelector("input"),
+    output: row.querySelector("output"),
+  }));
+  const radios = [...section.querySelectorAll('input[name="explorer-base"]')];
+  let base = data.bases[0];
+  let z = Float32Array.from(base.z);
+  // Which slider is away from the base image, where only one can be.
+  let moved = null;
+
+  // The decoder: linear layers, of which all but the first and the last are residual ones.
+  function bytes(text) {
+    const letters = atob(text), found = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) found[i] = letters.charCodeAt(i);
+    return found.buffer;
+  }
+  function unpacked({weights, scale, bias}) {
+    const whole = new Int16Array(bytes(weights)), scales = new Float32Array(bytes(scale));
+    const columns = whole.length / scales.length, values = new Float32Array(whole.length);
+    for (let i = 0; i < whole.length; i++) values[i] = scales[Math.floor(i / columns)] * whole[i];
+    return {weights: values, bias: new Float32Array(bytes(bias)), columns};
+  }
+  function linear({weights, bias, columns}, x) {
+    const out = new Float32Array(bias.length);
+    for (let i = 0, at = 0; i < out.length; i++) {
+      let sum = bias[i];
+      for (let j = 0; j < columns; j++) sum += weights[at++] * x[j];
+      out[i] = sum;
+    }
+    return out;
+  }
+  function normalised(x) {
+    const mean = x.reduce((sum, v) => sum + v, 0) / x.length;
+    const variance = x.reduce((sum, v) => sum + (v - mean) ** 2, 0) / x.length;
+    return x.map((v) => (v - mean) / Math.sqrt(variance + 1e-5));
+  }
+  const silu = (x) => x.map((v) => v / (1 + Math.exp(-v)));
+  const means = {
+    gaussian: (v) => v,
+    bernoulli: (v) => 1 / (1 + Math.exp(-v)),
+    continuous_bernoulli: (logit) => {
+      // No farther than torch's float32 goes.
+      const v = Math.max(-15.94, Math.min(15.94, logit));
+      return Math.abs(v) < 0.01 ? 0.5 + v / 12 : 1 / (1 - Math.exp(-v)) - 1 / v;
+    },
+  };
+  const layers = (data.layers || []).map(unpacked);
+  function decode(z) {
+    let h = silu(linear(layers[0], z));
+    for (const layer of layers.slice(1, -1)) {
+      const more = silu(linear(layer, normalised(h)));
+      h = h.map((v, i) => v + more[i]);
+    }
+    return linear(layers[layers.length - 1], h).map(means[data.mean]);
+  }
+
+  // Pictures, of three kinds.
+  function paint(canvas, x) {
+    const image = new ImageData(width, height), size = height * width;
+    for (let p = 0; p < size; p++) {
+      image.data[4 * p + 3] = 255;
+      for (let c = 0; c < 3; c++) {
+        image.data[4 * p + c] = 255 * x[(channels === 1 ? 0 : c) * size + p];
+      }
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+  function curve(line, x) {
+    const {loc, scale, low, high} = data.curve;
+    const unit = (high - low || 1) / 100;
+    const heights = Array.from(x, (v, i) => (high - loc[i] - scale[i] * v) / unit);
+    // A single number is a level line.
+    if (heights.length === 1) heights.push(heights[0]);
+    const across = 100 / (heights.length - 1);
+    const points = heights.map((down, i) => `${(i * across).toFixed(2)},${down.toFixed(2)}`);
+    line.setAttribute("points", points.join(" "));
+  }
+  function frame(canvas, strip, i) {
+    canvas.getContext("2d").drawImage(strip, 0, i * height, width, height, 0, 0, width, height);
+  }
+  const strips = (data.strips || []).map((row) => row.map((source) => {
+    const image = new Image();
+    image.src = source;
+    return image;
+  }));
+  function draw(target, from, z, slider) {
+    if (data.strips) {
+      const row = strips[data.bases.indexOf(from)];
+      if (slider === null) frame(target, row[0], data.steps + 1);
+      else frame(target, row[slider], rows[slider].input.valueAsNumber);
+    } else if (data.curve) curve(target.querySelector(".now"), decode(z));
+    else paint(target, decode(z));
+  }
+
+  // Sliders have places 0 to steps; a latent is where it was in the base image until it is moved.
+  const number = (v) => ((Math.round(100 * v) || 0) / 100).toFixed(2).replace("-", "\u2212");
+  const place = (i, v) => data.steps * (v - base.low[i]) / (base.high[i] - base.low[i] || 1);
+  function show(i) {
+    const {input, output} = rows[i], value = z[data.latents[i]];
+    output.textContent = number(value);
+    input.setAttribute("aria-valuetext", number(value));
+    const ends = [value, base.z[data.latents[i]]].map((v) => place(i, v) / data.steps);
+    input.style.setProperty("--from", Math.min(...ends));
+    input.style.setProperty("--to", Math.max(...ends));
+  }
+  function put(i) {
+    const {input} = rows[i], own = base.z[data.latents[i]];
+    z[data.latents[i]] = own;
+    input.value = Math.round(place(i, own));
+    input.disabled = base.high[i] === base.low[i];
+    show(i);
+  }
+  function reset() {
+    z = Float32Array.from(base.z);
+    moved = null;
+    rows.forEach((row, i) => put(i));
+    draw(picture, base, z, moved);
+  }
+  rows.forEach(({input}, i) => {
+    input.max = data.steps;
+    input.addEventListener("input", () => {
+      if (data.strips && moved !== null && moved !== i) put(moved);
+      moved = i;
+      const share = input.valueAsNumber / data.steps;
+      z[data.latents[i]] = base.low[i] + (base.high[i] - base.low[i]) * share;
+      show(i);
+      draw(picture, base, z, moved);
+    });
+  });
+  radios.forEach((radio, i) => radio.addEventListener("change", () => {
+    base = data.bases[i];
+    if (data.curve) curve(picture.querySelector(".base"), decode(base.z));
+    reset();
+  }));
+  document.getElementById("explorer-reset").addEventListener("click", reset);
+
+  function begin() {
+    data.bases.forEach((one, i) => draw(section.querySelectorAll(".thumb")[i], one, one.z, null));
+    if (data.curve) {
+      curve(picture.querySelector(".base"), decode(base.z));
+      section.querySelectorAll(".low, .high").forEach((end) => {
+        end.textContent = Number(data.curve[end.className].toPrecision(3)).toLocaleString("en");
+      });
+    }
+    section.hidden = false;
+    reset();
+  }
+  Promise.all(strips.flat().map((image) => image.decode())).then(begin);
+})();
