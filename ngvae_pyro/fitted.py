@@ -14,6 +14,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ngvae_pyro.axes import Rotation
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images, NoTensor, as_images
 from ngvae_pyro.errors import UserError, described
@@ -46,7 +47,9 @@ class Fit:
     ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
     its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Looks within
-    a move are those of the branch that was kept. ``steps`` counts optimizer steps on the final
+    a move are those of the branch that was kept. ``rotation`` is what became of the axes of the
+    informative latents (:class:`ngvae_pyro.axes.Rotation`), None where nothing was to be done.
+    ``steps`` counts optimizer steps on the final
     path, ``extra_steps`` those of the forks that were not kept, ``seconds`` all of them. ``starts``
     says of each process that had a part in it, one after the other, what it was started by and
     where. ``schedule`` is the one that was followed, and ``digest`` that of the training images, of
@@ -59,6 +62,7 @@ class Fit:
     spec: FitSpec
     history: list[dict[str, Any]] = field(default_factory=list)
     moves: list[MoveRecord] = field(default_factory=list)
+    rotation: Rotation | None = None
     seconds: float = 0.0
     steps: int = 0
     extra_steps: int = 0

@@ -152,6 +152,27 @@ class SavedMove(Spec):
     loss_with: float
 
 
+class SavedRotation(Spec):
+    """A :class:`ngvae_pyro.axes.Rotation`."""
+
+    step: Count
+    latents: Annotated[list[Count], Field(min_length=2)]
+    outcome: Literal["independent", "uncorrelated", "kept"]
+    cost: float
+    negentropy: list[float]
+    gaussian: list[bool]
+    agreement: list[float]
+
+    @model_validator(mode="after")
+    def _one_for_each_latent(self) -> Self:
+        for name in ("negentropy", "gaussian", "agreement"):
+            if len(getattr(self, name)) != len(self.latents):
+                raise ValueError(
+                    f"{name}: expected {len(self.latents)} values, got {len(getattr(self, name))}"
+                )
+        return self
+
+
 class HistoryRow(Record):
     """One look at the monitor images."""
 
@@ -185,6 +206,7 @@ class Position(Place):
     steps: Recording
     history: Annotated[list[HistoryRow], Field(min_length=1)]
     moves: list[SavedMove]
+    rotation: SavedRotation | None = None
     extra_steps: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     starts: Annotated[list[Start], Field(min_length=1)]
@@ -203,6 +225,7 @@ class History(Record):
 
     rows: list[HistoryRow]
     moves: list[SavedMove]
+    rotation: SavedRotation | None = None
 
 
 class Comparison(Record):

@@ -27,6 +27,7 @@ from ngvae_pyro import (
     report,
     variants,
 )
+from ngvae_pyro.axes import Rotation
 from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import Notice, UserError, expect, nearest
@@ -421,7 +422,9 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     save_config(folder, saved)
     save_weights(folder, fit)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
-    history = {"rows": fit.history, "moves": [asdict(m) for m in fit.moves]}
+    rotation = asdict(fit.rotation) if fit.rotation else None
+    moves = [asdict(move) for move in fit.moves]
+    history = {"rows": fit.history, "moves": moves, "rotation": rotation}
     write_json(folder / "history.json", history)
     attrs = {
         "model": spec.model_name,
@@ -843,6 +846,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     fit = Fit(model.to(target), guide.to(target), spec.fit, form=form)
     history = read_json(folder / "history.json", History)
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
+    fit.rotation = Rotation.read(history.get("rotation"))
     metrics, record = load_metrics(folder), load_record(folder)
     if len(metrics["probs"]) != model.latent_size:
         raise UserError(

@@ -363,7 +363,7 @@ class Move(Spec):
 _SLIDING = ("relaxed", "mixture", "flat", "generalized")
 _NORMAL_GAMMA = (*_SLIDING, "score")
 _OWNERS = {
-    **dict.fromkeys(("precision", "moves", "silence", "decorrelate"), _NORMAL_GAMMA),
+    **dict.fromkeys(("precision", "moves", "silence", "independent"), _NORMAL_GAMMA),
     "sharpness": _SLIDING,
     "exact": ("mixture",),
     "temperature": ("poisson",),
@@ -380,9 +380,10 @@ class ScheduleSpec(Spec):
     the signal is what the data carry above their mean image, in nats under the likelihood: the
     weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
     uninformative latents that leak too little for a birth lose the last trace of the data; at 1
-    nothing is left to do. At the fraction ``decorrelate`` informative latents are made
-    uncorrelated, if that is free; at 1 they stay as they are. Until the fraction ``exact`` the
-    mixture guide is relaxed. The defaults leave the ELBO as it is throughout.
+    nothing is left to do. At the fraction ``independent`` informative latents are rotated to
+    independent components, if that is free (:mod:`ngvae_pyro.axes`); at 1 they stay as they are.
+    Until the fraction ``exact`` the mixture guide is relaxed. The defaults leave the ELBO as it is
+    throughout.
     """
 
     z: Ramp = Ramp()
@@ -392,8 +393,17 @@ class ScheduleSpec(Spec):
     signal_nats: Weight = 0.0
     moves: Annotated[tuple[Move, ...], BeforeValidator(_to_tuple), Field(max_length=1000)] = ()
     silence: Fraction = 1.0
-    decorrelate: Fraction = 1.0
+    independent: Fraction = 1.0
     exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, values: Any) -> Any:
+        # Of runs whose latents were made uncorrelated only.
+        if isinstance(values, dict) and "decorrelate" in values and "independent" not in values:
+            values = {**values, "independent": values["decorrelate"]}
+            del values["decorrelate"]
+        return values
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
@@ -446,7 +456,7 @@ SELECT = ScheduleSpec(
         Move(kind="birth", at=0.5, steps=200),
     ),
     silence=0.8,
-    decorrelate=0.98,
+    independent=0.98,
 )
 
 

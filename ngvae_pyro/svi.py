@@ -17,13 +17,14 @@ from functools import cached_property, partial
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from ngvae_pyro import provenance, restoring
+from ngvae_pyro import axes, provenance, restoring
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.contexts import evaluating, fitting
@@ -37,7 +38,7 @@ from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.model import VAE, check_likelihood
 from ngvae_pyro.objectives import Objective, load_objective
 from ngvae_pyro.progress import TrainingBar
-from ngvae_pyro.selection import LEAK, MoveRecord, decorrelate, jump
+from ngvae_pyro.selection import LEAK, MoveRecord, jump
 from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec, merge, parse
 from ngvae_pyro.steps import NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
@@ -46,9 +47,9 @@ from ngvae_pyro.verdict import leaks
 # well under one nat, few enough to cost less than ten training steps.
 MONITOR_IMAGES = 1024
 
-# Images over which latents are made uncorrelated, so many because a correlation of M latents over
+# Images over which latents are made independent, so many because a correlation of M latents over
 # N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
-DECORRELATION_IMAGES = 20_000
+ROTATION_IMAGES = 20_000
 
 # Steps between updates of the bar.
 SHOWN_EVERY = 10
@@ -511,23 +512,37 @@ class Trainer:
             jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
 
     @torch.no_grad()
-    def decorrelate(self) -> None:
-        """Choose coordinates in which informative latents are uncorrelated, where that is free.
+    def make_independent(self) -> None:
+        """Rotate the informative latents to independent components, where that is free.
 
-        The posteriors of informative latents have much the same precision, so the ELBO hardly
-        knows a rotation or a small shear of them; it is undone if it costs more than FREE nats.
+        Their posteriors have much the same precision, so the ELBO hardly knows a rotation of them.
+        Where it costs more than FREE nats they are only made uncorrelated, and stay as they are
+        where that does too; of Gaussian latents there is no more to do than that.
         """
-        images = self.batches.data.images[:DECORRELATION_IMAGES].split(MONITOR_IMAGES)
+        images = self.batches.data.images[:ROTATION_IMAGES].split(MONITOR_IMAGES)
         codes = [self.codes(ImageData.to_unit(x.to(self.device))) for x in images]
-        informative = torch.cat([code.probs for code in codes]).mean(0) > 0.5
-        latents = informative.nonzero().flatten()
-        if len(latents) < 2:
+        latents = (torch.cat([code.probs for code in codes]).mean(0) > 0.5).nonzero().flatten()
+        loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
+        if len(latents) < 2 or (found := axes.find(loc)) is None:
             return
-        loc = torch.cat([code.loc[:, latents] for code in codes])
+        changes: dict[axes.Outcome, np.ndarray] = {"uncorrelated": found.uncorrelated}
+        if found.found:
+            changes = {"independent": found.change, **changes}
         before, loss = self.state(), self.loss()
-        changed = decorrelate(self.model, self.mixture, self.optimizer, latents, loc)
-        if changed and not self.loss() <= loss + FREE:
+        costs = {}
+        outcome: axes.Outcome
+        for outcome, change in changes.items():
+            matrix = torch.tensor(change, dtype=torch.float32, device=self.device)
+            axes.fold(self.model, self.guide, self.optimizer, latents, self.team.agreed(matrix))
+            costs[outcome] = self.loss() - loss
+            if costs[outcome] <= FREE:
+                break
             self.set_state(before)
+        else:
+            outcome, change = "kept", np.eye(len(latents))
+        self.fit.rotation = axes.Rotation.of(
+            loc @ change.T, self.step, latents.tolist(), outcome, next(iter(costs.values()))
+        )
 
     @torch.no_grad()
     def become_exact(self) -> None:
@@ -544,8 +559,8 @@ class Trainer:
         actions = [(move.at, partial(self.propose, move)) for move in self.schedule.moves]
         if self.schedule.silence < 1.0:
             actions.append((self.schedule.silence, self.silence))
-        if self.schedule.decorrelate < 1.0:
-            actions.append((self.schedule.decorrelate, self.decorrelate))
+        if self.schedule.independent < 1.0:
+            actions.append((self.schedule.independent, self.make_independent))
         if self.schedule.exact > 0.0:
             actions.append((self.schedule.exact, self.become_exact))
         return sorted(actions, key=lambda action: action[0])
@@ -670,6 +685,7 @@ class Trainer:
             "steps": self.steps.state(),
             "history": self.fit.history,
             "moves": [asdict(move) for move in self.fit.moves],
+            "rotation": asdict(self.fit.rotation) if self.fit.rotation else None,
             "extra_steps": self.fit.extra_steps,
             "seconds": self.seconds,
             "starts": self.fit.starts,
@@ -718,6 +734,7 @@ class Trainer:
         self.steps.set_state(position["steps"], self.step)
         self.fit.history = list(position["history"])
         self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
+        self.fit.rotation = axes.Rotation.read(position.get("rotation"))
         self.fit.extra_steps = position["extra_steps"]
         self.seconds_before = position["seconds"]
         self.fit.starts = [*position["starts"], *self.fit.starts]

@@ -38,7 +38,7 @@ MOVES = ScheduleSpec(
     z=Ramp(initial=5.0, end=0.3),
     moves=(Move(kind="death", at=0.2, steps=4), Move(kind="birth", at=0.6, steps=4)),
     silence=0.8,
-    decorrelate=0.9,
+    independent=0.9,
 )
 
 # name: (model, guide, changes of the guide, changes of the fit).

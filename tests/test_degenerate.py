@@ -18,7 +18,7 @@ from ngvae_pyro.svi import Trainer, fit
 
 # All actions of the schedule, in few steps.
 MOVES = [{"kind": kind, "at": at, "steps": 2} for kind, at in (("birth", 0.3), ("death", 0.4))]
-SCHEDULE = {"moves": MOVES, "silence": 0.8, "decorrelate": 0.9}
+SCHEDULE = {"moves": MOVES, "silence": 0.8, "independent": 0.9}
 NORMAL_GAMMA = [
     *(("normal_gamma", guide) for guide in ("relaxed", "flat", "generalized", "mixture", "score")),
     ("normal_gamma_joint", "mixture"),
@@ -68,7 +68,7 @@ def test_more_latents_than_images_are_left_as_they_are(small_pair, guide):
     with torch.no_grad():
         head.weight[4:], head.bias[4:] = 0.0, 2.5
     before = head.weight.detach().clone()
-    own.decorrelate()
+    own.make_independent()
     assert torch.equal(head.weight, before)
 
 

@@ -3,18 +3,19 @@
 import math
 import threading
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
-from ngvae_pyro import batches, diagnostics
+from ngvae_pyro import axes, batches, diagnostics
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
-from ngvae_pyro.selection import decorrelate, jump
+from ngvae_pyro.selection import jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import Trainer, fit, resolve_device
@@ -336,7 +337,7 @@ def test_selection_counts_the_factors():
     assert math.isfinite(metrics["elbo"])
 
 
-# Decorrelation -------------------------------------------------------------------------------
+# Rotation ------------------------------------------------------------------------------------
 
 
 def correlated(small_pair, data):
@@ -358,33 +359,53 @@ def off_diagonal(loc):
     return (correlation - correlation.diagonal().diag()).abs().max().item()
 
 
-def test_decorrelation_keeps_the_reconstruction_and_the_variances(small_pair, data):
+def test_folding_a_change_of_axes_keeps_the_reconstruction(small_pair, data):
     own = correlated(small_pair, data)
     x = ImageData.to_unit(data.images)
     loc = own.guide.codes(x).loc.detach()
     drawn = own.model.decoder(loc).detach()
     assert off_diagonal(loc) > 0.3
     latents = torch.tensor([0, 1, 2, 4])
-    decorrelate(own.model, own.guide, own.optimizer, latents, loc[:, latents])
+    found = axes.find(loc[:, latents].double().numpy())
+    change = torch.tensor(found.uncorrelated, dtype=torch.float32)
+    axes.fold(own.model, own.guide, own.optimizer, latents, change)
     new = own.guide.codes(x).loc.detach()
     assert off_diagonal(new[:, latents]) < 1e-4
     torch.testing.assert_close(new[:, 3], loc[:, 3])
     torch.testing.assert_close(own.model.decoder(new), drawn, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(new.var(0), loc.var(0), atol=1e-5, rtol=1e-3)
     # Each latent stays what it was, as far as it can.
     assert all(torch.corrcoef(torch.stack([new[:, k], loc[:, k]]))[0, 1] > 0.5 for k in latents)
     own.train_step()
 
 
-@pytest.mark.parametrize("cost", [0.0, 1000.0])
-def test_decorrelation_is_undone_where_it_costs(small_pair, data, monkeypatch, cost):
+@pytest.mark.parametrize(
+    ("costs", "outcome"),
+    [([0.0], "independent"), ([1000.0, 0.0], "uncorrelated"), ([1000.0, 1000.0], "kept")],
+)
+def test_a_rotation_is_undone_where_it_costs(small_pair, data, monkeypatch, costs, outcome):
     own = correlated(small_pair, data)
     before = {k: v.clone() for k, v in own.guide.state_dict().items()}
-    losses = iter([0.0, cost])
+    losses = iter([0.0, *costs])
     monkeypatch.setattr(own, "loss", lambda: next(losses))
-    own.decorrelate()
+    # Of so few images no latent is surely another than Gaussian.
+    monkeypatch.setattr(axes, "gaussian", lambda sources: np.zeros(sources.shape[1], bool))
+    own.make_independent()
     changed = any((v != before[k]).any() for k, v in own.guide.state_dict().items())
-    assert changed == (cost == 0.0)
+    assert changed == (outcome != "kept")
+    rotation = own.fit.rotation
+    assert (rotation.outcome, rotation.cost, rotation.step) == (outcome, costs[0], 1)
+    assert len(rotation.latents) == len(rotation.agreement) == len(rotation.negentropy)
+    assert outcome in str(rotation) and ("1e+03 nats" in str(rotation)) == (costs[0] > 0)
+
+
+def test_gaussian_latents_are_only_made_uncorrelated(small_pair, data, monkeypatch):
+    own = correlated(small_pair, data)
+    monkeypatch.setattr(axes, "gaussian", lambda sources: np.ones(sources.shape[1], bool))
+    own.make_independent()
+    assert own.fit.rotation.outcome == "uncorrelated"
+    assert "are Gaussian" in str(own.fit.rotation)
+    loc = own.guide.codes(ImageData.to_unit(data.images)).loc.detach()
+    assert off_diagonal(loc) < 1e-3
 
 
 def test_copies_are_left_as_they_are(small_pair, data):
@@ -393,18 +414,18 @@ def test_copies_are_left_as_they_are(small_pair, data):
     with torch.no_grad():
         head.weight[1], head.bias[1] = head.weight[0], head.bias[0]
     before = head.weight.detach().clone()
-    own.decorrelate()
+    own.make_independent()
     torch.testing.assert_close(head.weight, before)
 
 
-def test_decorrelation_needs_two_informative_latents(small_pair, data):
+def test_a_rotation_needs_two_informative_latents(small_pair, data):
     own = correlated(small_pair, data)
     head = own.guide.encoder.head
     with torch.no_grad():
         head.bias[5:9] = -4.0
         head.weight[5:] = 0.0
     before = head.weight.detach().clone()
-    own.decorrelate()
+    own.make_independent()
     assert (head.weight == before).all()
 
 
