@@ -12,9 +12,8 @@ Richardson and Weiss, 2021, "When is unsupervised disentanglement possible?", Ne
 are Gaussian every rotation is as independent as any other, and they are only made uncorrelated.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -285,6 +284,18 @@ def _whitened(y: Array) -> tuple[Array, Array]:
 Outcome = Literal["independent", "uncorrelated", "kept"]
 
 
+class RotationValues(TypedDict):
+    """A :class:`Rotation` as plain values, in a checkpoint, a history or metrics."""
+
+    step: int
+    latents: list[int]
+    outcome: Outcome
+    cost: float
+    negentropy: list[float]
+    gaussian: list[bool]
+    agreement: list[float]
+
+
 @dataclass(frozen=True)
 class Rotation:
     """What became of the axes of the informative latents in a training.
@@ -313,14 +324,30 @@ class Rotation:
         return cls(step, tuple(latents), outcome, cost, *(tuple(c.tolist()) for c in columns))
 
     @classmethod
-    def read(cls, saved: Mapping[str, Any] | None) -> "Rotation | None":
-        """From a checkpoint or a history; None where none is there."""
+    def read(cls, saved: RotationValues | None) -> "Rotation | None":
+        """From its plain values; None where none are there."""
         if saved is None:
             return None
-        columns = (tuple(saved[name]) for name in ("negentropy", "gaussian", "agreement"))
         return cls(
-            saved["step"], tuple(saved["latents"]), saved["outcome"], saved["cost"], *columns
+            step=saved["step"],
+            latents=tuple(saved["latents"]),
+            outcome=saved["outcome"],
+            cost=saved["cost"],
+            negentropy=tuple(saved["negentropy"]),
+            gaussian=tuple(saved["gaussian"]),
+            agreement=tuple(saved["agreement"]),
         )
+
+    def as_dict(self) -> RotationValues:
+        return {
+            "step": self.step,
+            "latents": [*self.latents],
+            "outcome": self.outcome,
+            "cost": self.cost,
+            "negentropy": [*self.negentropy],
+            "gaussian": [*self.gaussian],
+            "agreement": [*self.agreement],
+        }
 
     def __str__(self) -> str:
         if self.outcome == "independent":

@@ -449,6 +449,8 @@ def _summary(folder: Path, fit: "Fit", metrics: "Metrics") -> None:
         kept = [f"{move.kind} of z{move.latent}" for move in fit.moves if move.accepted]
         names = f": {', '.join(kept)}" if kept else ""
         say(f"{len(kept)} of {len(fit.moves)} moves kept{names}")
+    if fit.rotation is not None:
+        say(str(fit.rotation))
     kl = ", ".join(f"{name} {kl['total']:.2f}" for name, kl in metrics["kl"].items())
     extra = metrics["extra_steps"]
     say(
@@ -508,6 +510,13 @@ def inspect(
         say(
             "follows: the known factor that the latent's mean correlates with, and the absolute "
             "correlation, of held-out images",
+            style="dim",
+        )
+    if "agreement" in remarks:
+        say(
+            "negentropy: how far the latent's mean is from a Gaussian over the images, nats; "
+            "agreement: its correlation with the independent axis that other samples of the "
+            "images have in its place, 1 where the axis is certain",
             style="dim",
         )
     _summary(folder, fit, metrics)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz, memory
+from ngvae_pyro.axes import Rotation, RotationValues
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError, expect
@@ -69,6 +70,7 @@ class Metrics(TypedDict):
     extra_steps: int
     verdict: NotRequired[VerdictValues]
     correlations: NotRequired[list[dict[str, float]]]
+    rotation: NotRequired[RotationValues]
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class Followed:
 class Latent(TypedDict):
     """One latent of :class:`Metrics`: its number, its p, and its part of the rest.
 
-    ``followed`` is there where the factors of the images are known.
+    ``followed`` is there where the factors of the images are known; ``negentropy``, ``gaussian``
+    and ``agreement`` where training has looked for independent axes
+    (:class:`ngvae_pyro.axes.Rotation`).
     """
 
     latent: int
@@ -142,6 +146,9 @@ class Latent(TypedDict):
     variance_of_loc: float
     kl: dict[str, float]
     followed: NotRequired[Followed]
+    negentropy: NotRequired[float]
+    gaussian: NotRequired[bool]
+    agreement: NotRequired[float]
 
 
 def followed(
@@ -227,7 +234,8 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         whether the count is settled, and the findings that speak against it
         (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
         mean with the factors (:class:`Followed`), the largest first, where there are at least 50
-        images and their factors are known and more than a class label.
+        images and their factors are known and more than a class label. ``rotation``: what became
+        of the axes of the informative latents in training (:class:`ngvae_pyro.axes.Rotation`).
         The same seed gives the same numbers on the same machine.
     """
     check_fit(fit)
@@ -273,6 +281,8 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
     if (factors := _factors(data)) is not None:
         of_latents = followed(code.loc, factors, data.factor_names)
         found["correlations"] = [dict(one.closest) for one in of_latents]
+    if fit.rotation is not None:
+        found["rotation"] = fit.rotation.as_dict()
     return found
 
 
@@ -310,6 +320,10 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
     ]
     for row, correlations in zip(rows, metrics.get("correlations") or (), strict=False):
         row["followed"] = Followed(correlations)
+    if (axes := Rotation.read(metrics.get("rotation"))) is not None:
+        columns = zip(axes.latents, axes.negentropy, axes.gaussian, axes.agreement, strict=True)
+        for k, negentropy, gaussian, agreement in columns:
+            rows[k] |= {"negentropy": negentropy, "gaussian": gaussian, "agreement": agreement}
     return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
 
 
@@ -323,12 +337,19 @@ def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, di
 
     Returns:
         By heading, the cell of each latent. Where the factors are known ``follows``, the
-        :attr:`Followed.text`.
+        :attr:`Followed.text`; where training has looked for independent axes ``negentropy``, in
+        nats, and ``agreement``.
     """
     of = set(latents)
     shown = [row for row in rows if row["probs"] > 0.5 or row["latent"] in of]
     found = {
         "follows": {r["latent"]: r["followed"].text for r in shown if "followed" in r},
+        "negentropy": {
+            r["latent"]: f"{r['negentropy']:.4f}{' (Gaussian)' if r['gaussian'] else ''}"
+            for r in shown
+            if "negentropy" in r
+        },
+        "agreement": {r["latent"]: f"{r['agreement']:.2f}" for r in shown if "agreement" in r},
     }
     return {heading: cells for heading, cells in found.items() if cells}
 

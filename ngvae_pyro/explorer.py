@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +118,7 @@ class Layer:
 
 
 @torch.no_grad()
-def explore(
-    fit: Fit, data: ImageData, metrics: Metrics, labels: Mapping[int, str] | None = None
-) -> Explorer | None:
+def explore(fit: Fit, data: ImageData, metrics: Metrics) -> Explorer | None:
     """The explorer of a trained pair.
 
     A slider goes as far as the traversals of the report do, :meth:`Support.reach`: to where the
@@ -132,17 +129,18 @@ def explore(
     Args:
         fit: The trained pair.
         data: Held-out images, which give the ranges and the images to start from.
-        metrics: Of :func:`ngvae_pyro.evaluate`; says which latents are informative.
-        labels: By its number, what else a latent is called, such as the factor that it follows.
+        metrics: Of :func:`ngvae_pyro.evaluate`; says which latents are informative, and which
+            factors they follow where these are known.
 
     Returns:
         None where no latent is informative.
     """
-    found = [row["latent"] for row in most_informative_first(metrics) if row["probs"] > 0.5]
-    if not found:
+    rows = [row for row in most_informative_first(metrics) if row["probs"] > 0.5]
+    if not rows:
         return None
-    latents, labels = found[:ROWS], labels or {}
-    sliders = tuple(Slider(k, labels.get(k, "")) for k in latents)
+    latents = [row["latent"] for row in rows[:ROWS]]
+    labels = (row["followed"].text if "followed" in row else "" for row in rows)
+    sliders = tuple(map(Slider, latents, labels))
     support = Support.of(fit, data)
     numbers = typical(support.loc, min(BASES, len(data)))
     reach = [[support.reach(fit, k, base) for k in latents] for base in numbers]
@@ -159,7 +157,7 @@ def explore(
         ],
     }
     what = "vector" if are_vectors(data.images) else "image"
-    rest = _of_the_rest(len(found), len(latents), fit.model.latent_size, what)
+    rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
     ends = (
         f"Each slider ends where the data end when its latent alone moves from the chosen {what}."
     )

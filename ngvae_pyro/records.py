@@ -67,6 +67,27 @@ Correlations = Annotated[
 ]
 
 
+class SavedRotation(Spec):
+    """A :class:`ngvae_pyro.axes.Rotation`."""
+
+    step: Count
+    latents: Annotated[list[Count], Field(min_length=2)]
+    outcome: Literal["independent", "uncorrelated", "kept"]
+    cost: float
+    negentropy: list[float]
+    gaussian: list[bool]
+    agreement: list[float]
+
+    @model_validator(mode="after")
+    def _one_for_each_latent(self) -> Self:
+        for name in ("negentropy", "gaussian", "agreement"):
+            if len(getattr(self, name)) != len(self.latents):
+                raise ValueError(
+                    f"{name}: expected {len(self.latents)} values, got {len(getattr(self, name))}"
+                )
+        return self
+
+
 class Metrics(Record):
     """``metrics.json``, from :func:`ngvae_pyro.evaluate`."""
 
@@ -84,6 +105,7 @@ class Metrics(Record):
     verdict: SavedVerdict | None = None
     # Neither has one whose factors are not known.
     correlations: list[Correlations] | None = None
+    rotation: SavedRotation | None = None
 
     @model_validator(mode="after")
     def _one_for_each_latent(self) -> Self:
@@ -150,27 +172,6 @@ class SavedMove(Spec):
     step: Count
     loss_without: float
     loss_with: float
-
-
-class SavedRotation(Spec):
-    """A :class:`ngvae_pyro.axes.Rotation`."""
-
-    step: Count
-    latents: Annotated[list[Count], Field(min_length=2)]
-    outcome: Literal["independent", "uncorrelated", "kept"]
-    cost: float
-    negentropy: list[float]
-    gaussian: list[bool]
-    agreement: list[float]
-
-    @model_validator(mode="after")
-    def _one_for_each_latent(self) -> Self:
-        for name in ("negentropy", "gaussian", "agreement"):
-            if len(getattr(self, name)) != len(self.latents):
-                raise ValueError(
-                    f"{name}: expected {len(self.latents)} values, got {len(getattr(self, name))}"
-                )
-        return self
 
 
 class HistoryRow(Record):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ngvae_pyro.axes import Rotation
 from ngvae_pyro.diagnostics import (
     CLOSE,
     MIXED,
@@ -132,6 +133,7 @@ def write_run_report(
             leaking=leaking,
             rows=rows,
             remarks=remarks(rows, leaking),
+            rotation=Rotation.read(metrics.get("rotation")),
             unbroken=_unbroken,
             close=CLOSE,
             more=MORE,

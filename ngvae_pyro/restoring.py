@@ -72,6 +72,11 @@ def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
         yield f"position.steps.since: expected at most {position.step}, got {steps.since}"
     yield from _of_history(trainer, position, len(actions))
     yield from _of_moves(trainer, position.moves, position)
+    if (rotation := position.rotation) is not None:
+        if rotation.step > position.step:
+            yield f"position.rotation.step: expected at most {position.step}, got {rotation.step}"
+        if max(rotation.latents) >= trainer.model.latent_size:
+            yield f"position.rotation.latents: expected below {trainer.model.latent_size}"
 
 
 def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterator[str]:

@@ -422,7 +422,7 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     save_config(folder, saved)
     save_weights(folder, fit)
     metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
-    rotation = asdict(fit.rotation) if fit.rotation else None
+    rotation = fit.rotation.as_dict() if fit.rotation else None
     moves = [asdict(move) for move in fit.moves]
     history = {"rows": fit.history, "moves": moves, "rotation": rotation}
     write_json(folder / "history.json", history)

@@ -685,7 +685,7 @@ class Trainer:
             "steps": self.steps.state(),
             "history": self.fit.history,
             "moves": [asdict(move) for move in self.fit.moves],
-            "rotation": asdict(self.fit.rotation) if self.fit.rotation else None,
+            "rotation": self.fit.rotation.as_dict() if self.fit.rotation else None,
             "extra_steps": self.fit.extra_steps,
             "seconds": self.seconds,
             "starts": self.fit.starts,

@@ -65,10 +65,13 @@ def images(channels, side=28):
     return ImageData("noise", random.random((60, channels, side, side), dtype=np.float32))
 
 
-def written(folder, fit, data, labels=None, on=ON):
-    """The report of a fit, and its explorer."""
+def written(folder, fit, data, follows=None, on=ON):
+    """The report of a fit, and its explorer; ``follows`` names the factors of some latents."""
     metrics = measured(fit, data, on)
-    found = explore(fit, data, metrics, labels)
+    metrics.pop("correlations", None)
+    if follows is not None:
+        metrics["correlations"] = [{follows.get(k, "x"): 0.9} for k in range(len(metrics["probs"]))]
+    found = explore(fit, data, metrics)
     spec = saved("gaussian+gaussian", image_shape=list(data.image_shape))
     return report.write_run_report(folder, spec, metrics, explorer=found), found
 
