@@ -56,7 +56,7 @@ def test_negentropy_is_the_second_order_of_what_it_is_called():
     def h(y):
         return (log_cosh(y) - mean - slope * (y * y - 1.0)) / norm_of
 
-    e = 0.01
+    e = 1e-3
     exact = expected(lambda y: (1.0 + e * h(y)) * np.log1p(e * h(y)))
     statistic = expected(lambda y: log_cosh(y) * (1.0 + e * h(y)))
     estimate = (statistic - mean) ** 2 / (2.0 * axes.GAUSSIAN_RESIDUAL)
