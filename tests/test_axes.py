@@ -159,9 +159,10 @@ def test_what_has_no_axes():
     assert axes.find(np.column_stack([codes[:, 0], np.full(COUNT, 2.5)])) is None
     assert axes.find(codes[:1]) is None
     assert axes.find(codes[:2]) is None
-    for wrong in (codes[:, 0], codes * np.nan, np.zeros((0, 2)), codes[:, :0]):
-        with pytest.raises(UserError, match="codes: expected finite numbers of shape"):
-            axes.find(wrong)
+    for wrong in (codes[:, 0], codes * np.nan, np.zeros((0, 2)), codes[:, :0], [["a"]]):
+        for function in (axes.find, axes.negentropy, axes.agreement):
+            with pytest.raises(UserError, match="codes: expected finite numbers of shape"):
+                function(wrong)
 
 
 def test_a_rotation_is_read_as_it_was_written():
