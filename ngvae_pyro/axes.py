@@ -374,7 +374,7 @@ class Rotation:
             sure, alike = min(self.agreement), sum(self.gaussian)
             rest = f"; {alike} latents are Gaussian, and any rotation of them" if alike > 1 else ""
             rest = f"{rest} is as independent" if rest else ""
-            return f"axes independent (agreement of bootstrap samples {sure:.2f} or more){rest}"
+            return f"axes independent (least agreement of bootstrap samples {sure:.2f}){rest}"
         if all(self.gaussian) and self.outcome == "uncorrelated":
             return "axes uncorrelated: the latents are Gaussian, any rotation is as independent"
         made = "kept" if self.outcome == "kept" else "uncorrelated only"

@@ -170,5 +170,5 @@ def test_a_rotation_is_read_as_it_was_written():
     rotation = axes.Rotation.of(codes, 7, [0, 2, 5], "independent", 0.01)
     assert axes.Rotation.read(rotation.as_dict()) == rotation
     assert rotation.gaussian == (False, False, True) and rotation.latents == (0, 2, 5)
-    assert str(rotation).startswith("axes independent (agreement")
+    assert str(rotation).startswith("axes independent (least agreement")
     assert axes.Rotation.read(None) is None
