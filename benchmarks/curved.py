@@ -4,8 +4,9 @@
 
 takes finished runs whose images have known factors, trains no network, and looks for coordinates
 u = F_K(... F_1(z)) of the informative latents' posterior means z, without the factors. It starts at
-the linear ones, :func:`ngvae_pyro.axes.find`, which the training has put into the latents already,
-and undoes fans and bends: a layer is an affine map and a warp of each coordinate by the others,
+the linear ones of :func:`ngvae_pyro.axes.find`, along which a training has put the latents where
+that was free, and undoes fans and bends: a layer is an affine map and a warp of each coordinate by
+the others,
 
     v = (1 + L) B (x - mean) / sd,
     u_k = (v_k - sum_j Q_kj (v_j^2 - 1)) exp(-sum_j G_kj v_j),   j != k,
