@@ -25,11 +25,11 @@ end at a fold (Gresele, von Kuegelgen, Stimper, Schoelkopf and Besserve, 2021, "
 mechanism analysis, a new concept?", arXiv:2106.05200). Angles in z mean something, because the
 decoder of an NG-VAE is near an isometry; see ``axes.py``.
 
-A curved reading can be wrong where a linear one cannot, so it has to show itself: one layer is
-fitted to each half of the codes that are fitted to, and on codes that are not the two must agree,
-and the layer of both halves must leave no two coordinates dependent. Else the reading is refused,
-and what is told is the linear axes. Where it is accepted, layers are added as long as the mutual
-information falls.
+A curved reading has more ways to be wrong than a linear one, so it has to prove itself: one layer
+is fitted to each half of 60 % of the codes and to both halves. On the other codes the halves must
+agree and the layer of both must leave no two coordinates dependent; else the reading is refused,
+and the axes stay linear. Where it is accepted, layers are added as long as the mutual information
+falls.
 
 A row of the Markdown table is a run: its informative latents, whether the reading was accepted, its
 layers, the agreement of the halves (mean |rank correlation| of matched coordinates), the largest
