@@ -21,7 +21,8 @@ of the held-out ELBO with ten draws an image; the rotated column is by the rule 
 ``--manifold`` instead embeds 3,000 sprites in seven dimensions, as Horan, Richardson and Weiss
 (2021), by Hessian eigenmaps and by Isomap on 200 principal components, and turns the embedding by
 the same search; below are the NG-VAE's informative latents of these images. Hessian eigenmaps need
-more than d (d + 3) / 2 = 35 neighbours in d = 7 dimensions, and have 60.
+more than d (d + 3) / 2 = 35 neighbours in d = 7 dimensions, and have 60; images that are among the
+neighbours of none are left out of theirs, because each would have a dimension of its own.
 """
 
 import argparse
@@ -36,6 +37,7 @@ import pyro
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.neighbors import kneighbors_graph
 
 from ngvae_pyro import axes, data, diagnostics, evaluation, metrics, runs, table
 from ngvae_pyro.contexts import evaluating
@@ -55,26 +57,26 @@ RULES = ("marginal", "nearest")
 DRAWS, CHOOSING = 10, 2_000
 # Of --manifold.
 IMAGES, COMPONENTS, DIMENSIONS = 3_000, 200, 7
-# Hessian eigenmaps, from 36 on; and Isomap, of which fewer keep shortcuts out of the graph.
-NEIGHBOURS, FEW_NEIGHBOURS = 60, 12
+# Of Hessian eigenmaps, which need 36, and of Isomap, whose shortest paths need few.
+NEIGHBOURS, FEW = 60, 12
 
-
-def _cost(key, title, text):
-    row = (key, title, "nats", table.FIT, f"fold.{key}", None, ".2f")
-    return table.Metric(*row, text)
-
-
-COSTS = (
-    _cost("marginal", "Cost of folding, marginal variances", "ELBO before less ELBO after"),
-    _cost("nearest", "Cost of folding, nearest variances", "ELBO before less ELBO after"),
+COSTS = tuple(
+    table.Metric(
+        *(rule, f"Cost of folding, {rule} variances", "nats", table.FIT, f"fold.{rule}", None),
+        *(".1f", "ELBO before less ELBO after"),
+    )
+    for rule in RULES
 )
-# The rows, besides: those of METRICS that a rotation may change.
-SAME = ("k_bad", "seconds")
+KL = table.Metric(
+    *("kl", "KL of z", "nats", table.FIT, "metrics.kl.z.total", None, ".1f"), "of held-out images"
+)
+# The rows: those of METRICS that are of the model, and what folding in costs.
+LEFT_OUT = ("k_bad", "seconds")
 ROWS = tuple(
     row
     for metric in table.METRICS
-    if metric.key not in SAME
-    for row in ((metric, *COSTS) if metric.key == "elbo" else (metric,))
+    if metric.key not in LEFT_OUT
+    for row in ((metric, *COSTS, KL) if metric.key == "elbo" else (metric,))
 )
 
 
@@ -99,7 +101,9 @@ def rotated_variance(variance, change, rule):
 def features(fit, images):
     """What the encoder's head takes, of every image, (N, F)."""
     with evaluating(fit.guide):
-        return torch.cat([fit.guide.encoder.through_trunk(x) for x in diagnostics.batches(fit, images)])
+        return torch.cat(
+            [fit.guide.encoder.through_trunk(x) for x in diagnostics.batches(fit, images)]
+        )
 
 
 @torch.no_grad()
@@ -283,6 +287,27 @@ def scores(codes, factors):
     return {name: float(score(codes, factors)) for name, score in SCORES.items()}
 
 
+def hessian(x):
+    """Hessian eigenmaps of points (N, D), and which points they are of.
+
+    A point that is no other's neighbour is in no equation, so that what is 1 there and 0 elsewhere
+    is a perfect coordinate.
+    """
+    used = np.arange(len(x))
+    while True:
+        graph = kneighbors_graph(x[used], NEIGHBOURS)
+        known = np.asarray(graph.sum(0)).ravel() > 0
+        if known.all():
+            break
+        used = used[known]
+    method = LocallyLinearEmbedding(
+        **{"n_neighbors": NEIGHBOURS, "n_components": DIMENSIONS, "method": "hessian"},
+        eigen_solver="dense",
+    )
+    # Eigenvectors have norm 1, and so values that are small.
+    return method.fit_transform(x[used]) * len(used) ** 0.5, used
+
+
 def manifolds(seed):
     """Scores of embeddings of sprites, as they come and turned, and the seconds that each took."""
     images = data.load("sprites", seed=seed + evaluation.NEW_SEED, n=IMAGES)
@@ -290,23 +315,22 @@ def manifolds(seed):
     x = ImageData.to_unit(images.images).flatten(1).numpy()
     x = PCA(COMPONENTS, random_state=seed).fit_transform(x)
     methods = {
-        "Hessian eigenmaps": LocallyLinearEmbedding(
-            **{"n_neighbors": NEIGHBOURS, "n_components": DIMENSIONS, "method": "hessian"},
-            **{"eigen_solver": "dense", "random_state": seed},
+        "Hessian eigenmaps": hessian,
+        "Isomap": lambda x: (
+            Isomap(n_neighbors=FEW, n_components=DIMENSIONS).fit_transform(x),
+            ...,
         ),
-        "Isomap": Isomap(n_neighbors=FEW_NEIGHBOURS, n_components=DIMENSIONS),
-        "Principal components": PCA(DIMENSIONS, random_state=seed),
+        "Principal components": lambda x: (x[:, :DIMENSIONS], ...),
     }
     found = {}
     for name, method in methods.items():
         began = time.perf_counter()
-        # Hessian eigenvectors have norm 1, and so values that are small.
-        codes = method.fit_transform(x) * len(x) ** 0.5
+        codes, used = method(x)
         turned = axes.find(codes)
-        seconds = time.perf_counter() - began
-        found[name] = {**scores(codes, factors), "s": seconds}
+        about = {"images": len(codes), "s": time.perf_counter() - began}
+        found[name] = {**scores(codes, factors[used]), **about}
         if turned is not None:
-            found[f"{name} + ICA"] = {**scores(turned(codes), factors), "s": seconds}
+            found[f"{name} + ICA"] = {**scores(turned(codes), factors[used]), **about}
     return found
 
 
@@ -316,18 +340,17 @@ def latents_of(folder, seed):
     images = data.load("sprites", seed=seed + evaluation.NEW_SEED, n=IMAGES)
     informative = np.array(runs.load_metrics(folder)["probs"]) > 0.5
     factors, _ = evaluation.varying_factors(images)
-    return scores(locs(fit, images).double().numpy()[:, informative], factors)
+    codes = locs(fit, images).double().numpy()[:, informative]
+    return {**scores(codes, factors), "images": len(codes)}
 
 
 def manifold_table(of_seeds):
     """One line a method, mean and standard deviation over the seeds."""
-    names = list(dict.fromkeys(name for found in of_seeds for name in found))
-    lines = [f"| {IMAGES:,} sprites | " + " | ".join((*SCORES, "s")) + " |"]
-    lines.append("|---|" + "---:|" * (len(SCORES) + 1))
-    for name in names:
+    columns = {**dict.fromkeys(SCORES, ".3f"), "images": ".0f", "s": ".0f"}
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name in dict.fromkeys(name for found in of_seeds for name in found):
         cells = []
-        for column in (*SCORES, "s"):
-            digits = ".0f" if column == "s" else ".3f"
+        for column, digits in columns.items():
             values = [f[name][column] for f in of_seeds if column in f.get(name, {})]
             cell = format(statistics.fmean(values), digits) if values else table.DASH
             if len(values) > 1:
@@ -354,6 +377,8 @@ def models(words):
         raise UserError(f"{words.folder}: no finished runs of these pairs and seeds")
     seeds = " ".join(map(str, words.seeds))
     command = f"python benchmarks/rotated.py {words.folder} --seeds {seeds} --out {words.out}"
+    if words.pairs != ",".join(PAIRS):
+        command += f" --pairs {words.pairs}"
     of_pairs = {pair: list(of_pair.values()) for pair, of_pair in results.items()}
     print(table.markdown(comparison(of_pairs, command)))
     print("\n".join(details(results)))
