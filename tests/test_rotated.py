@@ -116,7 +116,7 @@ def test_runs_are_measured_and_then_read(rotated, tmp_path, monkeypatch, capsys)
     # So short a training leaves nothing informative.
     seen = {"probs": [1.0, 1.0, 0.0]}
     monkeypatch.setattr(rotated.diagnostics, "evaluate", lambda *a: {**evaluate(*a), **seen})
-    for name, value in {"POINTS": 100, "LIKELIHOOD_IMAGES": 3, "LIKELIHOOD_DRAWS": 2}.items():
+    for name, value in {"POINTS": 100, "LIKELIHOOD_IMAGES": 3, "LIKELIHOOD_DRAWS": 25}.items():
         monkeypatch.setattr(rotated.evaluation, name, value)
     out = tmp_path / "rotated"
     command = ["rotated.py", str(tmp_path / "runs"), "--seeds", "1", "--out", str(out)]
