@@ -12,17 +12,20 @@ pair that is not there is skipped with a line. Runs that are in ``--out`` alread
 
 Posterior means and reconstructions at them rotate exactly, but a rotated posterior is no longer
 factorised where its variances differ. The head's rows for the log variance are fitted by least
-squares, over the training images, to that of a factorised one, by either of two rules: its
-``marginal`` variances A^2 sigma^2, or those of the ``nearest`` one, 1 / (A^-2' sigma^-2), which has
-the least KL to the rotated posterior in the direction that an ELBO has. Both costs are shown, nats
-of the held-out ELBO with ten draws an image; the rotated column is by the rule that is cheaper on
-2,000 training images. Nothing but variances depends on the rule.
+squares, over the training images, which is the best in these squares that a linear head can do, to
+that of a factorised one by either of two rules (:func:`rotated_variance`): the ``marginal``
+variances, or those of the ``nearest`` one, which has the least KL to the rotated posterior in the
+direction that an ELBO has. Both costs are shown, nats of the held-out ELBO with ten draws an image;
+the rotated column is by the rule that is cheaper on 2,000 training images. Nothing but variances
+depends on the rule. Where latents are correlated the change is no rotation alone: it makes them
+uncorrelated too, which the prior does not take for the same, and the log likelihood changes.
 
 ``--manifold`` instead embeds 3,000 sprites in seven dimensions, as Horan, Richardson and Weiss
 (2021), by Hessian eigenmaps and by Isomap on 200 principal components, and turns the embedding by
-the same search; below are the NG-VAE's informative latents of these images. Hessian eigenmaps need
-more than d (d + 3) / 2 = 35 neighbours in d = 7 dimensions, and have 60; images that are among the
-neighbours of none are left out of theirs, because each would have a dimension of its own.
+the same search; with them are the first seven components, and the NG-VAE's informative latents.
+Hessian eigenmaps need more than d (d + 3) / 2 = 35 neighbours in d = 7 dimensions, and have 60;
+images that are among the neighbours of none are left out of theirs, because each would have a
+dimension of its own.
 """
 
 import argparse
@@ -263,7 +266,7 @@ def details(results):
             if "after" in result:
                 costs = ", ".join(
                     f"{rule} {result['cost'][rule]:.2f} ± {result['cost_error'][rule]:.2f} nats "
-                    f"(log variance off by {result['misfit'][rule]:.2f})"
+                    f"(log variance off by {result['misfit'][rule]:.3f})"
                     for rule in RULES
                 )
                 sure = result["agreement"]
@@ -314,13 +317,11 @@ def manifolds(seed):
     factors, _ = evaluation.varying_factors(images)
     x = ImageData.to_unit(images.images).flatten(1).numpy()
     x = PCA(COMPONENTS, random_state=seed).fit_transform(x)
+    isomap = Isomap(n_neighbors=FEW, n_components=DIMENSIONS)
     methods = {
         "Hessian eigenmaps": hessian,
-        "Isomap": lambda x: (
-            Isomap(n_neighbors=FEW, n_components=DIMENSIONS).fit_transform(x),
-            ...,
-        ),
-        "Principal components": lambda x: (x[:, :DIMENSIONS], ...),
+        "Isomap": lambda x: (isomap.fit_transform(x), slice(None)),
+        "Principal components": lambda x: (x[:, :DIMENSIONS], slice(None)),
     }
     found = {}
     for name, method in methods.items():
