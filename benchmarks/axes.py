@@ -7,7 +7,8 @@ trains the default pair, scores the informative latents as they would be without
 uncorrelated where that is free, as in earlier versions) and at the end of the training, both on
 10,000 images that were not trained on, and prints a Markdown table. ``seeds`` are ten of the full
 sprites that had no part in any choice, ``subsets`` some of its factors, ``kinds`` images of other
-renderers (:mod:`kinds`), of which rectangles, rings and shapes have 64x64 pixels. A case that is in
+renderers (:mod:`kinds`), of which rectangles, rings and shapes have 64x64 pixels, ``vectors`` four
+uniform sources in 20 columns, with what FastICA finds in the vectors themselves. A case that is in
 the folder already is read and not trained again. Factors are matched by |correlation|; a factor
 that is a circle, such as an angle, has no latent that follows it.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import kinds
 import numpy as np
 import torch
+from sklearn.decomposition import FastICA
 
 from ngvae_pyro import axes, diagnostics, metrics, runs, svi
 from ngvae_pyro.fitted import locs
@@ -29,6 +31,7 @@ from ngvae_pyro.rendering import sprites
 from ngvae_pyro.variants import run_spec
 
 TRAINED, SCORED = 22_000, 10_000
+VECTORS, SOURCES, COLUMNS_OF_VECTORS = 7_000, 4, 20
 CASES = {
     "seeds": [("sprites", seed) for seed in range(400, 410)],
     "subsets": [
@@ -37,6 +40,7 @@ CASES = {
         ("sprites:red,green,blue,background", 412),
         ("sprites:x,y,size,green,blue", 413),
     ],
+    "vectors": [("vectors", seed) for seed in (420, 421)],
     "kinds": [(kind, 97) for kind in sorted(set(kinds.KINDS) - {"three_grey"})],
 }
 SCORES = {
@@ -67,16 +71,38 @@ class Watched(svi.Trainer):
         super().make_independent()
 
 
-def images_of(name, count, seed):
+def images_of(name, count, seed, form=None):
     """Images of a case, and how many numbers describe one."""
     if name.startswith("sprites"):
         vary = tuple(name.partition(":")[2].split(",")) if ":" in name else None
         data = sprites(count, seed=seed, **({} if vary is None else {"vary": vary}))
         return data, len(data.factor_names)
+    if name == "vectors":
+        return vectors(min(count, VECTORS), seed, form), SOURCES
     images, factors = kinds.render(name, count, seed)
     values = np.stack(list(factors.values()), 1)
     data = ImageData(name, images, factors=values, factor_names=tuple(factors))
     return data, kinds.KINDS[name][-1]
+
+
+def vectors(count, seed, form):
+    """Uniform sources under a linear map, with noise of a tenth of their spread, in hundreds."""
+    # One map for what is trained on and what is scored.
+    map_random, random = np.random.default_rng(seed % 1000), np.random.default_rng(seed)
+    map_to = map_random.standard_normal((SOURCES, COLUMNS_OF_VECTORS))
+    sources = random.uniform(-1.0, 1.0, (count, SOURCES))
+    signal = sources @ map_to
+    rows = 100.0 * (signal + 0.1 * signal.std(0) * random.standard_normal(signal.shape))
+    names = tuple(f"source {k}" for k in range(SOURCES))
+    return ImageData("vectors", rows, factors=sources, factor_names=names, form=form)
+
+
+def fast_ica(train, test):
+    """MCC of FastICA on the vectors themselves, which is told how many sources there are."""
+    ica = FastICA(SOURCES, whiten="unit-variance", random_state=0, max_iter=1000)
+    ica.fit(train.images.flatten(1).numpy())
+    codes = ica.transform(test.images.flatten(1).numpy())
+    return float(metrics.mcc(codes, np.asarray(test.factors, float)))
 
 
 def scores(codes, factors):
@@ -88,7 +114,8 @@ def run(name, seed, steps):
     changes = {"fit": {"seed": seed} | ({"steps": steps} if steps else {})}
     spec = run_spec("normal_gamma", "relaxed", changes, "benchmark")
     data, true = images_of(name, TRAINED, seed)
-    Watched.test, _ = images_of(name, SCORED, seed + 1000)
+    # In the units of what is trained on.
+    Watched.test, _ = images_of(name, SCORED, seed + 1000, data.form)
     Watched.before = None
     train, held_out = data.split(2000, seed)
     fit = svi.fit(*runs.load_pair(spec, train), train, spec.fit, progress=False)
@@ -109,6 +136,8 @@ def run(name, seed, steps):
         codes = locs(fit, Watched.test).cpu().numpy().astype(float)[:, latents]
         result["after"] = scores(codes, factors)
         result["after"]["DCI d"] = float(metrics.dci(codes, factors).disentanglement)
+    if name == "vectors":
+        result["FastICA"] = fast_ica(train, Watched.test)
     return result
 
 
@@ -137,6 +166,10 @@ def table(results):
                 spread = statistics.stdev(values)
                 means.append(f"{column} {statistics.mean(values):.3f} ± {spread:.3f}")
         lines.append(f"\n{when}: " + ", ".join(means))
+    told = [f"{r['FastICA']:.4f}" for r in results.values() if "FastICA" in r]
+    if told:
+        own = [f"{r['after']['MCC']:.4f}" for r in results.values()]
+        lines.append(f"\nMCC {', '.join(own)}; FastICA on the vectors: {', '.join(told)}")
     return "\n".join(lines)
 
 

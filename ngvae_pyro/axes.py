@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import chi2
+from scipy.special import chdtri
 from torch import Tensor
 
 from ngvae_pyro.errors import UserError
@@ -73,9 +73,29 @@ def negentropy(sources: Array) -> Array:
 
     Returns:
         (M,).
+
+    Raises:
+        UserError: If they are no finite numbers of that shape.
     """
-    y = (sources - sources.mean(0)) / sources.std(0)
+    y = _standardised(_checked(sources))
     return _contrast(y.T) / (2.0 * GAUSSIAN_RESIDUAL)
+
+
+def _checked(codes: Any) -> Array:
+    """Codes as float64.
+
+    Raises:
+        UserError: If they are no finite numbers of shape (N, M).
+    """
+    codes = np.asarray(codes)
+    numbers = codes.dtype.kind in "biuf" and codes.ndim == 2 and codes.size
+    if not (numbers and np.isfinite(codes).all()):
+        raise UserError("codes: expected finite numbers of shape (N, M)")
+    return codes.astype(np.float64)
+
+
+def _standardised(codes: Array) -> Array:
+    return np.asarray((codes - codes.mean(0)) / codes.std(0))
 
 
 def _contrast(y: Array) -> Array:
@@ -130,9 +150,7 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
     Raises:
         UserError: If they are no finite numbers of that shape.
     """
-    codes = np.asarray(codes, np.float64)
-    if codes.ndim != 2 or not codes.size or not np.isfinite(codes).all():
-        raise UserError("codes: expected finite numbers of shape (N, M)")
+    codes = _checked(codes)
     if len(codes) < 2 or (codes.std(0) <= STILL * np.maximum(np.abs(codes).max(0), 1.0)).any():
         return None
     mean, std = codes.mean(0), codes.std(0)
@@ -159,7 +177,7 @@ def gaussian(sources: Array) -> Bools:
     quantile of a chi-squared distribution with M degrees of freedom over 2 N. Shape (M,).
     """
     count, size = sources.shape
-    chance = chi2.isf(FALSE_ALARM, size) / (2.0 * count)
+    chance = chdtri(size, FALSE_ALARM) / (2.0 * count)
     return np.asarray(negentropy(sources) <= chance)
 
 
@@ -252,9 +270,11 @@ def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
 
     Returns:
         (M,), each at most 1.
+
+    Raises:
+        UserError: If they are no finite numbers of that shape.
     """
-    y = _some(codes)
-    y = (y - y.mean(0)) / y.std(0)
+    y = _standardised(_some(_checked(codes)))
     count, size = y.shape
     correlations = y.T @ y / count
     random, total = np.random.default_rng(seed), np.zeros(size)
@@ -351,8 +371,10 @@ class Rotation:
 
     def __str__(self) -> str:
         if self.outcome == "independent":
-            sure = min(self.agreement)
-            return f"axes independent (agreement of bootstrap samples {sure:.2f} or more)"
+            sure, alike = min(self.agreement), sum(self.gaussian)
+            rest = f"; {alike} latents are Gaussian, and any rotation of them" if alike > 1 else ""
+            rest = f"{rest} is as independent" if rest else ""
+            return f"axes independent (least agreement of bootstrap samples {sure:.2f}){rest}"
         if all(self.gaussian) and self.outcome == "uncorrelated":
             return "axes uncorrelated: the latents are Gaussian, any rotation is as independent"
         made = "kept" if self.outcome == "kept" else "uncorrelated only"

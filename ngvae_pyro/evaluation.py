@@ -86,9 +86,11 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         kl: KL of z for each latent, nats per image.
 
     Returns:
-        What ``evaluation.json`` holds; scores that need factors are left out where none vary, and
-        the comparison of the aggregate posterior with Normal(0, 1) where z are counts. A score that
-        says nothing with a single factor, or a single latent, is None.
+        What ``evaluation.json`` holds. Scores that need factors are of the posterior means of the
+        active units, those that vary by more than 0.01, and ``scored`` is their number; they are
+        left out where no factor varies, and so is the comparison of the aggregate posterior with
+        Normal(0, 1) where z are counts. A score that says nothing with a single factor, or a single
+        latent, is None.
 
     Raises:
         UserError: For a single image, whose codes have no variance, and for images of another shape
@@ -129,11 +131,16 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
     if names:
         began = time.perf_counter()
         result["factors"] = names
-        scores = metrics.disentanglement(loc, factors, seed=spec.fit.seed)
+        # As the FactorVAE score does by itself (Kim and Mnih, 2018): the mean of a collapsed latent
+        # is a rounding of nothing, whatever it correlates with, and scores do not see its size.
+        active = loc.var(0) > diagnostics.ACTIVE
+        result["scored"] = int(active.sum()) or loc.shape[1]
+        codes = loc[:, active] if active.any() else loc
+        scores = metrics.disentanglement(codes, factors, seed=spec.fit.seed)
         # JSON has no nan.
         result["scores"] = {k: None if math.isnan(v) else v for k, v in scores.items()}
         result["slides"]["disentanglement"] = result["scores"]["factor_vae_score"]
-        gaps = metrics.mutual_information_gaps(loc, factors)
+        gaps = metrics.mutual_information_gaps(codes, factors)
         result["mig_per_factor"] = dict(zip(names, gaps.tolist(), strict=True))
         seconds["scores"] = time.perf_counter() - began
 

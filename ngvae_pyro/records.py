@@ -266,6 +266,7 @@ class Evaluation(Record):
     log_likelihood: LogLikelihood
     per_image: PerImage
     scores: dict[str, float | None] | None = None
+    scored: Count | None = None
     factors: list[Text] | None = None
     active_units: Count
     total_correlation: float | None

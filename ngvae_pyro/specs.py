@@ -399,10 +399,10 @@ class ScheduleSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _older_name(cls, values: Any) -> Any:
-        # Of runs whose latents were made uncorrelated only.
-        if isinstance(values, dict) and "decorrelate" in values and "independent" not in values:
-            values = {**values, "independent": values["decorrelate"]}
-            del values["decorrelate"]
+        # Of runs whose latents were made uncorrelated only; it may lie on top of a default.
+        if isinstance(values, dict) and "decorrelate" in values:
+            values = dict(values)
+            values["independent"] = values.pop("decorrelate")
         return values
 
     @model_validator(mode="after")

@@ -532,8 +532,8 @@ class Trainer:
         costs = {}
         outcome: axes.Outcome
         for outcome, change in changes.items():
-            matrix = torch.tensor(change, dtype=torch.float32, device=self.device)
-            axes.fold(self.model, self.guide, self.optimizer, latents, self.team.agreed(matrix))
+            matrix = self.team.agreed(torch.tensor(change).to(codes[0].loc))
+            axes.fold(self.model, self.guide, self.optimizer, latents, matrix)
             costs[outcome] = self.loss() - loss
             if costs[outcome] <= FREE:
                 break

@@ -91,6 +91,7 @@ def training(name: str, team: Team = ALONE) -> dict[str, Tensor]:
         **{f"guide.{key}": value for key, value in guide.state_dict().items()},
         "losses": torch.tensor([row["loss"] for row in result.history]),
         "moves": torch.tensor(moves),
+        "negentropy": torch.tensor(result.rotation.negentropy if result.rotation else []),
     }
 
 

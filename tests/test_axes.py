@@ -159,9 +159,10 @@ def test_what_has_no_axes():
     assert axes.find(np.column_stack([codes[:, 0], np.full(COUNT, 2.5)])) is None
     assert axes.find(codes[:1]) is None
     assert axes.find(codes[:2]) is None
-    for wrong in (codes[:, 0], codes * np.nan, np.zeros((0, 2)), codes[:, :0]):
-        with pytest.raises(UserError, match="codes: expected finite numbers of shape"):
-            axes.find(wrong)
+    for wrong in (codes[:, 0], codes * np.nan, np.zeros((0, 2)), codes[:, :0], [["a"]]):
+        for function in (axes.find, axes.negentropy, axes.agreement):
+            with pytest.raises(UserError, match="codes: expected finite numbers of shape"):
+                function(wrong)
 
 
 def test_a_rotation_is_read_as_it_was_written():
@@ -169,5 +170,5 @@ def test_a_rotation_is_read_as_it_was_written():
     rotation = axes.Rotation.of(codes, 7, [0, 2, 5], "independent", 0.01)
     assert axes.Rotation.read(rotation.as_dict()) == rotation
     assert rotation.gaussian == (False, False, True) and rotation.latents == (0, 2, 5)
-    assert str(rotation).startswith("axes independent (agreement")
+    assert str(rotation).startswith("axes independent (least agreement")
     assert axes.Rotation.read(None) is None

@@ -1,11 +1,13 @@
-"""The benchmark of a step times the same loss by hand as the package has."""
+"""A step is timed with the package's loss, and curved axes are found where there are any."""
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ngvae_pyro import metrics
 from ngvae_pyro.images import ImageData
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -38,3 +40,49 @@ def test_another_loss_is_told(step, small, monkeypatch):
     monkeypatch.setattr(step, "SHARPNESS", 10.0)
     with pytest.raises(RuntimeError, match="the hand-written loss is not the package's"):
         step.check_loss(*small)
+
+
+@pytest.fixture
+def curved(monkeypatch):
+    """benchmarks/curved.py, with batches that take less time."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import curved
+
+    monkeypatch.setattr(curved, "BATCH", 1000)
+    monkeypatch.setattr(curved, "LAYERS", 1)
+    yield curved
+    del sys.modules["curved"]
+
+
+def test_the_jacobian_of_curved_axes_is_that_of_autograd(curved):
+    z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    axes = curved.Curved()
+    for seed in range(2):
+        axes.grow(z, torch.eye(3, dtype=z.dtype) + 0.1)
+        random = torch.Generator().manual_seed(seed)
+        for matrix in (axes.layers[-1].linear, axes.layers[-1].shift, axes.layers[-1].gain):
+            matrix.data = 0.2 * torch.randn(3, 3, dtype=z.dtype, generator=random)
+    u, jacobian = axes(z)
+    for row in range(len(z)):
+        told = torch.autograd.functional.jacobian(lambda x: axes(x[None])[0][0], z[row])
+        torch.testing.assert_close(jacobian[row], told)
+    assert u.shape == (5, 3)
+
+
+def test_a_fan_is_straightened(curved):
+    """Polar coordinates: the angle's arc grows with the radius, and the two stay orthogonal."""
+    radius, angle = sources = np.random.default_rng(0).uniform((1, -0.8), (3, 0.8), (4000, 2)).T
+    codes = radius * np.stack([np.cos(angle), np.sin(angle)])
+    axes, found = curved.straighten(codes.T, np.eye(2), seed=0)
+    assert found["reading"] == "accepted"
+    assert metrics.mcc(codes.T, sources.T) < 0.96
+    assert metrics.mcc(axes.apply(codes.T), sources.T) > 0.99
+
+
+def test_axes_that_are_dependent_are_refused(curved):
+    """A disc has no coordinates without edges."""
+    codes = np.random.default_rng(0).uniform(-1, 1, (6000, 2))
+    codes = codes[np.square(codes).sum(1) < 1]
+    axes, found = curved.straighten(codes, np.eye(2), seed=0)
+    assert found["reading"] == "refused"
+    np.testing.assert_allclose(metrics.mcc(axes.apply(codes), codes), 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ngvae_pyro as ng
-from ngvae_pyro import diagnostics, evaluation, plots, runs, scores
+from ngvae_pyro import diagnostics, evaluation, metrics, plots, runs, scores
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.specs import FitSpec, RunSpec
@@ -114,6 +114,24 @@ def test_one_held_out_image(fit, spec, data):
     line = "at least 2 held-out images to measure codes on, got 1; a larger data.held_out has more"
     with pytest.raises(UserError, match=line):
         evaluation.assess(fit, spec, one, [1.0] * 5)
+
+
+def test_collapsed_latents_are_not_scored(small_pair, data, spec, monkeypatch):
+    """Their means are roundings of nothing, and scores that divide by their size would see them."""
+    model, guide = small_pair()
+    head = guide.encoder.head
+    with torch.no_grad():
+        head.weight[:5] *= 30.0
+        head.weight[3:5] *= 1e-5
+    fit = ng.Fit(model, guide, FitSpec(device="cpu"))
+    monkeypatch.setattr(evaluation, "evaluation_images", lambda spec, held_out: (held_out, "these"))
+    found = evaluation.assess(fit, spec, data, [1.0] * 5)
+    loc = diagnostics.codes(fit, data).loc.numpy()
+    factors, _ = evaluation.varying_factors(data)
+    assert found["scored"] == found["active_units"] == 3
+    expected = metrics.disentanglement(loc[:, :3], factors, seed=spec.fit.seed)
+    assert found["scores"] == pytest.approx(expected, nan_ok=True)
+    assert found["scores"]["sap"] != metrics.disentanglement(loc, factors)["sap"]
 
 
 # Sizes of texts

@@ -243,6 +243,8 @@ def test_inspect_says_what_is_followed(edited):
     )
     lines = [line.strip() for line in ngvae("inspect", path).splitlines()]
     said = [line.split(maxsplit=1) for line in lines if line.startswith("z")]
+    # Beside it stand the negentropy and the agreement of its axis.
+    said = [[name, rest[0].split("  ")[0]] for name, *rest in said if rest]
     assert ["z0", "red 0.93"] in said and ["z1", "mixes size 0.61, y 0.52"] in said
     assert ["z2", "[bold] 0.90"] in said
     # The last one carries nothing.

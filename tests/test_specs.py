@@ -356,3 +356,12 @@ def test_run_spec_round_trips_through_plain_values():
     spec = RunSpec(guide_name="gaussian", guide=GaussianGuideSpec())
     assert parse(RunSpec, spec.model_dump(mode="json", exclude_none=True), "again") == spec
     assert isinstance(RunSpec().guide, RelaxedGuideSpec)
+
+
+def test_an_older_name_of_a_key_is_read():
+    """Of runs that are there: their latents were made uncorrelated and not independent."""
+    assert ScheduleSpec(decorrelate=0.9) == ScheduleSpec(independent=0.9)
+    spec = parse(RelaxedGuideSpec, {"schedule": {"decorrelate": 0.7}}, "config.toml")
+    assert spec.schedule == SELECT.model_copy(update={"independent": 0.7})
+    with pytest.raises(UserError, match=r"schedule.independent: expected a number <= 1, got 2"):
+        parse(RelaxedGuideSpec, {"schedule": {"independent": 2}}, "config.toml")
