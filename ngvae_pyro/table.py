@@ -251,20 +251,23 @@ def notes(comparison: Mapping[str, Any], group: str) -> list[str]:
 
 
 def summarise(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], factors: int | None
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    factors: int | None,
+    metrics: Sequence[Metric] = METRICS,
 ) -> dict[str, dict[str, Any]]:
     """Mean and standard deviation over seeds of every metric and pair.
 
     Args:
         runs: For each pair its runs, each with the tables ``metrics`` and ``evaluation``.
         factors: Number of factors that vary, where it is known.
+        metrics: The rows, of which one is the number of informative latents.
 
     Returns:
         For each key and pair ``mean``, ``std`` (None for one seed), ``values`` by run, ``shown``
         and ``best``: among those that are best to the digits shown.
     """
     values: dict[str, dict[str, Any]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         cells: dict[str, Any] = {}
         for pair, of_pair in runs.items():
             found = [metric.of(run) for run in of_pair]
@@ -282,7 +285,7 @@ def summarise(
                 "best": False,
             }
         values[metric.key] = cells
-    for metric in METRICS:
+    for metric in metrics:
         _mark_best(metric, values, factors)
     return values
 
@@ -313,9 +316,9 @@ def _mark_best(metric: Metric, values: dict[str, dict[str, Any]], factors: int |
             cell["best"] = badness(cell) == least
 
 
-def describe() -> list[dict[str, Any]]:
-    """The metrics as plain values, for JSON and templates."""
-    return [{**asdict(metric), "heading": metric.heading} for metric in METRICS]
+def describe(metrics: Sequence[Metric] = METRICS) -> list[dict[str, Any]]:
+    """Metrics as plain values, for JSON and templates."""
+    return [{**asdict(metric), "heading": metric.heading} for metric in metrics]
 
 
 def groups(comparison: Mapping[str, Any]) -> list[str]:
