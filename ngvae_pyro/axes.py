@@ -13,6 +13,7 @@ are Gaussian every rotation is as independent as any other, and they are only ma
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -21,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import chdtri
 from torch import Tensor
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.guide import Guide
 from ngvae_pyro.model import VAE
 from ngvae_pyro.selection import forget
@@ -47,6 +48,10 @@ GAIN = 1e-3
 # Pairs times images of a sweep: 20,000 images up to ten latents, and fewer of more, so that the
 # search takes seconds for 50 too.
 WORK, FEWEST = 20_000 * 45, 2_000
+
+# Latents up to which training looks for axes; of more a search takes minutes, and a training that
+# ends with so many informative ones has not selected.
+MOST = 50
 
 # Bootstrap samples behind the agreement.
 SAMPLES = 10
@@ -75,7 +80,7 @@ def negentropy(sources: Array) -> Array:
         (M,).
 
     Raises:
-        UserError: If they are no finite numbers of that shape.
+        UserError: If they are no finite numbers of that shape, or a column never varies.
     """
     y = _standardised(_checked(sources))
     return _contrast(y.T) / (2.0 * GAUSSIAN_RESIDUAL)
@@ -85,17 +90,22 @@ def _checked(codes: Any) -> Array:
     """Codes as float64.
 
     Raises:
-        UserError: If they are no finite numbers of shape (N, M).
+        UserError: If they are no finite numbers of shape (N, M), or a column never varies.
     """
-    codes = np.asarray(codes)
-    numbers = codes.dtype.kind in "biuf" and codes.ndim == 2 and codes.size
-    if not (numbers and np.isfinite(codes).all()):
-        raise UserError("codes: expected finite numbers of shape (N, M)")
-    return codes.astype(np.float64)
+    # Not before it is asked for, because scikit-learn takes a second.
+    from ngvae_pyro.metrics import checked
+
+    found = np.asarray(checked("codes", codes, "NK"), np.float64)
+    still = np.ptp(found, axis=0) == 0.0
+    if still.any():
+        raise UserError(f"codes: expected columns that vary, got {int(still.sum())} that do not")
+    return found
 
 
 def _standardised(codes: Array) -> Array:
-    return np.asarray((codes - codes.mean(0)) / codes.std(0))
+    # In units of the largest, because the square of a small number may be 0.
+    codes = (codes - codes.mean(0)) / np.abs(codes).max(0)
+    return np.asarray(codes / codes.std(0))
 
 
 def _contrast(y: Array) -> Array:
@@ -144,13 +154,16 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
         seed: Of the random beginnings.
 
     Returns:
-        None where codes are linearly dependent or constant, as M of them over M images or fewer
-        are.
+        None where codes are linearly dependent, as M of them over M images or fewer are, or vary by
+        less than 1e-5 of their largest value or of 1, which is as good as not at all in float32.
 
     Raises:
         UserError: If they are no finite numbers of that shape.
     """
-    codes = _checked(codes)
+    # Not before it is asked for, because scikit-learn takes a second.
+    from ngvae_pyro.metrics import checked
+
+    codes = np.asarray(checked("codes", codes, "NK"), np.float64)
     if len(codes) < 2 or (codes.std(0) <= STILL * np.maximum(np.abs(codes).max(0), 1.0)).any():
         return None
     mean, std = codes.mean(0), codes.std(0)
@@ -161,7 +174,7 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
     white = (codes - mean) @ whiten.T
     random = np.random.default_rng(seed)
     starts = [np.eye(len(std)), *(_random_rotation(random, len(std)) for _ in range(STARTS))]
-    some, _ = _whitened(_some(white))
+    some, _ = _whitened(_some(white)) or (white, None)
     _, rotation = max((_climb(some, start) for start in starts), key=lambda found: found[0])
     rotation = _nearest(rotation, gaussian(white @ rotation.T))
     change = _of_unit_columns(rotation @ whiten)
@@ -173,12 +186,26 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
 def gaussian(sources: Array) -> Bools:
     """Which columns, found as the least Gaussian of all directions, may be Gaussian all the same.
 
-    Those whose negentropy the best direction of M Gaussians reaches in one of 1,000 searches, the
-    quantile of a chi-squared distribution with M degrees of freedom over 2 N. Shape (M,).
+    Of one direction of Gaussian codes 2 N J is chi-squared with one degree of freedom. Over all
+    directions in M dimensions it is the square of a random field, whose statistic turns with the
+    direction as a form of degree 4 and more; by its Euler characteristic the chance that its
+    largest value exceeds u is about 4^((M - 1) / 2) times that of a chi-squared variable with M
+    degrees of freedom (Adler and Taylor, 2007, "Random fields and geometry"). Columns that one
+    search in 1,000 reaches by chance are taken to be Gaussian.
+
+    Args:
+        sources: (N, M), no column constant.
+
+    Returns:
+        (M,).
+
+    Raises:
+        UserError: As :func:`negentropy`.
     """
-    count, size = sources.shape
-    chance = chdtri(size, FALSE_ALARM) / (2.0 * count)
-    return np.asarray(negentropy(sources) <= chance)
+    scores = negentropy(sources)
+    size = len(scores)
+    chance = chdtri(size, FALSE_ALARM / 2.0 ** (size - 1)) / (2.0 * len(sources))
+    return np.asarray(scores <= chance)
 
 
 def _of_unit_columns(change: Array) -> Array:
@@ -272,14 +299,21 @@ def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
         (M,), each at most 1.
 
     Raises:
-        UserError: If they are no finite numbers of that shape.
+        UserError: If they are no finite numbers of that shape, or a column never varies.
     """
+    expect("samples", samples, Integral, "a whole number")
+    if samples < 1:
+        raise UserError(f"samples: expected at least 1, got {samples}")
     y = _standardised(_some(_checked(codes)))
     count, size = y.shape
     correlations = y.T @ y / count
     random, total = np.random.default_rng(seed), np.zeros(size)
     for _ in range(samples):
-        white, whiten = _whitened(y[random.integers(0, count, count)])
+        sample = _whitened(y[random.integers(0, count, count)])
+        # Of few images one may be linearly dependent; it knows of no axis.
+        if sample is None:
+            continue
+        white, whiten = sample
         _, rotation = _climb(white, _random_rotation(random, size))
         # Weights of the sample's sources, each of which then has variance 1 over all codes.
         rows = rotation @ whiten
@@ -294,9 +328,14 @@ def _random_rotation(random: np.random.Generator, size: int) -> Array:
     return np.asarray(np.linalg.qr(random.standard_normal((size, size)))[0])
 
 
-def _whitened(y: Array) -> tuple[Array, Array]:
-    """Uncorrelated columns of variance 1 with the least change, and the matrix that makes them."""
+def _whitened(y: Array) -> tuple[Array, Array] | None:
+    """Uncorrelated columns of variance 1 with the least change, and the matrix that makes them.
+
+    Where M of them are linearly dependent there are none.
+    """
     values, vectors = np.linalg.eigh(np.cov(y.T).reshape(y.shape[1], -1))
+    if not (values > SINGULAR).all():
+        return None
     whiten = (vectors / np.sqrt(values)) @ vectors.T
     return (y - y.mean(0)) @ whiten.T, whiten
 
@@ -310,6 +349,7 @@ class RotationValues(TypedDict):
     step: int
     latents: list[int]
     outcome: Outcome
+    tried: Outcome
     cost: float
     negentropy: list[float]
     gaussian: list[bool]
@@ -322,14 +362,16 @@ class Rotation:
 
     ``outcome``: they were rotated to independent components, made uncorrelated only, because they
     are Gaussian or the rotation was not free, or kept as they were, because that was not free
-    either. ``cost``: what of this was tried first added to the -ELBO, nats per image. Then for each
-    of the ``latents``, as they are since: :func:`negentropy` in nats, whether that may be chance
-    (:func:`gaussian`), and :func:`agreement`.
+    either. ``tried``: what was tried first, independent components unless all latents were
+    Gaussian. ``cost``: what that added to the -ELBO, nats per image. Then for each of the
+    ``latents``, as they were after ``step``: :func:`negentropy` in nats, whether that may be
+    chance (:func:`gaussian`), and :func:`agreement`.
     """
 
     step: int
     latents: tuple[int, ...]
     outcome: Outcome
+    tried: Outcome
     cost: float
     negentropy: tuple[float, ...]
     gaussian: tuple[bool, ...]
@@ -337,11 +379,18 @@ class Rotation:
 
     @classmethod
     def of(
-        cls, codes: Array, step: int, latents: list[int], outcome: Outcome, cost: float
+        cls,
+        codes: Array,
+        step: int,
+        latents: list[int],
+        outcome: Outcome,
+        tried: Outcome,
+        cost: float,
     ) -> "Rotation":
         """From the codes (N, M) as they are since."""
         columns = (negentropy(codes), gaussian(codes), agreement(codes))
-        return cls(step, tuple(latents), outcome, cost, *(tuple(c.tolist()) for c in columns))
+        of_each = (tuple(column.tolist()) for column in columns)
+        return cls(step, tuple(latents), outcome, tried, cost, *of_each)
 
     @classmethod
     def read(cls, saved: RotationValues | None) -> "Rotation | None":
@@ -352,6 +401,7 @@ class Rotation:
             step=saved["step"],
             latents=tuple(saved["latents"]),
             outcome=saved["outcome"],
+            tried=saved["tried"],
             cost=saved["cost"],
             negentropy=tuple(saved["negentropy"]),
             gaussian=tuple(saved["gaussian"]),
@@ -363,6 +413,7 @@ class Rotation:
             "step": self.step,
             "latents": [*self.latents],
             "outcome": self.outcome,
+            "tried": self.tried,
             "cost": self.cost,
             "negentropy": [*self.negentropy],
             "gaussian": [*self.gaussian],
@@ -375,11 +426,10 @@ class Rotation:
             rest = f"; {alike} latents are Gaussian, and any rotation of them" if alike > 1 else ""
             rest = f"{rest} is as independent" if rest else ""
             return f"axes independent (least agreement of bootstrap samples {sure:.2f}){rest}"
-        if all(self.gaussian) and self.outcome == "uncorrelated":
+        if self.tried == self.outcome:
             return "axes uncorrelated: the latents are Gaussian, any rotation is as independent"
         made = "kept" if self.outcome == "kept" else "uncorrelated only"
-        others = "uncorrelated" if all(self.gaussian) else "independent"
-        return f"axes {made}: {others} ones would cost {self.cost:.2g} nats per image"
+        return f"axes {made}: {self.tried} ones would cost {self.cost:.2g} nats per image"
 
 
 @torch.no_grad()

@@ -514,8 +514,8 @@ def inspect(
         )
     if "agreement" in remarks:
         say(
-            "negentropy: how far the latent's mean is from a Gaussian over the images, nats; "
-            "agreement: its correlation with the independent axis that other samples of the "
+            "negentropy: how far the latent's mean is from a Gaussian over the training images, "
+            "nats; agreement: its correlation with the independent axis that other samples of the "
             "images have in its place, 1 where the axis is certain",
             style="dim",
         )

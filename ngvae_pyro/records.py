@@ -73,10 +73,11 @@ class SavedRotation(Spec):
     step: Count
     latents: Annotated[list[Count], Field(min_length=2)]
     outcome: Literal["independent", "uncorrelated", "kept"]
+    tried: Literal["independent", "uncorrelated"]
     cost: float
-    negentropy: list[float]
+    negentropy: list[Annotated[float, Field(ge=0.0)]]
     gaussian: list[bool]
-    agreement: list[float]
+    agreement: list[Annotated[float, Field(ge=0.0, le=1.0)]]
 
     @model_validator(mode="after")
     def _one_for_each_latent(self) -> Self:
@@ -85,7 +86,16 @@ class SavedRotation(Spec):
                 raise ValueError(
                     f"{name}: expected {len(self.latents)} values, got {len(getattr(self, name))}"
                 )
+        if len(set(self.latents)) < len(self.latents):
+            raise ValueError(f"latents: expected each once, got {self.latents}")
         return self
+
+    def check(self, size: int) -> None:
+        """Refuse latents that a model of so many has not."""
+        if max(self.latents) >= size:
+            raise ValueError(
+                f"rotation.latents: expected numbers below {size}, got {max(self.latents)}"
+            )
 
 
 class Metrics(Record):
@@ -120,6 +130,8 @@ class Metrics(Record):
         }
         if self.correlations is not None:
             of_latents["correlations"] = self.correlations
+        if self.rotation is not None:
+            self.rotation.check(len(self.probs))
         for key, values in of_latents.items():
             if len(values) != len(self.probs):
                 raise ValueError(f"{key}: expected {len(self.probs)} numbers, got {len(values)}")
@@ -227,6 +239,12 @@ class History(Record):
     rows: list[HistoryRow]
     moves: list[SavedMove]
     rotation: SavedRotation | None = None
+
+    @model_validator(mode="after")
+    def _of_the_latents(self) -> Self:
+        if self.rotation is not None and self.rows:
+            self.rotation.check(len(self.rows[-1].probs))
+        return self
 
 
 class Comparison(Record):

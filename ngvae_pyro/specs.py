@@ -370,6 +370,16 @@ _OWNERS = {
 }
 
 
+def _renamed(values: Any) -> Any:
+    """Keys of a schedule with today's names; runs of older versions have one of before."""
+    if not (isinstance(values, Mapping) and "decorrelate" in values):
+        return values
+    if "independent" in values:
+        raise ValueError("decorrelate is the older name of independent; expected one of them")
+    rest = {key: value for key, value in values.items() if key != "decorrelate"}
+    return {**rest, "independent": values["decorrelate"]}
+
+
 class ScheduleSpec(Spec):
     """What changes during training.
 
@@ -396,14 +406,7 @@ class ScheduleSpec(Spec):
     independent: Fraction = 1.0
     exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _older_name(cls, values: Any) -> Any:
-        # Of runs whose latents were made uncorrelated only; it may lie on top of a default.
-        if isinstance(values, dict) and "decorrelate" in values:
-            values = dict(values)
-            values["independent"] = values.pop("decorrelate")
-        return values
+    _older = model_validator(mode="before")(_renamed)
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
@@ -471,7 +474,8 @@ COOL = ScheduleSpec(temperature=Ramp(initial=20.0, end=0.5))
 
 def _on_top_of(schedule: ScheduleSpec) -> BeforeValidator:
     def merged(value: Any) -> Any:
-        return merge(schedule.model_dump(), value) if isinstance(value, Mapping) else value
+        own = isinstance(value, Mapping)
+        return merge(schedule.model_dump(), _renamed(value)) if own else value
 
     return BeforeValidator(merged)
 

@@ -522,14 +522,16 @@ class Trainer:
         images = self.batches.data.images[:ROTATION_IMAGES].split(MONITOR_IMAGES)
         codes = [self.codes(ImageData.to_unit(x.to(self.device))) for x in images]
         latents = (torch.cat([code.probs for code in codes]).mean(0) > 0.5).nonzero().flatten()
+        if not 2 <= len(latents) <= axes.MOST:
+            return
         loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
-        if len(latents) < 2 or (found := axes.find(loc)) is None:
+        if (found := axes.find(loc)) is None:
             return
         changes: dict[axes.Outcome, np.ndarray] = {"uncorrelated": found.uncorrelated}
         if found.found:
             changes = {"independent": found.change, **changes}
         before, loss = self.state(), self.loss()
-        costs = {}
+        costs: dict[axes.Outcome, float] = {}
         outcome: axes.Outcome
         for outcome, change in changes.items():
             matrix = self.team.agreed(torch.tensor(change).to(codes[0].loc))
@@ -540,8 +542,9 @@ class Trainer:
             self.set_state(before)
         else:
             outcome, change = "kept", np.eye(len(latents))
+        tried, cost = next(iter(costs.items()))
         self.fit.rotation = axes.Rotation.of(
-            loc @ change.T, self.step, latents.tolist(), outcome, next(iter(costs.values()))
+            loc @ change.T, self.step, latents.tolist(), outcome, tried, cost
         )
 
     @torch.no_grad()

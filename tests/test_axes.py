@@ -159,15 +159,63 @@ def test_what_has_no_axes():
     assert axes.find(np.column_stack([codes[:, 0], np.full(COUNT, 2.5)])) is None
     assert axes.find(codes[:1]) is None
     assert axes.find(codes[:2]) is None
-    for wrong in (codes[:, 0], codes * np.nan, np.zeros((0, 2)), codes[:, :0], [["a"]]):
-        for function in (axes.find, axes.negentropy, axes.agreement):
-            with pytest.raises(UserError, match="codes: expected finite numbers of shape"):
+    for wrong in (
+        codes[:, 0],
+        codes * np.nan,
+        np.zeros((0, 2)),
+        codes[:, :0],
+        [["a"]],
+        1e200 * codes,
+    ):
+        for function in (axes.find, axes.negentropy, axes.agreement, axes.gaussian):
+            with pytest.raises(UserError, match="codes: expected "):
                 function(wrong)
+    for function in (axes.negentropy, axes.agreement, axes.gaussian):
+        with pytest.raises(UserError, match="codes: expected columns that vary, got 2 that do not"):
+            function(codes[:1])
+    for samples in (0, -1, 2.5, "x"):
+        with pytest.raises(UserError, match="samples: expected"):
+            axes.agreement(codes, samples=samples)
+
+
+def test_scores_do_not_know_units():
+    codes = draws(0, "uniform", "laplace", "two")
+    assert axes.negentropy(1e-200 * codes) == pytest.approx(axes.negentropy(codes))
+    assert axes.agreement(1e-200 * codes) == pytest.approx(axes.agreement(codes), abs=1e-3)
+
+
+def test_of_few_images_no_axis_is_sure():
+    """Bootstrap samples of few rows are linearly dependent, and say nothing."""
+    few = draws(0, "uniform", "laplace", "two", "uniform")[:6]
+    assert axes.find(few) is not None
+    sure = axes.agreement(few)
+    assert (sure >= 0.0).all() and (sure < 0.9).all()
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_a_search_in_gaussian_codes_hardly_ever_finds_anything(size):
+    random = np.random.default_rng(size)
+    assert not any(axes.find(random.standard_normal((500, size))).found for _ in range(40))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "tried", "said"),
+    [
+        ("uncorrelated", "independent", "uncorrelated only: independent ones would cost 3 nats"),
+        ("kept", "independent", "kept: independent ones would cost 3 nats"),
+        ("kept", "uncorrelated", "kept: uncorrelated ones would cost 3 nats"),
+        ("uncorrelated", "uncorrelated", "uncorrelated: the latents are Gaussian"),
+    ],
+)
+def test_what_is_said_is_what_was_tried(outcome, tried, said):
+    """However the latents look as they were left: mixtures of many look Gaussian."""
+    codes = draws(4, "gaussian", "gaussian")
+    assert said in str(axes.Rotation.of(codes, 1, [0, 1], outcome, tried, 3.0))
 
 
 def test_a_rotation_is_read_as_it_was_written():
     codes = draws(4, "uniform", "laplace", "gaussian")
-    rotation = axes.Rotation.of(codes, 7, [0, 2, 5], "independent", 0.01)
+    rotation = axes.Rotation.of(codes, 7, [0, 2, 5], "independent", "independent", 0.01)
     assert axes.Rotation.read(rotation.as_dict()) == rotation
     assert rotation.gaussian == (False, False, True) and rotation.latents == (0, 2, 5)
     assert str(rotation).startswith("axes independent (least agreement")

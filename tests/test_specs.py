@@ -363,5 +363,8 @@ def test_an_older_name_of_a_key_is_read():
     assert ScheduleSpec(decorrelate=0.9) == ScheduleSpec(independent=0.9)
     spec = parse(RelaxedGuideSpec, {"schedule": {"decorrelate": 0.7}}, "config.toml")
     assert spec.schedule == SELECT.model_copy(update={"independent": 0.7})
+    both = {"schedule": {"decorrelate": 0.7, "independent": 1.0}}
+    with pytest.raises(UserError, match="decorrelate is the older name of independent"):
+        parse(RelaxedGuideSpec, both, "config.toml")
     with pytest.raises(UserError, match=r"schedule.independent: expected a number <= 1, got 2"):
         parse(RelaxedGuideSpec, {"schedule": {"independent": 2}}, "config.toml")

@@ -408,6 +408,22 @@ def test_gaussian_latents_are_only_made_uncorrelated(small_pair, data, monkeypat
     assert off_diagonal(loc) < 1e-3
 
 
+@pytest.mark.parametrize("count", [8, 12])
+def test_a_training_on_few_images_ends(small_pair, count):
+    """Their bootstrap samples are linearly dependent."""
+    spec = FitSpec(steps=12, batch_size=4, device="cpu")
+    schedule = ScheduleSpec(independent=0.9)
+    result = fit(*small_pair(), sprites(count), spec, schedule=schedule, progress=False)
+    assert result.steps == 12
+
+
+def test_more_latents_than_a_search_takes_stay(small_pair, data, monkeypatch):
+    monkeypatch.setattr(axes, "MOST", 3)
+    own = correlated(small_pair, data)
+    own.make_independent()
+    assert own.fit.rotation is None
+
+
 def test_copies_are_left_as_they_are(small_pair, data):
     own = correlated(small_pair, data)
     head = own.guide.encoder.head
