@@ -71,6 +71,10 @@ def test_a_run_of_any_likelihood_can_be_read_again(tmp_path, family):
     assert "4 latents " in ngvae("inspect", tmp_path / "run")
 
 
+def fit_of(folder):
+    return runs.load_run(folder, device="cpu")[0]
+
+
 def test_a_run_folder_holds_the_evidence(folder):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     (checkpoint,) = (folder / "checkpoints").iterdir()
@@ -94,6 +98,8 @@ def test_a_run_folder_holds_the_evidence(folder):
     for name in figures:
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((folder / "metrics.json").read_text())
+    # Only where informative latents were looked at together.
+    assert (metrics.pop("rotation", None) is None) == (fit_of(folder).rotation is None)
     assert set(metrics) == {
         *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "precision"),
         *("probs", "variance_of_loc", "discrete"),
@@ -118,7 +124,8 @@ def test_a_run_can_be_read_again(folder):
     again = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
     # Not to the last bit: the sums of a matrix product may be taken in another order.
     before = runs.load_metrics(folder)
-    assert again.pop("verdict") == before.pop("verdict")
+    for name in ("verdict", "rotation"):
+        assert again.pop(name, None) == before.pop(name, None)
     assert flat(again) == pytest.approx(flat(before), rel=1e-4, abs=1e-4)
 
 
