@@ -208,7 +208,7 @@ def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
         for i, k in enumerate(latents):
             alone[2 * i, k], alone[2 * i + 1, k] = low[i], high[i]
         together = z.repeat(PLACES, 1)
-        share = torch.rand(PLACES, len(latents), generator=generator)
+        share = torch.rand(PLACES, len(latents), generator=generator, dtype=own.dtype)
         together[:, latents] = low + (high - low) * share
         found += [alone, together]
     return torch.cat(found)
