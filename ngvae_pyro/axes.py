@@ -223,7 +223,7 @@ def _climb(white: Array, start: Array) -> tuple[float, Array]:
     """(contrast, rotation) at which turning pairs of sources no longer helps.
 
     FastICA's fixed points need not be maxima of this contrast: from the best of ten beginnings it
-    ended up to 38 % below, and this within 2 % from any.
+    ended up to 38 % below, and this within 2 % from any of eight.
     """
     # In float32, which is twice as fast and far finer than the scatter of a mean.
     y, rotation = (start @ white.T).astype(np.float32), start.copy()
