@@ -12,6 +12,7 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from input_cases import once
@@ -19,12 +20,19 @@ from test_runs import SHORT, ngvae
 from test_steps import CONV, SMALL, load
 
 import ngvae_pyro as ng
-from ngvae_pyro import _arviz, files, runs, steps, svi
+from ngvae_pyro import _arviz, axes, files, runs, steps, svi
 from ngvae_pyro import checkpoints as module
 from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
-from ngvae_pyro.specs import AdversarialSpec, FactorSpec, FitSpec, GaussianGuideSpec, Move
+from ngvae_pyro.specs import (
+    AdversarialSpec,
+    FactorSpec,
+    FitSpec,
+    GaussianGuideSpec,
+    Move,
+    RelaxedGuideSpec,
+)
 
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (Move(kind="birth", at=0.2, steps=4), Move(kind="death", at=0.4, steps=4))
@@ -110,6 +118,25 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     for name in ("model", "guide"):
         left, right = getattr(parts, name).state_dict(), getattr(whole, name).state_dict()
         assert all(left[key].equal(right[key]) for key in right)
+
+
+def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon):
+    """Cut before it and after it; of so short a training it would not be free."""
+    monkeypatch.setattr(svi, "FREE", float("inf"))
+    monkeypatch.setattr(axes, "gaussian", lambda codes: np.zeros(codes.shape[1], bool))
+    pair = ("normal_gamma", RelaxedGuideSpec(schedule={"independent": 0.6}))
+    cut(monkeypatch)
+    whole = train(data, tmp_path / "whole", pair, SMALL)
+    assert whole.rotation.outcome == "independent" and whole.rotation.step < 40
+    resumed = False
+    for after in (20, 13, 9, None):
+        cut(monkeypatch, after)
+        try:
+            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed)
+        except Interrupted:
+            resumed = True
+    assert parts.rotation == whole.rotation and parts.history == whole.history
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_forks_and_recordings_were_among_them(data, tmp_path, monkeypatch, recorded_soon):
