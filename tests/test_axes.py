@@ -146,7 +146,7 @@ def test_a_sure_axis_agrees_between_samples_and_another_does_not():
     assert axes.agreement(sources, seed=0) == pytest.approx(sure, abs=0)
 
 
-@pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.parametrize("size", [1, 9])
 def test_one_code_and_many(size):
     sources = draws(3, *size * ["uniform"])
     found = axes.find(turned(sources, 3))
@@ -192,10 +192,10 @@ def test_of_few_images_no_axis_is_sure():
     assert (sure >= 0.0).all() and (sure < 0.9).all()
 
 
-@pytest.mark.parametrize("size", [2, 5, 8])
-def test_a_search_in_gaussian_codes_hardly_ever_finds_anything(size):
+@pytest.mark.parametrize(("size", "searches"), [(2, 40), (5, 15), (8, 6)])
+def test_a_search_in_gaussian_codes_hardly_ever_finds_anything(size, searches):
     random = np.random.default_rng(size)
-    assert not any(axes.find(random.standard_normal((500, size))).found for _ in range(40))
+    assert not any(axes.find(random.standard_normal((500, size))).found for _ in range(searches))
 
 
 @pytest.mark.parametrize(
