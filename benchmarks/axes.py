@@ -76,7 +76,7 @@ def images_of(name, count, seed, form=None):
     if name.startswith("sprites"):
         vary = tuple(name.partition(":")[2].split(",")) if ":" in name else None
         data = sprites(count, seed=seed, **({} if vary is None else {"vary": vary}))
-        return data, len(data.factor_names)
+        return data, len(vary or data.factor_names)
     if name == "vectors":
         return vectors(min(count, VECTORS), seed, form), SOURCES
     images, factors = kinds.render(name, count, seed)
