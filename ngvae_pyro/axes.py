@@ -387,7 +387,7 @@ class Rotation:
         tried: Outcome,
         cost: float,
     ) -> "Rotation":
-        """From the codes (N, M) as they are since."""
+        """From the codes (N, M) of the training images, as they were left."""
         columns = (negentropy(codes), gaussian(codes), agreement(codes))
         of_each = (tuple(column.tolist()) for column in columns)
         return cls(step, tuple(latents), outcome, tried, cost, *of_each)
@@ -447,7 +447,8 @@ def fold(
 
     Args:
         model: Its decoder's stem is a linear layer of z.
-        guide: Its encoder's head is a linear layer that gives loc first.
+        guide: Its encoder's head is a linear layer that gives loc first. What it gives besides
+            stays, so that this is meant for latents whose posteriors have one precision.
         optimizer: Its running means of the changed rows are set to 0; None after training.
         latents: Indices k, shape (M,).
         change: A, (M, M).

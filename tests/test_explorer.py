@@ -4,13 +4,12 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from test_report import Page, saved
+from test_report import Page, said_by, saved
 
 import ngvae_pyro as ng
 from ngvae_pyro import evaluation, explorer, report, runs
@@ -140,17 +139,7 @@ def moved(tmp_path, path, moves):
         for width in WIDTHS
     )
     script = SCRIPT.replace("MOVES", json.dumps(moves))
-    wrapper = tmp_path / "wrapper.html"
-    page = f'<!DOCTYPE html><meta charset="utf-8"><script>{script}</script><body>{frames}'
-    wrapper.write_text(page, encoding="utf-8")
-    command = [
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
-        *("--virtual-time-budget=20000", "--dump-dom", wrapper.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
+    return said_by(tmp_path, script, frames, 20_000)
 
 
 def at(page, base, moves):

@@ -691,6 +691,21 @@ def test_colours_have_the_contrast_of_wcag_aa(run_page):
 # In a browser -------------------------------------------------------------------------------------
 
 
+def said_by(tmp_path, script, frames, milliseconds):
+    """What a script of a page with frames leaves as the JSON array that is its body."""
+    wrapper = tmp_path / "wrapper.html"
+    page = f'<!DOCTYPE html><meta charset="utf-8"><script>{script}</script><body>{frames}'
+    wrapper.write_text(page, encoding="utf-8")
+    command = [
+        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
+        *(f"--virtual-time-budget={milliseconds}", "--dump-dom", wrapper.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
+
+
 def in_browser(tmp_path, path):
     """What headless Chromium says of a page in frames of the widths of a phone and a laptop."""
     frames = "".join(
@@ -720,17 +735,7 @@ def in_browser(tmp_path, path):
       document.body.textContent = JSON.stringify(found);
     });
     """
-    wrapper = tmp_path / "wrapper.html"
-    page = f'<!DOCTYPE html><meta charset="utf-8"><script>{script}</script><body>{frames}'
-    wrapper.write_text(page, encoding="utf-8")
-    command = [
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
-        *("--virtual-time-budget=3000", "--dump-dom", wrapper.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
+    return said_by(tmp_path, script, frames, 3000)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
