@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import FastICA
 
-from ngvae_pyro import axes, diagnostics, metrics, runs, svi
+from ngvae_pyro import actions, axes, diagnostics, metrics, runs, svi
 from ngvae_pyro.fitted import locs
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.rendering import sprites
@@ -52,23 +52,28 @@ SCORES = {
 COLUMNS = ("informative", "true", "ELBO", "cost", "outcome", *SCORES, "DCI d")
 
 
-class Watched(svi.Trainer):
-    """A trainer that keeps the codes of images as they would be without the rotation."""
+class Watched:
+    """The codes of images as they would be without the rotation."""
 
     test: ImageData
     before: np.ndarray | None
 
-    def make_independent(self):
-        # What earlier versions did: no more than made uncorrelated, where that is free.
-        state, find = self.state(), axes.find
-        axes.find = lambda codes: (
-            None if (found := find(codes)) is None else replace(found, change=found.uncorrelated)
-        )
-        super().make_independent()
-        axes.find = find
-        type(self).before = locs(self.fit, self.test).cpu().numpy().astype(float)
-        self.set_state(state)
-        super().make_independent()
+
+rotate = actions.Rotate.apply
+
+
+def watched(action, trainer):
+    """:meth:`Rotate.apply`, which keeps the codes that earlier versions would have had."""
+    # They made latents no more than uncorrelated, where that is free.
+    state, find = trainer.state(), axes.find
+    axes.find = lambda codes: (
+        None if (found := find(codes)) is None else replace(found, change=found.uncorrelated)
+    )
+    rotate(action, trainer)
+    axes.find = find
+    Watched.before = locs(trainer.fit, Watched.test).cpu().numpy().astype(float)
+    trainer.set_state(state)
+    rotate(action, trainer)
 
 
 def images_of(name, count, seed, form=None):
@@ -181,7 +186,7 @@ def main():
     parser.add_argument("--steps", type=int, default=None, help="default: the declared steps")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    svi.Trainer = Watched
+    actions.Rotate.apply = watched
     words.out.mkdir(parents=True, exist_ok=True)
     for group in words.cases:
         results = {}

@@ -281,13 +281,13 @@ def train(out, posterior, seed, steps):
     model, guide = runs.load_pair(spec, images)
     if not all(path.exists() for path in paths):
         trainer = svi.Trainer(model, guide, images, spec.fit, guide.spec.schedule)
-        actions, todo = trainer.actions(), list(zip(STAGES, paths, strict=True))
+        actions, todo = list(trainer.actions), list(zip(STAGES, paths, strict=True))
         with pyro.get_param_store().scope(), svi.seeded(seed, trainer.device):
             while todo:
                 if trainer.step >= todo[0][0] * spec.fit.steps:
                     save_file(states(model, guide), todo.pop(0)[1])
-                elif actions and trainer.step >= actions[0][0] * spec.fit.steps:
-                    actions.pop(0)[1]()
+                elif actions and trainer.step >= actions[0].at * spec.fit.steps:
+                    actions.pop(0).apply(trainer)
                 else:
                     trainer.train_step()
     return model, guide, held_out, paths

@@ -43,12 +43,13 @@ from sklearn.manifold import Isomap, LocallyLinearEmbedding
 from sklearn.neighbors import kneighbors_graph
 
 from ngvae_pyro import axes, data, diagnostics, evaluation, metrics, runs, table
+from ngvae_pyro.actions import ROTATION_IMAGES
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import locs, site_terms
-from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide
+from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, recombine
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import ROTATION_IMAGES, seeded
+from ngvae_pyro.svi import seeded
 
 NG = "normal_gamma+relaxed"
 PAIRS = (
@@ -146,7 +147,7 @@ def folded(fit, latents, change, rule, inputs):
             log_variance = fit.guide.encoder.head(inputs).chunk(2, -1)[1][:, latents]
         target = rotated_variance(log_variance.double().exp(), change.double(), rule).log()
         misfit = fold_variances(fit.guide, inputs, latents, target)
-    axes.fold(fit.model, fit.guide, None, latents, change)
+    recombine(fit.guide.encoder, fit.model.decoder, latents, change)
     return fit, misfit
 
 

@@ -17,15 +17,10 @@ from numbers import Integral
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import chdtri
-from torch import Tensor
 
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.guide import Guide
-from ngvae_pyro.model import VAE
-from ngvae_pyro.selection import forget
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -430,35 +425,3 @@ class Rotation:
             return "axes uncorrelated: the latents are Gaussian, any rotation is as independent"
         made = "kept" if self.outcome == "kept" else "uncorrelated only"
         return f"axes {made}: {self.tried} ones would cost {self.cost:.2g} nats per image"
-
-
-@torch.no_grad()
-def fold(
-    model: VAE,
-    guide: Guide,
-    optimizer: torch.optim.Optimizer | None,
-    latents: Tensor,
-    change: Tensor,
-) -> None:
-    """Change the coordinates of some latents in encoder and decoder, in place.
-
-    loc becomes A loc and the decoder's columns W become W A^-1: the reconstruction at the mean is
-    unchanged.
-
-    Args:
-        model: Its decoder's stem is a linear layer of z.
-        guide: Its encoder's head is a linear layer that gives loc first. What it gives besides
-            stays, so that this is meant for latents whose posteriors have one precision.
-        optimizer: Its running means of the changed rows are set to 0; None after training.
-        latents: Indices k, shape (M,).
-        change: A, (M, M).
-    """
-    head, stem = guide.encoder.head, model.decoder.stem
-    head.weight[latents] = change @ head.weight[latents]
-    head.bias[latents] = change @ head.bias[latents]
-    stem.weight[:, latents] = torch.linalg.solve(change, stem.weight[:, latents], left=False)
-    if optimizer is None:
-        return
-    for parameter in (head.weight, head.bias):
-        forget(optimizer, parameter, latents)
-    forget(optimizer, stem.weight, (slice(None), latents))

@@ -30,6 +30,7 @@ from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
 from ngvae_pyro.svi import seeded
 
@@ -151,7 +152,7 @@ def check(
     began = time.perf_counter()
     code = diagnostics.codes(fit, data)
     probs = code.probs.mean(0)
-    informative = probs > 0.5
+    informative = is_informative(probs)
     few = ImageData.to_unit(data.images[:images].to(fit.device))
     parts: dict[str, list[Tensor]] = {}
     chains: list[Chain] = []
@@ -350,7 +351,9 @@ def draw(path: str | Path, result: Check) -> None:
         result: From :func:`check`; of very many latents the first ones have a row.
     """
     rows = result["latents"][:SHOWN]
-    colours = [plots.INFORMATIVE if r["probs"] > 0.5 else plots.UNINFORMATIVE for r in rows]
+    colours = [
+        plots.INFORMATIVE if is_informative(r["probs"]) else plots.UNINFORMATIVE for r in rows
+    ]
     with plots.new_figure(path, 10.0, 1.9 + 0.26 * len(rows)) as figure:
         coverage, ratio, shift = figure.subplots(1, 3, sharey=True)
         for y, (row, colour) in enumerate(zip(rows, colours, strict=True)):

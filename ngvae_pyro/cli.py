@@ -23,6 +23,7 @@ from typer.core import TyperCommand
 
 from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
+from ngvae_pyro.latents import is_informative
 
 if TYPE_CHECKING:
     from ngvae_pyro.diagnostics import Latent, Metrics
@@ -493,7 +494,7 @@ def inspect(
             *(_short(precision[key]) for key in ("mean", "5%", "95%")),
             f"{row['variance_of_loc']:.4f}",
             *(f"{row['kl'][site]:z.2f}" for site in metrics["kl"]),
-            style="bold" if row["probs"] > 0.5 else "dim",
+            style="bold" if is_informative(row["probs"]) else "dim",
         )
     out.print(table)
     say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
@@ -533,7 +534,7 @@ def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Lat
     for row in rows:
         cells = [column.get(row["latent"], "") for column in remarks.values()]
         if any(cells):
-            style = "bold" if row["probs"] > 0.5 else None
+            style = "bold" if is_informative(row["probs"]) else None
             table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in cells), style=style)
     return table
 
@@ -597,7 +598,7 @@ def check(
             f"{row['mean_field']:.2f}",
             f"{row['shift']:.2f}",
             f"{row['ess']:.0f}",
-            style="bold" if row["probs"] > 0.5 else "dim",
+            style="bold" if is_informative(row["probs"]) else "dim",
         )
     out.print(table)
     say(

@@ -54,7 +54,7 @@ class Look:
 
     @property
     def informative(self) -> np.ndarray:
-        return self.code.codes.probs.mean(0).numpy() > 0.5
+        return self.code.codes.informative.numpy()
 
 
 def look(label: str, folder: Path) -> Look:

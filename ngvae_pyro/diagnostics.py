@@ -19,6 +19,7 @@ from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_terms
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import ACTIVE, is_informative
 from ngvae_pyro.svi import seeded
 from ngvae_pyro.table import known_count
 from ngvae_pyro.verdict import VerdictValues
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 # Images that posterior draws are kept of by default.
 OBSERVATIONS = 50
-
-# Variance of the posterior mean over the data above which a latent is an active unit
-# (Burda, Grosse and Salakhutdinov, 2015).
-ACTIVE = 0.01
 
 # A latent follows a factor from this correlation on, if the factor explains so many times as much
 # of its variance as any other does; and it mixes factors if the second has this correlation.
@@ -260,7 +257,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
     variance, probs = code.loc.var(0, correction=0), code.probs.mean(0)
     found: Metrics = {
         "discrete": fit.model.discrete,
-        "informative": int((probs > 0.5).sum()),
+        "informative": int(code.informative.sum()),
         "active_units": int((variance > ACTIVE).sum()),
         "elbo": log_likelihood / count - sum(sum(term) for term in kl.values()),
         "reconstruction_mse": squared_error / (count * data.images[0].numel()),
@@ -324,7 +321,7 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
         columns = zip(axes.latents, axes.negentropy, axes.gaussian, axes.agreement, strict=True)
         for k, negentropy, gaussian, agreement in columns:
             rows[k] |= {"negentropy": negentropy, "gaussian": gaussian, "agreement": agreement}
-    return sorted(rows, key=lambda row: (row["probs"] <= 0.5, -row["kl"]["z"]))
+    return sorted(rows, key=lambda row: (not is_informative(row["probs"]), -row["kl"]["z"]))
 
 
 def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, dict[int, str]]:
@@ -341,7 +338,7 @@ def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, di
         nats, and ``agreement``.
     """
     of = set(latents)
-    shown = [row for row in rows if row["probs"] > 0.5 or row["latent"] in of]
+    shown = [row for row in rows if is_informative(row["probs"]) or row["latent"] in of]
     found = {
         "follows": {r["latent"]: r["followed"].text for r in shown if "followed" in r},
         "negentropy": {

@@ -6,6 +6,7 @@ the way, and look for NaN. A GPU stops for each of them, and what is read back c
 Pyro's do.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -13,10 +14,33 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import check_fully_reparametrized, is_validation_enabled
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 
-class TraceELBO(Trace_ELBO):
+class Objective:
+    """What ``fit`` asks of an objective beyond Pyro's ELBO.
+
+    ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it.
+    It is 1 unless ``fit`` sets it, to a tensor that it writes to.
+    """
+
+    fraction: float | Tensor = 1.0
+
+    def advance(self, fraction: float) -> Hashable:
+        """Switch on and off what begins or ends at some fraction; ``fit`` asks before each step.
+
+        Returns:
+            What is on, where that makes a difference to the operations of a step.
+        """
+        return None
+
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        """Parameters of the objective itself, moved to a device, with their Adam settings."""
+        return []
+
+
+class TraceELBO(Objective, Trace_ELBO):
     """``Trace_ELBO``: E_q[log p(x, z) - log q(z | x)], sampled, with the gradient of scores."""
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ from ngvae_pyro.explorer import explore
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import ACTIVE
 from ngvae_pyro.records import Evaluation
 from ngvae_pyro.specs import RunSpec
 from ngvae_pyro.svi import seeded
@@ -115,7 +116,7 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         "slides": {
             "entropy": metrics.information_entropy(np.asarray(kl)),
             "decorrelation": metrics.decorrelation(z),
-            "informative": int((seen.codes.probs.mean(0) > 0.5).sum()),
+            "informative": int(seen.codes.informative.sum()),
         },
         "active_units": metrics.active_units(loc),
         # Infinite with fewer points than latents, which JSON cannot say.
@@ -133,7 +134,7 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         result["factors"] = names
         # As the FactorVAE score does by itself (Kim and Mnih, 2018): the mean of a collapsed latent
         # is a rounding of nothing, whatever it correlates with, and scores do not see its size.
-        active = loc.var(0) > diagnostics.ACTIVE
+        active = loc.var(0) > ACTIVE
         result["scored"] = int(active.sum()) or loc.shape[1]
         codes = loc[:, active] if active.any() else loc
         scores = metrics.disentanglement(codes, factors, seed=spec.fit.seed)

@@ -22,6 +22,7 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import Metrics, most_informative_first
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.nn import Decoder, ResidualLayer
 from ngvae_pyro.plots import ROWS, are_vectors
 from ngvae_pyro.traversals import Support, typical, walk
@@ -135,7 +136,7 @@ def explore(fit: Fit, data: ImageData, metrics: Metrics) -> Explorer | None:
     Returns:
         None where no latent is informative.
     """
-    rows = [row for row in most_informative_first(metrics) if row["probs"] > 0.5]
+    rows = [row for row in most_informative_first(metrics) if is_informative(row["probs"])]
     if not rows:
         return None
     latents = [row["latent"] for row in rows[:ROWS]]

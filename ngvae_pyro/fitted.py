@@ -19,8 +19,9 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images, NoTensor, as_images
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.forms import Form
-from ngvae_pyro.guide import Guide, NormalGammaGuide
+from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.images import ImageData, check_images, number_array
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
@@ -99,7 +100,7 @@ class Fit:
             probs,
             variance_of_loc,
             model=self.model.spec,
-            selects=isinstance(self.guide, NormalGammaGuide),
+            selects=isinstance(self.guide, SwitchableLatents),
             steps=self.steps,
             history=self.history,
             discrete=self.model.discrete,
@@ -234,7 +235,7 @@ class Fit:
             [
                 {
                     "latent": row["latent"],
-                    "informative": row["probs"] > 0.5,
+                    "informative": is_informative(row["probs"]),
                     "p": row["probs"],
                     "precision": row["precision"]["mean"],
                     "precision 5%": row["precision"]["5%"],

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pyro
 import pyro.distributions as dist
@@ -18,12 +18,22 @@ from ngvae_pyro.distributions import (
     NormalGammaMixture,
     RelaxedNormalGammaMixture,
 )
+from ngvae_pyro.elbos import MeanFieldELBO, TraceELBO
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE, PoissonVAE
-from ngvae_pyro.nn import Encoder
+from ngvae_pyro.nn import Decoder, Encoder
+from ngvae_pyro.objectives import (
+    FlatELBO,
+    GaussianMixtureELBO,
+    MixtureELBO,
+    baseline,
+    plain_elbo,
+)
 from ngvae_pyro.specs import (
     EpanechnikovGuideSpec,
+    FitSpec,
     FlatGuideSpec,
     GaussianGuideSpec,
     GaussianMixtureGuideSpec,
@@ -50,13 +60,85 @@ class Codes:
 
     ``loc`` is the posterior mean of z, ``variance`` the inferred variance of z given x,
     ``precision`` the posterior mean of its precision, ``probs`` the weight p by which a latent is
-    informative, above one half: what it is the guide says by its ``p_is``.
+    informative: what that is the guide says by its ``p_is``.
     """
 
     loc: Tensor
     variance: Tensor
     precision: Tensor
     probs: Tensor
+
+    @property
+    def informative(self) -> Tensor:
+        """Which latents are informative, their p above one half in the mean of the batch: (K,)."""
+        return is_informative(self.probs.mean(0))
+
+
+# What a switch of latents has written to: a parameter, and where in it.
+Touched = list[tuple[Tensor, Any]]
+
+
+@runtime_checkable
+class SwitchableLatents(Protocol):
+    """A guide whose latents can be switched on and off, and rotated among each other.
+
+    The moves, the silencing and the rotation of :mod:`ngvae_pyro.actions` ask for it. Each method
+    writes to the guide and to the model's decoder in place, and returns the parts of parameters
+    that it has touched, whose optimizer state is then of no use.
+    """
+
+    def switch(self, decoder: Decoder, latent: int, on: bool, loc: Tensor) -> Touched:
+        """Make latent k informative or uninformative.
+
+        Args:
+            decoder: Of the model.
+            latent: Index k.
+            on: Whether it is to be informative.
+            loc: Its posterior means over a sample of the data, shape (N,).
+        """
+
+    def recombine(self, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
+        """Change the coordinates of some latents, loc to A loc, at the same reconstruction.
+
+        Args:
+            decoder: Of the model.
+            latents: Indices k, shape (M,).
+            change: A, (M, M).
+        """
+
+
+@runtime_checkable
+class Relaxable(Protocol):
+    """A guide that may begin its training as a relaxation of itself."""
+
+    # False as long as it is relaxed.
+    exact: bool
+
+    def become_exact(self) -> Touched:
+        """Leave the relaxation; returns the parts of parameters that it has touched."""
+
+
+def recombine(encoder: Encoder, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
+    """Change the coordinates of some latents in encoder and decoder, in place.
+
+    loc becomes A loc and the decoder's columns W become W A^-1: the reconstruction at the mean is
+    unchanged.
+
+    Args:
+        encoder: Its head is a linear layer that gives loc first. What it gives besides stays, so
+            that this is meant for latents whose posteriors have one precision.
+        decoder: Its stem is a linear layer of z.
+        latents: Indices k, shape (M,).
+        change: A, (M, M).
+
+    Returns:
+        The parts of parameters that were written to.
+    """
+    head, stem = encoder.head, decoder.stem
+    head.weight[latents] = change @ head.weight[latents]
+    head.bias[latents] = change @ head.bias[latents]
+    stem.weight[:, latents] = torch.linalg.solve(change, stem.weight[:, latents], left=False)
+    return [(head.weight, latents), (head.bias, latents), (stem.weight, (slice(None), latents))]
 
 
 class Guide(PyroModule):
@@ -68,6 +150,8 @@ class Guide(PyroModule):
         outputs: How many numbers the encoder gives for each latent.
     """
 
+    # The models that it fits, which have the same latent sites.
+    fits: ClassVar[type[VAE]] = VAE
     # What p is: a latent is informative where its mean over the images exceeds one half.
     p_is = "what the guide says of each latent, mean of the images"
     # What of the spec the schedule multiplies, under its own name there.
@@ -81,6 +165,18 @@ class Guide(PyroModule):
             # A buffer, because it changes in training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
+
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        """What ``fit`` minimises for a guide of this class: by default -ELBO as ``fit.elbo`` says.
+
+        Args:
+            spec: Of the guide.
+            fit: The estimator of a plain ELBO, and the number of particles.
+            model: What is trained.
+            data_size: Number of training images.
+        """
+        return plain_elbo(fit)
 
     @property
     def phase(self) -> Hashable:
@@ -133,6 +229,7 @@ class NormalGammaGuide(Guide):
     precision_k^-1/2).
     """
 
+    fits = NormalGammaVAE
     p_is = "the weight of the informative component, mean of the images"
     # Logits of p after a birth and a death: well inside the flat ends of the relaxation, yet not so
     # far that the gradient of a sigmoid is lost.
@@ -166,6 +263,37 @@ class NormalGammaGuide(Guide):
         precision = q.precision.sample((precisions,))
         return q.conditional(precision).sample((draws,)).transpose(0, 1)
 
+    @torch.no_grad()
+    def switch(self, decoder: Decoder, latent: int, on: bool, loc: Tensor) -> Touched:
+        """Make latent k informative or uninformative, see :class:`SwitchableLatents`.
+
+        On, loc is divided by its standard deviation and the decoder's column multiplied by it,
+        which leaves the reconstruction unchanged, and p is near 1. Off, loc and the column are 0
+        and p is near 0. The mean contribution of loc goes into the decoder's bias.
+        """
+        head, stem = self.encoder.head, decoder.stem
+        loc_row, logit_row = latent, latent + self.latent_size
+        mean, std = loc.mean(), loc.std()
+        stem.bias.add_(mean * stem.weight[:, latent])
+        if on:
+            stem.weight[:, latent] *= std
+            head.weight[loc_row] /= std
+            head.bias[loc_row] = (head.bias[loc_row] - mean) / std
+        else:
+            stem.weight[:, latent] = 0.0
+            head.weight[loc_row] = 0.0
+            head.bias[loc_row] = 0.0
+        head.weight[logit_row] = 0.0
+        born, dead = self.settled
+        head.bias[logit_row] = born if on else dead
+        rows = [loc_row, logit_row]
+        return [(head.weight, rows), (head.bias, rows), (stem.weight, (slice(None), latent))]
+
+    @torch.no_grad()
+    def recombine(self, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
+        """Change the coordinates of some latents, see :class:`SwitchableLatents`."""
+        return recombine(self.encoder, decoder, latents, change)
+
 
 class RelaxedGuide(NormalGammaGuide):
     """precision_k | x ~ Gamma(alpha(p_k), beta(p_k)), the relaxed mixture; pathwise gradients."""
@@ -183,7 +311,31 @@ class RelaxedGuide(NormalGammaGuide):
         )
 
 
-class GeneralizedGuide(RelaxedGuide):
+class FlatGuide(RelaxedGuide):
+    """The relaxed posterior, whose objective draws z several times for each precision."""
+
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        return FlatELBO(spec.draws, num_particles=fit.particles)
+
+
+class ScoredGradient(NormalGammaGuide):
+    """Base of the guides whose gradient has a part by the score of ``precision``.
+
+    Only ``Trace_ELBO`` takes it.
+    """
+
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        if fit.elbo != "Trace_ELBO":
+            raise UserError(
+                f"fit.elbo: expected Trace_ELBO with the guide '{spec.family}', "
+                f"whose gradient has a part by its score, got {fit.elbo}"
+            )
+        return plain_elbo(fit)
+
+
+class GeneralizedGuide(ScoredGradient, RelaxedGuide):
     """The relaxed posterior with the generalized reparameterization gradient of the slides."""
 
     def forward(self, x: Tensor) -> None:
@@ -194,7 +346,7 @@ class GeneralizedGuide(RelaxedGuide):
             pyro.sample("z", q.conditional(precision).to_event(1))
 
 
-class ScoreGuide(NormalGammaGuide):
+class ScoreGuide(ScoredGradient):
     """precision_k | x ~ p_k Gamma(a1, b1) + (1 - p_k) Gamma(a2, b2), drawn as it is.
 
     The site ``precision`` has no pathwise gradient, so Pyro's ELBOs take that of its score.
@@ -220,6 +372,11 @@ class MixtureGuide(RelaxedGuide):
     exact = True
     settled = EXACTLY_SETTLED
 
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        assert isinstance(model, NormalGammaVAE)
+        return MixtureELBO(model.prior, num_particles=fit.particles)
+
     @property
     def phase(self) -> Hashable:
         return self.exact
@@ -237,18 +394,20 @@ class MixtureGuide(RelaxedGuide):
             pyro.sample("precision", q.precision_given(z).to_event(1))
 
     @torch.no_grad()
-    def become_exact(self) -> None:
+    def become_exact(self) -> Touched:
         """Leave the relaxation: what was p on its flat ends becomes as sure a probability."""
         self.exact = True
-        _, logits = self.encoder.head.weight.chunk(2)
-        _, bias = self.encoder.head.bias.chunk(2)
-        logits *= SURER
-        bias *= SURER
+        head, rows = self.encoder.head, slice(self.latent_size, None)
+        head.weight[rows] *= SURER
+        head.bias[rows] *= SURER
+        # The optimizer has means of gradients of another function of these logits.
+        return [(head.weight, rows), (head.bias, rows)]
 
 
 class LocationScaleGuide(Guide):
     """Base of the posteriors with a loc and a variance: the encoder gives it and its logarithm."""
 
+    fits = GaussianVAE
     p_is = "the share of images whose inferred variance is below one half, half that of the prior"
 
     def codes(self, x: Tensor) -> Codes:
@@ -259,6 +418,12 @@ class LocationScaleGuide(Guide):
 
 class GaussianGuide(LocationScaleGuide):
     """The vanilla posterior z_k | x ~ Normal(mu_k(x), sigma_k(x)) (Kingma and Welling, 2013)."""
+
+    @classmethod
+    def objective(
+        cls, spec: GaussianGuideSpec, fit: FitSpec, model: VAE, data_size: int
+    ) -> TraceELBO:
+        return baseline(spec.objective, fit, model, data_size)
 
     def posterior(self, x: Tensor) -> dist.Normal:
         loc, log_variance = self.encoder(x)
@@ -284,6 +449,10 @@ class GaussianMixtureGuide(LocationScaleGuide):
 
     def __init__(self, spec: GaussianMixtureGuideSpec, model: VAE) -> None:
         super().__init__(spec, model, outputs=2 + 3 * spec.components)
+
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        return GaussianMixtureELBO(spec.regulariser, num_particles=fit.particles)
 
     def posterior(self, x: Tensor) -> GaussianMixture:
         loc, log_variance, *others = self.encoder(x)
@@ -314,6 +483,7 @@ class PoissonGuide(Guide):
     evaluated are counts.
     """
 
+    fits = PoissonVAE
     p_is = (
         "1 where the rate varies over the images by more than the counts do about it, and else 0 "
         "(mean of the batches that are looked at)"
@@ -324,6 +494,11 @@ class PoissonGuide(Guide):
         super().__init__(spec, model, outputs=1)
         # In a tuple, so that the model's parameters are not the guide's as well.
         self.models = (model,)
+
+    @classmethod
+    def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+        # Relaxed counts have no density, but their KL is closed.
+        return plain_elbo(fit, MeanFieldELBO)
 
     def posterior(self, x: Tensor) -> RelaxedPoisson:
         (output,) = self.encoder(x)
@@ -348,10 +523,10 @@ class PoissonGuide(Guide):
         return Codes(rate, rate, 1.0 / rate, informative.to(rate).expand_as(rate))
 
 
+# The guides that may be declared: a new one is a class above, its spec, and a line here.
 GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: RelaxedGuide,
-    # The same posterior; its repeated draws of z are those of the objective.
-    FlatGuideSpec: RelaxedGuide,
+    FlatGuideSpec: FlatGuide,
     MixtureGuideSpec: MixtureGuide,
     GeneralizedGuideSpec: GeneralizedGuide,
     ScoreGuideSpec: ScoreGuide,
@@ -361,18 +536,10 @@ GUIDES: dict[type[Spec], type[Guide]] = {
     PoissonGuideSpec: PoissonGuide,
 }
 
-# Which posterior fits which model: a guide must have the latent sites of its model.
-PAIRS: dict[type[VAE], tuple[type[Guide], ...]] = {
-    NormalGammaVAE: (RelaxedGuide, MixtureGuide, GeneralizedGuide, ScoreGuide),
-    GaussianVAE: (GaussianGuide, GaussianMixtureGuide, EpanechnikovGuide),
-    PoissonVAE: (PoissonGuide,),
-}
-
 
 def guides_for(model: VAE) -> tuple[type[Guide], ...]:
     """Which guides fit a model of one of our classes, or of a subclass; none fit another."""
-    fits = [guides for kind, guides in PAIRS.items() if isinstance(model, kind)]
-    return fits[0] if fits else ()
+    return tuple(guide for guide in GUIDES.values() if isinstance(model, guide.fits))
 
 
 def check_pair(model: VAE, guide: Guide) -> None:
@@ -383,7 +550,7 @@ def check_pair(model: VAE, guide: Guide) -> None:
     """
     expect("model", model, VAE, "a model from ngvae_pyro.load_model, then the guide")
     expect("guide", guide, Guide, "a guide from ngvae_pyro.load_guide, then the data")
-    ours = tuple(kind for guides in PAIRS.values() for kind in guides)
+    ours = tuple(GUIDES.values())
     fits = guides_for(model)
     # Somebody's own guide, or model, may fit what it was written for.
     if fits and isinstance(guide, ours) and not isinstance(guide, fits):
@@ -417,7 +584,7 @@ def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     """
     expect("model", model, VAE, "a model from ngvae_pyro.load_model")
     if not (fits := guides_for(model)):
-        known = ", ".join(kind.__name__ for kind in PAIRS)
+        known = ", ".join(dict.fromkeys(kind.fits.__name__ for kind in GUIDES.values()))
         raise UserError(
             f"model: expected one of {known}, or of a subclass, got a {type(model).__name__}"
         )

@@ -39,7 +39,7 @@ from ngvae_pyro.distributions import (
 from ngvae_pyro.elbos import MeanFieldELBO, TraceELBO
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.kernels import GaussianMixture
-from ngvae_pyro.model import VAE, NormalGammaVAE
+from ngvae_pyro.model import VAE
 from ngvae_pyro.nn import PatchDiscriminator
 from ngvae_pyro.specs import (
     BetaSpec,
@@ -50,21 +50,14 @@ from ngvae_pyro.specs import (
     ElboSpec,
     FactorSpec,
     FitSpec,
-    FlatGuideSpec,
     GamixSpec,
-    GaussianMixtureGuideSpec,
-    GeneralizedGuideSpec,
-    MixtureGuideSpec,
-    PoissonGuideSpec,
-    ScoreGuideSpec,
     Spec,
 )
 
 # Of posterior means over a batch: the square of a float32 rounding of values of about 10.
 LEAST_VARIANCE = 1e-12
 
-# Annotated loosely because the losses are not on Pyro's base class.
-ELBOS: dict[str, Any] = {
+ELBOS: dict[str, type[TraceELBO]] = {
     "Trace_ELBO": TraceELBO,
     "TraceMeanField_ELBO": MeanFieldELBO,
 }
@@ -155,29 +148,7 @@ class FlatELBO(TraceELBO):
         return Repeated(self.draws)(fn)
 
 
-class Objective:
-    """What ``fit`` asks of an objective beyond Pyro's ELBO.
-
-    ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it.
-    It is 1 unless ``fit`` sets it, to a tensor that it writes to.
-    """
-
-    fraction: float | Tensor = 1.0
-
-    def advance(self, fraction: float) -> Hashable:
-        """Switch on and off what begins or ends at some fraction; ``fit`` asks before each step.
-
-        Returns:
-            What is on, where that makes a difference to the operations of a step.
-        """
-        return None
-
-    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
-        """Parameters of the objective itself, moved to a device, with their Adam settings."""
-        return []
-
-
-class PenalisedELBO(Objective, MeanFieldELBO):
+class PenalisedELBO(MeanFieldELBO):
     """-ELBO, its KL in closed form where there is one, plus a penalty."""
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
@@ -422,7 +393,7 @@ class GamixELBO(PenalisedELBO):
         return of_the_batch - alone + self.regulariser * collapse(q).sum()
 
 
-class AdversarialELBO(Objective, TraceELBO):
+class AdversarialELBO(TraceELBO):
     """Any of the objectives, or a plain ELBO, against a discriminator of images.
 
     To the loss is added what a discriminator D with one logit for each patch says of the
@@ -473,21 +444,18 @@ class AdversarialELBO(Objective, TraceELBO):
     @property
     def elbo(self) -> Any:
         """The inner objective, at the same fraction of training."""
-        if isinstance(self._elbo, Objective):
-            self._elbo.fraction = self.fraction
+        self._elbo.fraction = self.fraction
         return self._elbo
 
     def advance(self, fraction: float) -> Hashable:
         self.acts = fraction >= self.begin
-        inner = self.elbo
-        return self.acts, inner.advance(fraction) if isinstance(inner, Objective) else None
+        return self.acts, self.elbo.advance(fraction)
 
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         own = list(self.discriminator.to(device).parameters())
         # The betas are those of Isola et al. (2017).
         groups = [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.999)}]
-        inner = self.elbo
-        return groups + (inner.parameter_groups(device) if isinstance(inner, Objective) else [])
+        return groups + self.elbo.parameter_groups(device)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         return self.elbo.loss(model, guide, *args, **kwargs)
@@ -521,52 +489,35 @@ class AdversarialELBO(Objective, TraceELBO):
         return len(x) * (self.weight * recognised + learned)
 
 
-def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
-    """The Pyro ELBO that a guide is trained with, and its adversary where the fit has one.
+def plain_elbo(fit: FitSpec, kind: type[TraceELBO] | None = None) -> TraceELBO:
+    """-ELBO by the estimator that ``fit.elbo`` names, or by ``kind``."""
+    # With the nesting given, Pyro need not run the pair once to guess it, hidden from the handlers
+    # around a step.
+    return (kind or ELBOS[fit.elbo])(
+        num_particles=fit.particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1
+    )
+
+
+def baseline(spec: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+    """The objective of a gaussian guide, which a spec declares.
 
     Args:
-        guide: Spec of the guide: that of a flat one has ``draws``, others may have an
-            ``objective``.
-        fit: The estimator of a plain ELBO, the number of particles, the adversary.
+        spec: A member of :data:`ngvae_pyro.specs.ObjectiveSpec`.
+        fit: The estimator of a plain ELBO, and the number of particles.
         model: What is trained.
         data_size: Number of training images.
     """
-    elbo = _load_elbo(guide, fit, model, data_size)
-    if (spec := fit.adversarial) is None:
-        return elbo
-    return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())
-
-
-def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
     particles: dict[str, Any] = {"num_particles": fit.particles}
-    if isinstance(guide, MixtureGuideSpec):
-        assert isinstance(model, NormalGammaVAE)
-        return MixtureELBO(model.prior, **particles)
-    if isinstance(guide, FlatGuideSpec):
-        return FlatELBO(guide.draws, **particles)
-    if isinstance(guide, GaussianMixtureGuideSpec):
-        return GaussianMixtureELBO(guide.regulariser, **particles)
-    match getattr(guide, "objective", ElboSpec()):
+    match spec:
         case ElboSpec():
-            scored = GeneralizedGuideSpec | ScoreGuideSpec
-            if isinstance(guide, scored) and fit.elbo != "Trace_ELBO":
-                raise UserError(
-                    f"fit.elbo: expected Trace_ELBO with the guide '{guide.family}', "
-                    f"whose gradient has a part by its score, got {fit.elbo}"
-                )
-            # Relaxed counts have no density, but their KL is closed.
-            closed = isinstance(guide, PoissonGuideSpec)
-            elbo = MeanFieldELBO if closed else ELBOS[fit.elbo]
-            # With the nesting given, Pyro need not run the pair once to guess it, hidden from the
-            # handlers around a step.
-            return elbo(**particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1)
-        case BetaSpec() as spec:
+            return plain_elbo(fit)
+        case BetaSpec():
             return BetaELBO(spec.beta, **particles)
-        case CapacitySpec() as spec:
+        case CapacitySpec():
             return CapacityELBO(spec.gamma, spec.capacity, spec.end, **particles)
-        case BetaTCSpec() as spec:
+        case BetaTCSpec():
             return BetaTCELBO(spec.beta, data_size, **particles)
-        case FactorSpec() as spec:
+        case FactorSpec():
             return FactorELBO(
                 spec.gamma,
                 model.latent_size,
@@ -575,11 +526,33 @@ def _load_elbo(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> Any:
                 spec.learning_rate,
                 **particles,
             )
-        case DIPISpec() as spec:
+        case DIPISpec():
             return DIPELBO("i", spec.off_diagonal, spec.diagonal, **particles)
-        case DIPIISpec() as spec:
+        case DIPIISpec():
             return DIPELBO("ii", spec.off_diagonal, spec.diagonal, **particles)
-        case GamixSpec() as spec:
+        case GamixSpec():
             return GamixELBO(spec.regulariser, **particles)
-        case spec:
+        case _:
             raise TypeError(f"no objective is known for {type(spec).__name__}")
+
+
+def with_adversary(elbo: TraceELBO, fit: FitSpec, model: VAE) -> TraceELBO:
+    """An objective, against a discriminator of images where ``fit.adversarial`` asks for one."""
+    if (spec := fit.adversarial) is None:
+        return elbo
+    return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())
+
+
+def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+    """The Pyro ELBO that a declared guide is trained with, and its adversary where there is one.
+
+    Args:
+        guide: Spec of the guide.
+        fit: The estimator of a plain ELBO, the number of particles, the adversary.
+        model: What is trained.
+        data_size: Number of training images.
+    """
+    from ngvae_pyro.guide import GUIDES
+
+    elbo = GUIDES[type(guide)].objective(guide, fit, model, data_size)
+    return with_adversary(elbo, fit, model)

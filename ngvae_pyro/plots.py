@@ -39,6 +39,7 @@ from ngvae_pyro.errors import UserError, described, expect, printable
 from ngvae_pyro.files import whole, writing
 from ngvae_pyro.fitted import STEPS, Fit, check_data, check_fit
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.verdict import Verdict
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
@@ -251,7 +252,11 @@ def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: Metrics) ->
 
 def colours(rows: list[Row]) -> list[str]:
     return [
-        INFORMATIVE if row["probs"] > 0.5 else ACCENT if row.get("leaking") else UNINFORMATIVE
+        INFORMATIVE
+        if is_informative(row["probs"])
+        else ACCENT
+        if row.get("leaking")
+        else UNINFORMATIVE
         for row in rows
     ]
 
@@ -283,7 +288,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
         top.tick_params(labelbottom=False)
         steps = [row["step"] for row in fit.history]
         probs = np.array([row["probs"] for row in fit.history])
-        final = probs[-1] > 0.5
+        final = is_informative(probs[-1])
         for k in np.argsort(final):
             top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
         # Named in the legend, because moves may follow each other closely.
@@ -324,7 +329,7 @@ def _mark(row: Row) -> dict[str, Any]:
     """How the latent of a row is drawn as a point: full, hollow, or as a diamond if it leaks."""
     (colour,) = colours([row])
     style = {"marker": "o", "color": colour, "mfc": "white", "ms": 5.5, "mew": 1.5, "ls": ""}
-    if row["probs"] > 0.5:
+    if is_informative(row["probs"]):
         return style | {"mfc": colour}
     return style | ({"marker": "D"} if row.get("leaking") else {})
 
@@ -370,7 +375,7 @@ def precisions(rows: Any, ax: Axes | None = None) -> Axes:
 
 
 def _kind(row: Row) -> str:
-    if row["probs"] > 0.5:
+    if is_informative(row["probs"]):
         return "informative"
     return "leaking" if row.get("leaking") else "uninformative"
 
@@ -400,7 +405,7 @@ def variances(variance: Any, probs: Any, rows: Any, ax: Axes | None = None) -> A
     with _drawing(ax, 6.4, 3.4) as ax:
         values = variance.clamp_min(1e-8).log10().numpy()
         edges = np.linspace(min(values.min() - 0.2, -1), max(values.max() + 0.2, 0.4), 60)
-        on = probs.mean(0).numpy() > 0.5
+        on = is_informative(probs.mean(0).numpy())
         leaking = np.isin(np.arange(len(on)), [r["latent"] for r in rows if r.get("leaking")])
         groups: dict[str, tuple[np.ndarray, Any]] = {
             "informative": (on, {"color": INFORMATIVE}),

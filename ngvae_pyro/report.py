@@ -25,6 +25,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.explorer import Explorer
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.specs import SavedRun
 from ngvae_pyro.table import DASH, FIT, SLIDES, known_count, notes, of_run
 from ngvae_pyro.verdict import Verdict
@@ -199,7 +200,7 @@ def _run_captions(
         traversals += (
             " Each row goes as far as there are images that are alike in the other latents."
         )
-        if any(p <= 0.5 and k not in leaking for k, p in enumerate(metrics["probs"])):
+        if any(not is_informative(p) and k not in leaking for k, p in enumerate(metrics["probs"])):
             traversals += " In the last row all others move at once, which should change nothing."
     if metrics.get("correlations"):
         traversals += (
@@ -354,7 +355,7 @@ def _aggregate(rows: list[Latent], found: list[dict[str, Any]]) -> dict[str, Any
         "rows": [
             {
                 "latent": row["latent"],
-                "informative": row["probs"] > 0.5,
+                "informative": is_informative(row["probs"]),
                 "values": [
                     _cell(key, by_latent[row["latent"]].get(key), decimals)
                     for key, _, decimals, _ in columns
@@ -410,6 +411,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["is_informative"] = is_informative
     environment.filters["number"] = number
     environment.filters["duration"] = duration
     return environment

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ngvae_pyro.actions import BecomeExact, Propose
 from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS, Snapshot
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.guide import MixtureGuide
+from ngvae_pyro.guide import Relaxable
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.records import Position, SavedMove
-from ngvae_pyro.specs import Move, parse
+from ngvae_pyro.specs import parse
 
 if TYPE_CHECKING:
     from ngvae_pyro.svi import Trainer
@@ -48,22 +50,20 @@ def check(trainer: "Trainer", snapshot: Snapshot) -> None:
 
 def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
     """What of a position cannot be."""
-    last, actions = trainer.spec.steps, trainer.actions()
+    last, actions = trainer.spec.steps, trainer.actions
     if position.step > last:
         yield f"position.step: expected at most fit.steps = {last}, got {position.step}"
     if position.acted > len(actions):
         yield f"position.acted: expected at most {len(actions)} actions, got {position.acted}"
-    for number, (at, _) in enumerate(actions):
-        due = min(at * last, last)
+    for number, action in enumerate(actions):
+        due = min(action.at * last, last)
         if number < position.acted and position.step < due:
             yield f"position.acted: action {number} is done, but not due until step {due:g}"
         # Only forks, which count as extra steps, jump over the step at which one is due.
         if number >= position.acted and position.step - due >= 1 + position.extra_steps:
             yield f"position.acted: action {number} was due at step {due:g}, and is not done"
-    exact = [number for number, (_, act) in enumerate(actions) if act == trainer.become_exact]
-    if position.exact != (
-        isinstance(trainer.guide, MixtureGuide) and all(number < position.acted for number in exact)
-    ):
+    relaxed = any(isinstance(action, BecomeExact) for action in actions[position.acted :])
+    if position.exact != (isinstance(trainer.guide, Relaxable) and not relaxed):
         yield f"position.exact: is {position.exact} after {position.acted} actions"
     steps = position.steps
     if (steps.fast and not trainer.spec.fast) or (not steps.fast and steps.recorded):
@@ -94,16 +94,17 @@ def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterato
             yield f"{key}.probs: expected {size} numbers, got {len(row.probs)}"
         if not all(-ROUNDING <= p <= 1 + ROUNDING for p in row.probs):
             yield f"{key}.probs: expected numbers in [0, 1]"
-        if row.informative != sum(p > 0.5 for p in row.probs):
+        if row.informative != sum(map(is_informative, row.probs)):
             yield f"{key}.informative: expected as many as have p above 0.5, got {row.informative}"
         if row.kl.keys() != rows[0].kl.keys() or "z" not in row.kl:
             yield f"{key}.kl: expected the same sites in all rows, z among them, got {[*row.kl]}"
 
 
 def _of_moves(trainer: "Trainer", moves: Sequence[SavedMove], position: Position) -> Iterator[str]:
-    declared: dict[str, list[Move]] = {"birth": [], "death": []}
-    for move in trainer.schedule.moves:
-        declared[move.kind].append(move)
+    declared: dict[str, list[Propose]] = {"birth": [], "death": []}
+    for action in trainer.actions:
+        if isinstance(action, Propose):
+            declared[action.kind].append(action)
     least = most = 0
     for number, record in enumerate(moves):
         key = f"position.moves.{number}"

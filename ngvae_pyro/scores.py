@@ -47,6 +47,7 @@ from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.fitted import Fit, check_data, check_fit, site_terms
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.latents import is_informative
 from ngvae_pyro.specs import DataSpec, parse
 from ngvae_pyro.svi import seeded
 
@@ -146,7 +147,7 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     ]
     codes = diagnostics.codes(fit, data)
     offset = codes.loc.double() - known.loc
-    informative = known.probs > 0.5
+    informative = is_informative(known.probs)
     found = {
         "elbo": torch.cat(kl) - torch.cat(log_likelihood),
         "reconstruction": torch.cat(error),

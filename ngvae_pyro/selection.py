@@ -21,17 +21,7 @@ the informative latents are independent.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-
-from ngvae_pyro.guide import NormalGammaGuide
-from ngvae_pyro.model import VAE
-
-# Variance of loc above which an uninformative latent leaks; ten times the threshold of an active
-# unit (Burda et al., 2015), far below the 1 to 12 seen where a factor leaks.
-LEAK = 0.1
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -47,49 +37,3 @@ class MoveRecord:
     @property
     def accepted(self) -> bool:
         return self.loss_with < self.loss_without
-
-
-def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, index: Any) -> None:
-    """Set Adam's running mean of a part of a parameter to 0; before its first step it has none."""
-    state = optimizer.state[parameter]
-    if "exp_avg" in state:
-        state["exp_avg"][index] = 0.0
-
-
-@torch.no_grad()
-def jump(
-    kind: Literal["birth", "death"],
-    model: VAE,
-    guide: NormalGammaGuide,
-    optimizer: torch.optim.Optimizer,
-    latent: int,
-    loc: Tensor,
-) -> None:
-    """Make latent ``latent`` informative (birth) or uninformative (death), in place.
-
-    Args:
-        kind: Which move.
-        model: Its decoder's stem is a linear layer of z.
-        guide: Its encoder's head is a linear layer that gives (loc, logits).
-        optimizer: Its running means of the changed rows are set to 0.
-        latent: Index k.
-        loc: Posterior means of that latent over a sample of the data, shape (N,).
-    """
-    head, stem = guide.encoder.head, model.decoder.stem
-    loc_row, logit_row = latent, latent + model.latent_size
-    mean, std = loc.mean(), loc.std()
-    stem.bias.add_(mean * stem.weight[:, latent])
-    if kind == "birth":
-        stem.weight[:, latent] *= std
-        head.weight[loc_row] /= std
-        head.bias[loc_row] = (head.bias[loc_row] - mean) / std
-    else:
-        stem.weight[:, latent] = 0.0
-        head.weight[loc_row] = 0.0
-        head.bias[loc_row] = 0.0
-    head.weight[logit_row] = 0.0
-    born, dead = guide.settled
-    head.bias[logit_row] = born if kind == "birth" else dead
-    for parameter in (head.weight, head.bias):
-        forget(optimizer, parameter, [loc_row, logit_row])
-    forget(optimizer, stem.weight, (slice(None), latent))

@@ -10,22 +10,23 @@ from a millionth to a million, and a sharpness up to 1,000 wherever its schedule
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
+    GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
-    Tag,
     TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from ngvae_pyro.errors import UserError, nearest, one_line
 
@@ -74,27 +75,44 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 _UNIONS: dict[str, list[str]] = {}
 
 
-def _choose(key: str, *members: type["Spec"]) -> Discriminator:
-    """Member of a union by the value of ``key``; the first member where the key is left out."""
-    by_value = {member.model_fields[key].default: member.__name__ for member in members}
+@dataclass(frozen=True)
+class _ChosenBy:
+    """Of a union of specs: the member is chosen by the value of ``key``, by default the first."""
 
-    def choose(value: Any) -> str | None:
-        if isinstance(value, Spec):
-            return type(value).__name__
-        if not isinstance(value, Mapping):
-            return members[0].__name__
-        given = value.get(key, members[0].model_fields[key].default)
-        # An unknown value is passed on, for pydantic to report.
-        return by_value.get(given, str(given)) if isinstance(given, str) else _shown(given)
+    key: str
 
-    union = " | ".join(by_value.values())
-    _UNIONS[union] = list(by_value)
-    return Discriminator(
-        choose,
-        custom_error_type="unknown_member",
-        custom_error_message="not a member of the union",
-        custom_error_context={"key": key, "union": union},
-    )
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        key = self.key
+        members: tuple[type[Spec], ...] = get_args(source)
+        by_value = {member.model_fields[key].default: member.__name__ for member in members}
+        first = members[0]
+
+        def choose(value: Any) -> str | None:
+            if isinstance(value, Spec):
+                return type(value).__name__
+            if not isinstance(value, Mapping):
+                return first.__name__
+            given = value.get(key, first.model_fields[key].default)
+            # An unknown value is passed on, for pydantic to report.
+            return by_value.get(given, str(given)) if isinstance(given, str) else _shown(given)
+
+        union = " | ".join(by_value.values())
+        _UNIONS[union] = list(by_value)
+        return core_schema.tagged_union_schema(
+            {member.__name__: handler.generate_schema(member) for member in members},
+            choose,
+            custom_error_type="unknown_member",
+            custom_error_message="not a member of the union",
+            custom_error_context={"key": key, "union": union},
+        )
+
+
+def _members(union: Any) -> tuple[type["Spec"], ...]:
+    """The specs of a union, in the order in which it is written."""
+    members: tuple[type[Spec], ...] = get_args(get_args(union)[0])
+    return members
 
 
 def _one_line(text: str) -> str:
@@ -213,12 +231,7 @@ class ResNetV2Spec(Spec):
     width: Width = 256
 
 
-NetworkSpec = Annotated[
-    Annotated[MLPSpec, Tag("MLPSpec")]
-    | Annotated[ConvSpec, Tag("ConvSpec")]
-    | Annotated[ResNetV2Spec, Tag("ResNetV2Spec")],
-    _choose("kind", MLPSpec, ConvSpec, ResNetV2Spec),
-]
+NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec, _ChosenBy("kind")]
 
 
 def _deep(value: Any) -> Any:
@@ -283,10 +296,8 @@ class PoissonPriorSpec(Spec):
 
 
 PriorSpec = Annotated[
-    Annotated[NormalGammaPriorSpec, Tag("NormalGammaPriorSpec")]
-    | Annotated[GaussianPriorSpec, Tag("GaussianPriorSpec")]
-    | Annotated[PoissonPriorSpec, Tag("PoissonPriorSpec")],
-    _choose("family", NormalGammaPriorSpec, GaussianPriorSpec, PoissonPriorSpec),
+    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec,
+    _ChosenBy("family"),
 ]
 
 
@@ -359,17 +370,6 @@ class Move(Spec):
     steps: Steps = 100
 
 
-# The families of guides that a key of the schedule is for, where it is not for all.
-_SLIDING = ("relaxed", "mixture", "flat", "generalized")
-_NORMAL_GAMMA = (*_SLIDING, "score")
-_OWNERS = {
-    **dict.fromkeys(("precision", "moves", "silence", "independent"), _NORMAL_GAMMA),
-    "sharpness": _SLIDING,
-    "exact": ("mixture",),
-    "temperature": ("poisson",),
-}
-
-
 def _renamed(values: Any) -> Any:
     """Keys of a schedule with today's names; runs of older versions have one of before."""
     if not (isinstance(values, Mapping) and "decorrelate" in values):
@@ -416,14 +416,11 @@ class ScheduleSpec(Spec):
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
         return self
 
-    def foreign(self, family: str) -> dict[str, str]:
-        """The keys in use that are not for a family of guides, and the family that each is for."""
+    @property
+    def in_use(self) -> list[str]:
+        """The keys that are not as they are by default."""
         fields = type(self).model_fields
-        return {
-            key: owners[0]
-            for key, owners in _OWNERS.items()
-            if family not in owners and getattr(self, key) != fields[key].default
-        }
+        return [key for key, field in fields.items() if getattr(self, key) != field.default]
 
 
 # In float32 less may be 0.
@@ -442,10 +439,33 @@ def _annealed(spec: Any, name: str, most: float) -> Any:
     return spec
 
 
-def _own_schedule(spec: Any) -> Any:
-    for key, owner in spec.schedule.foreign(spec.family).items():
-        raise ValueError(f"schedule.{key} belongs to the {owner} guide, not to {spec.family}")
-    return spec
+class BaseGuideSpec(Spec):
+    """What every guide declares besides the fields of its own class.
+
+    Those are its ``family``, an optional ``label``, an ``encoder`` and a ``schedule``.
+    """
+
+    # Keys of the schedule that mean something to this guide.
+    schedule_keys: ClassVar[frozenset[str]] = frozenset({"z", "signal_nats"})
+
+    def foreign(self, schedule: ScheduleSpec) -> dict[str, str]:
+        """Keys in use that mean nothing to this guide, each with a family it belongs to."""
+        return {
+            key: next(
+                spec.model_fields["family"].default
+                for spec in GUIDE_SPECS
+                if issubclass(spec, BaseGuideSpec) and key in spec.schedule_keys
+            )
+            for key in schedule.in_use
+            if key not in self.schedule_keys
+        }
+
+    @model_validator(mode="after")
+    def _own_schedule(self) -> Self:
+        values: Any = self
+        for key, owner in self.foreign(values.schedule).items():
+            raise ValueError(f"schedule.{key} belongs to the {owner} guide, not to {values.family}")
+        return self
 
 
 SELECT = ScheduleSpec(
@@ -480,13 +500,20 @@ def _on_top_of(schedule: ScheduleSpec) -> BeforeValidator:
     return BeforeValidator(merged)
 
 
-class NormalGammaGuideSpec(Spec):
+class NormalGammaGuideSpec(BaseGuideSpec):
     """What all guides with the sites ``precision`` and ``z`` declare.
 
     ``concentration`` and ``rate`` are (informative, uninformative). A declared ``schedule`` changes
     only the keys that it names. ``label`` is what tables and figures call the guide; its name
     otherwise.
     """
+
+    schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
+        "precision",
+        "moves",
+        "silence",
+        "independent",
+    }
 
     family: str
     label: Label | None = None
@@ -495,11 +522,11 @@ class NormalGammaGuideSpec(Spec):
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, _on_top_of(SELECT)] = SELECT
 
-    _checked = model_validator(mode="after")(_own_schedule)
-
 
 class SlidingGuideSpec(NormalGammaGuideSpec):
     """Of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
+
+    schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {"sharpness"}
 
     sharpness: Sharpness = 20.0
 
@@ -529,6 +556,8 @@ class GeneralizedGuideSpec(SlidingGuideSpec):
 
 class MixtureGuideSpec(SlidingGuideSpec):
     """The exact mixture, with an unbiased gradient of p; relaxed until ``schedule.exact``."""
+
+    schedule_keys: ClassVar[frozenset[str]] = SlidingGuideSpec.schedule_keys | {"exact"}
 
     family: Literal["mixture"] = "mixture"
     schedule: Annotated[ScheduleSpec, _on_top_of(SELECT_THEN_EXACT)] = SELECT_THEN_EXACT
@@ -610,22 +639,12 @@ class GamixSpec(Spec):
 
 
 ObjectiveSpec = Annotated[
-    Annotated[ElboSpec, Tag("ElboSpec")]
-    | Annotated[BetaSpec, Tag("BetaSpec")]
-    | Annotated[CapacitySpec, Tag("CapacitySpec")]
-    | Annotated[BetaTCSpec, Tag("BetaTCSpec")]
-    | Annotated[FactorSpec, Tag("FactorSpec")]
-    | Annotated[DIPISpec, Tag("DIPISpec")]
-    | Annotated[DIPIISpec, Tag("DIPIISpec")]
-    | Annotated[GamixSpec, Tag("GamixSpec")],
-    _choose(
-        "kind",
-        *(ElboSpec, BetaSpec, CapacitySpec, BetaTCSpec, FactorSpec, DIPISpec, DIPIISpec, GamixSpec),
-    ),
+    ElboSpec | BetaSpec | CapacitySpec | BetaTCSpec | FactorSpec | DIPISpec | DIPIISpec | GamixSpec,
+    _ChosenBy("kind"),
 ]
 
 
-class GaussianGuideSpec(Spec):
+class GaussianGuideSpec(BaseGuideSpec):
     """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x)), and its objective."""
 
     family: Literal["gaussian"] = "gaussian"
@@ -634,10 +653,8 @@ class GaussianGuideSpec(Spec):
     objective: ObjectiveSpec = ElboSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
-    _checked = model_validator(mode="after")(_own_schedule)
 
-
-class EpanechnikovGuideSpec(Spec):
+class EpanechnikovGuideSpec(BaseGuideSpec):
     """Epanechnikov posterior, a parabola at loc(x) with its half-width from the encoder."""
 
     family: Literal["epanechnikov"] = "epanechnikov"
@@ -645,14 +662,12 @@ class EpanechnikovGuideSpec(Spec):
     encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
-    _checked = model_validator(mode="after")(_own_schedule)
-
 
 # Colder relaxed counts are steps, warmer ones half of the most events that are looked at.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e3
 
 
-class PoissonGuideSpec(Spec):
+class PoissonGuideSpec(BaseGuideSpec):
     """Poisson posterior of a Poisson VAE, z ~ Poisson(rate factor(x)) with the prior's rate.
 
     ``temperature`` is that of the relaxed counts at the end of training. A declared ``schedule``
@@ -660,20 +675,20 @@ class PoissonGuideSpec(Spec):
     whatever ``fit.elbo`` says: relaxed counts have no density of their own to estimate it from.
     """
 
+    schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {"temperature"}
+
     family: Literal["poisson"] = "poisson"
     label: Label | None = None
     temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] = 0.05
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, _on_top_of(COOL)] = COOL
 
-    _checked = model_validator(mode="after")(_own_schedule)
-
     @model_validator(mode="after")
     def _temperature_of_the_schedule(self) -> Self:
         return _annealed(self, "temperature", MAX_TEMPERATURE)
 
 
-class GaussianMixtureGuideSpec(Spec):
+class GaussianMixtureGuideSpec(BaseGuideSpec):
     """Posterior of ``components`` Gaussians for each latent, with weights of their own.
 
     ``regulariser`` weighs the term that keeps their variances from collapsing.
@@ -686,34 +701,22 @@ class GaussianMixtureGuideSpec(Spec):
     encoder: NetworkSpec = MLPSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
-    _checked = model_validator(mode="after")(_own_schedule)
-
 
 # The guides that may be declared; the first one where no family is.
-GUIDE_SPECS: tuple[type[Spec], ...] = (
-    RelaxedGuideSpec,
-    MixtureGuideSpec,
-    FlatGuideSpec,
-    GeneralizedGuideSpec,
-    ScoreGuideSpec,
-    GaussianGuideSpec,
-    GaussianMixtureGuideSpec,
-    EpanechnikovGuideSpec,
-    PoissonGuideSpec,
-)
-
 GuideSpec = Annotated[
-    Annotated[RelaxedGuideSpec, Tag("RelaxedGuideSpec")]
-    | Annotated[MixtureGuideSpec, Tag("MixtureGuideSpec")]
-    | Annotated[FlatGuideSpec, Tag("FlatGuideSpec")]
-    | Annotated[GeneralizedGuideSpec, Tag("GeneralizedGuideSpec")]
-    | Annotated[ScoreGuideSpec, Tag("ScoreGuideSpec")]
-    | Annotated[GaussianGuideSpec, Tag("GaussianGuideSpec")]
-    | Annotated[GaussianMixtureGuideSpec, Tag("GaussianMixtureGuideSpec")]
-    | Annotated[EpanechnikovGuideSpec, Tag("EpanechnikovGuideSpec")]
-    | Annotated[PoissonGuideSpec, Tag("PoissonGuideSpec")],
-    _choose("family", *GUIDE_SPECS),
+    RelaxedGuideSpec
+    | MixtureGuideSpec
+    | FlatGuideSpec
+    | GeneralizedGuideSpec
+    | ScoreGuideSpec
+    | GaussianGuideSpec
+    | GaussianMixtureGuideSpec
+    | EpanechnikovGuideSpec
+    | PoissonGuideSpec,
+    _ChosenBy("family"),
 ]
+
+GUIDE_SPECS = _members(GuideSpec)
 
 # What the files in each folder of variants declare.
 DECLARED: dict[str, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}

@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -25,31 +24,37 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from ngvae_pyro import axes, provenance, restoring
+from ngvae_pyro.actions import Action, BecomeExact, actions_of, check_actions
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.contexts import evaluating, fitting
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
+from ngvae_pyro.elbos import TraceELBO
 from ngvae_pyro.errors import Notice, UserError, described, expect
 from ngvae_pyro.fitted import Fit, site_terms
-from ngvae_pyro.guide import Codes, Guide, MixtureGuide, NormalGammaGuide, check_pair
+from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.model import VAE, check_likelihood
-from ngvae_pyro.objectives import Objective, load_objective
+from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.progress import TrainingBar
-from ngvae_pyro.selection import LEAK, MoveRecord, jump
-from ngvae_pyro.specs import DEVICE, IMMATERIAL, FitSpec, Move, ScheduleSpec, merge, parse
+from ngvae_pyro.selection import MoveRecord
+from ngvae_pyro.specs import (
+    DEVICE,
+    IMMATERIAL,
+    BaseGuideSpec,
+    FitSpec,
+    ScheduleSpec,
+    merge,
+    parse,
+)
 from ngvae_pyro.steps import NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
 
 # Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
 # well under one nat, few enough to cost less than ten training steps.
 MONITOR_IMAGES = 1024
-
-# Images over which latents are made independent, so many because a correlation of M latents over
-# N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
-ROTATION_IMAGES = 20_000
 
 # Steps between updates of the bar.
 SHOWN_EVERY = 10
@@ -63,9 +68,6 @@ HEED_EVERY = 10
 # number of inputs they move alike at all sizes (Yang and Hu, 2021, "Tensor programs IV: feature
 # learning in infinite-width neural networks", arXiv:2011.14522). 12,288 are RGB images of 64x64.
 MOST_INPUTS = 12_288
-
-# What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
-FREE = 0.1
 
 
 class SiteWeights(Messenger):
@@ -158,11 +160,18 @@ class Trainer:
         spec: FitSpec,
         schedule: ScheduleSpec,
         team: Team = ALONE,
+        actions: Sequence[Action] = (),
     ) -> None:
-        for key, owner in schedule.foreign(guide.spec.family).items():
-            raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
-        if isinstance(guide, MixtureGuide):
-            guide.exact = schedule.exact == 0.0
+        if isinstance(guide.spec, BaseGuideSpec):
+            for key, owner in guide.spec.foreign(schedule).items():
+                raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
+        self.actions = [*actions_of(schedule), *actions]
+        check_actions(self.actions, guide)
+        # In order of time, and at one time in that of the schedule.
+        self.actions.sort(key=lambda action: action.at)
+        self.own_actions = tuple(actions)
+        if isinstance(guide, Relaxable):
+            guide.exact = not any(isinstance(action, BecomeExact) for action in self.actions)
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule, self.team = spec, schedule, team
@@ -183,11 +192,11 @@ class Trainer:
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
-        self.elbo = load_objective(guide.spec, spec, self.model, len(data))
-        own: list[dict[str, Any]] = []
-        if isinstance(self.elbo, Objective):
-            own = self.elbo.parameter_groups(self.device)
-            groups += own
+        objective = guide.objective(guide.spec, spec, self.model, len(data))
+        expect("the guide's objective", objective, TraceELBO, "one of ngvae_pyro.objectives")
+        self.elbo = with_adversary(objective, spec, self.model)
+        own = self.elbo.parameter_groups(self.device)
+        groups += own
         # Those of the objective, such as a discriminator's.
         self.own_parameters: list[Tensor] = [p for group in own for p in group["params"]]
         self.parameters: list[Tensor] = [*pair, *self.own_parameters]
@@ -203,7 +212,7 @@ class Trainer:
             initial = max(1.0, signal / schedule.signal_nats)
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
         self.step = 0
-        # How many of the actions of the schedule are done.
+        # How many of the actions are done.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
         self.fit = Fit(
@@ -233,8 +242,7 @@ class Trainer:
             group["lr"] = next(numbers)
         self.weights = {name: next(numbers) for name in ramps}
         self.buffers = {name: next(numbers) for name in self.guide.annealed}
-        if isinstance(self.elbo, Objective):
-            self.elbo.fraction = next(numbers)
+        self.elbo.fraction = next(numbers)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
         return Steps(
             self.gradients,
@@ -250,12 +258,6 @@ class Trainer:
             fast=self.spec.fast and self.team.size == 1,
         )
 
-    @property
-    def mixture(self) -> NormalGammaGuide:
-        """The guide, where the schedule asks for more than every guide has."""
-        assert isinstance(self.guide, NormalGammaGuide)
-        return self.guide
-
     # One step --------------------------------------------------------------------------------
 
     def learning_rate(self, initial: float, fraction: float) -> float:
@@ -268,10 +270,7 @@ class Trainer:
 
     def phase(self) -> Hashable:
         """What decides over the operations of the next step, besides the tensors."""
-        objective = None
-        if isinstance(self.elbo, Objective):
-            objective = self.elbo.advance(self.step / self.spec.steps)
-        return self.guide.phase, objective
+        return self.guide.phase, self.elbo.advance(self.step / self.spec.steps)
 
     def batch_loss(self, x: Tensor) -> Tensor:
         """-ELBO per image of a batch, weighed as the schedule says."""
@@ -359,7 +358,7 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "kl": kl_sites,
-            "informative": int((probs > 0.5).sum()),
+            "informative": int(codes.informative.sum()),
             "probs": probs.tolist(),
             "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
         }
@@ -368,7 +367,7 @@ class Trainer:
         """Add rows to the history, and show the last of them."""
         self.fit.history += rows
         if rows:
-            selects = isinstance(self.guide, NormalGammaGuide)
+            selects = isinstance(self.guide, SwitchableLatents)
             found = None if self.model.discrete else len(leaks(rows[-1], selects))
             self.bar.show(rows[-1], found)
             self.bar.advance(self.step)
@@ -445,128 +444,16 @@ class Trainer:
         if self.step % self.spec.monitor_every == 0 and self.step < self.spec.steps:
             rows.append(self.look())
 
-    def fork(self, move: Move, latent: int, loc: Tensor) -> MoveRecord:
-        """Train with and without a jump of one latent; go on with the better branch."""
-        before = self.state()
-        steps = min(move.steps, self.spec.steps - self.step)
-        name = f"{move.kind} of z{latent}"
-        self.bar.trying(name, self.step, steps, 0)
-        loss_without, rows_without = self.train_and_judge(steps)
-        without = self.state()
-        self.set_state(before)
-        self.bar.trying(name, self.step, steps, 1)
-        jump(move.kind, self.model, self.mixture, self.optimizer, latent, loc)
-        loss_with, rows_with = self.train_and_judge(steps)
-        record = MoveRecord(move.kind, latent, before["step"], loss_without, loss_with)
-        if not record.accepted:
-            self.set_state(without)
-        self.fit.extra_steps += steps
-        self.fit.moves.append(record)
-        self.record(rows_with if record.accepted else rows_without)
-        self.bar.decided(record, self.step)
-        return record
+    def forget(self, touched: Touched) -> None:
+        """Set Adam's running means of parts of parameters to 0; before its first step it has none.
 
-    @torch.no_grad()
-    def candidates(self, move: Move) -> tuple[list[int], Tensor]:
-        """Latents to try, most promising first, and the posterior means (N, K) behind it."""
-        codes = self.codes(self.monitor_images)
-        informative = codes.probs.mean(0) > 0.5
-        if move.kind == "birth":
-            variance = codes.loc.var(0)
-            leaks = (~informative & (variance > LEAK)).nonzero().flatten().tolist()
-            return sorted(leaks, key=lambda k: -variance[k].item()), codes.loc
-        state, harm = self.state(), {}
-        for k in informative.nonzero().flatten().tolist():
-            jump(move.kind, self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
-            harm[k] = self.loss()
-            self.set_state(state)
-        return sorted(harm, key=harm.__getitem__), codes.loc
-
-    def propose(self, move: Move) -> None:
-        """Fork for the most promising latent, and for the next one while that pays."""
-        tried: set[int] = set()
-        while self.step < self.spec.steps:
-            latents, loc = self.candidates(move)
-            latents = [k for k in latents if k not in tried]
-            if not latents:
-                return
-            tried.add(latents[0])
-            if not self.fork(move, latents[0], loc[:, latents[0]]).accepted:
-                return
-
-    @torch.no_grad()
-    def silence(self) -> None:
-        """Make latents uninformative that carry next to nothing, and take its last trace out.
-
-        What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork. In
-        uninformative latents it otherwise fades so slowly that it outlasts the training. In
-        informative ones, of data that hardly vary, it costs their price all the same, and only as
-        many as there are moves would be tried.
+        Args:
+            touched: Parameters, and where in them somebody other than the optimizer has written.
         """
-        codes = self.codes(self.monitor_images)
-        # Times the precision it is the ratio of signal to noise; the uninformative have about 1.
-        informative = codes.probs.mean(0) >= 0.5
-        precision = torch.where(informative, codes.precision.mean(0), 1.0)
-        faint = codes.loc.var(0) * precision < LEAK
-        for k in faint.nonzero().flatten().tolist():
-            jump("death", self.model, self.mixture, self.optimizer, k, codes.loc[:, k])
-
-    @torch.no_grad()
-    def make_independent(self) -> None:
-        """Rotate the informative latents to independent components, where that is free.
-
-        Their posteriors have much the same precision, so the ELBO hardly knows a rotation of them.
-        Where it costs more than FREE nats they are only made uncorrelated, and stay as they are
-        where that does too; of Gaussian latents there is no more to do than that.
-        """
-        images = self.batches.data.images[:ROTATION_IMAGES].split(MONITOR_IMAGES)
-        codes = [self.codes(ImageData.to_unit(x.to(self.device))) for x in images]
-        latents = (torch.cat([code.probs for code in codes]).mean(0) > 0.5).nonzero().flatten()
-        if not 2 <= len(latents) <= axes.MOST:
-            return
-        loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
-        if (found := axes.find(loc)) is None:
-            return
-        changes: dict[axes.Outcome, np.ndarray] = {"uncorrelated": found.uncorrelated}
-        if found.found:
-            changes = {"independent": found.change, **changes}
-        before, loss = self.state(), self.loss()
-        costs: dict[axes.Outcome, float] = {}
-        outcome: axes.Outcome
-        for outcome, change in changes.items():
-            matrix = self.team.agreed(torch.tensor(change).to(codes[0].loc))
-            axes.fold(self.model, self.guide, self.optimizer, latents, matrix)
-            costs[outcome] = self.loss() - loss
-            if costs[outcome] <= FREE:
-                break
-            self.set_state(before)
-        else:
-            outcome, change = "kept", np.eye(len(latents))
-        tried, cost = next(iter(costs.items()))
-        self.fit.rotation = axes.Rotation.of(
-            loc @ change.T, self.step, latents.tolist(), outcome, tried, cost
-        )
-
-    @torch.no_grad()
-    def become_exact(self) -> None:
-        """The mixture guide leaves its relaxation."""
-        assert isinstance(self.guide, MixtureGuide)
-        self.guide.become_exact()
-        # Means of gradients of another function of the logits.
-        for parameter in self.guide.encoder.head.parameters():
-            self.optimizer.state[parameter]["exp_avg"][self.model.latent_size :] = 0.0
-
-    def actions(self) -> list[tuple[float, Callable[[], None]]]:
-        """What the schedule does once, and at which fraction of training, in order of time."""
-        actions: list[tuple[float, Callable[[], None]]]
-        actions = [(move.at, partial(self.propose, move)) for move in self.schedule.moves]
-        if self.schedule.silence < 1.0:
-            actions.append((self.schedule.silence, self.silence))
-        if self.schedule.independent < 1.0:
-            actions.append((self.schedule.independent, self.make_independent))
-        if self.schedule.exact > 0.0:
-            actions.append((self.schedule.exact, self.become_exact))
-        return sorted(actions, key=lambda action: action[0])
+        for parameter, index in touched:
+            state = self.optimizer.state[parameter]
+            if "exp_avg" in state:
+                state["exp_avg"][index] = 0.0
 
     # The whole training --------------------------------------------------------------------
 
@@ -598,7 +485,7 @@ class Trainer:
         Raises:
             Interrupted: If a signal has asked for the end; a checkpoint is there then.
         """
-        actions, last = self.actions(), self.spec.steps
+        actions, last = self.actions, self.spec.steps
         self.bar = bar
         bar.begin(self.step)
         look_at = self._look_at()
@@ -608,13 +495,13 @@ class Trainer:
             # A fork may jump over the step at which an action was due.
             looks = look_at <= self.step < last
             acts = not looks and self.acted < len(actions)
-            acts = acts and (self.step == last or self.step >= actions[self.acted][0] * last)
+            acts = acts and (self.step == last or self.step >= actions[self.acted].at * last)
             # An action is not interrupted half done: what it did is done again.
             if checkpoints is not None and (self.step >= save_at or acts):
                 self.save(checkpoints)
                 save_at = self._next(self.step, checkpoints.every)
             if acts:
-                actions[self.acted][1]()
+                actions[self.acted].apply(self)
                 self.acted += 1
                 look_at = self._look_at()
             elif looks or self.step == last:
@@ -650,6 +537,7 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """What the training is, as plain values: a checkpoint is of this and of nothing else."""
         versions = provenance.versions()
+        own = {"actions": [repr(action) for action in self.own_actions]} if self.own_actions else {}
         return {
             "model": self.model.spec.model_dump(mode="json"),
             # The schedule may be another than the guide's own.
@@ -664,6 +552,7 @@ class Trainer:
             },
             "versions": {name: versions[name] for name in provenance.DECISIVE},
             "device": self.device.type,
+            **own,
         }
 
     def snapshot(self) -> Snapshot:
@@ -684,7 +573,7 @@ class Trainer:
         position = {
             "step": self.step,
             "acted": self.acted,
-            "exact": isinstance(self.guide, MixtureGuide) and self.guide.exact,
+            "exact": isinstance(self.guide, Relaxable) and self.guide.exact,
             "steps": self.steps.state(),
             "history": self.fit.history,
             "moves": [asdict(move) for move in self.fit.moves],
@@ -730,7 +619,7 @@ class Trainer:
                 state["optimizer"][int(number)][rest] = value
             else:
                 state[name] = value
-        if isinstance(self.guide, MixtureGuide):
+        if isinstance(self.guide, Relaxable):
             self.guide.exact = position["exact"]
         self.set_state(state)
         self.acted = position["acted"]
@@ -754,6 +643,7 @@ def fit(
     team: Team = ALONE,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
+    actions: Sequence[Action] = (),
     **changes: Any,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
@@ -777,6 +667,8 @@ def fit(
         resume: Go on from the newest of the checkpoints, for a model and a guide as they were
             before their training. The result is that of an uninterrupted training to the last bit,
             on the same machine with the same number of threads.
+        actions: What is done once at some fraction of the steps, besides what the schedule says
+            (:mod:`ngvae_pyro.actions`).
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
@@ -819,7 +711,7 @@ def fit(
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
     with fitting(model, guide), pyro.get_param_store().scope(), random:
-        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team)
+        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team, actions)
         trainer.fit.digest = data.digest
         trainer.fit.starts.append(provenance.here(trainer.device, team.size))
         # What is not kept may as well end at once.

@@ -18,7 +18,7 @@ from ngvae_pyro.diagnostics import BATCH, batches, codes, evaluate, most_informa
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.selection import LEAK
+from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.svi import seeded
 
 # Share of the images that count as similar to the base image, the least number of them, and the
@@ -56,7 +56,7 @@ class Support:
         with evaluating(fit.guide), seeded(0, fit.device):
             draws = [fit.guide.draws(x, DRAWS)[1].cpu() for x in batches(fit, data)]
         code, z = codes(fit, data), torch.cat(draws, 1)
-        informative = (code.probs.mean(0) > 0.5).nonzero().flatten().tolist()
+        informative = code.informative.nonzero().flatten().tolist()
         some = code.loc[:LOOKED_AT]
         usual = torch.quantile(drift(fit, some, _unit(z), informative), USUAL).item()
         return cls(code.loc, z, informative, usual)
@@ -252,7 +252,7 @@ def traverse(
     check_number("base", base, 0, len(data) - 1)
     if latents is None:
         rows = most_informative_first(evaluate(fit, data))
-        latents = [row["latent"] for row in rows if row["probs"] > 0.5]
+        latents = [row["latent"] for row in rows if is_informative(row["probs"])]
     else:
         latents = check_numbers("latents", latents, fit.model.latent_size, "latents, e.g. [3, 9]")
     return walk(fit, Support.of(fit, data), [[k] for k in latents], steps, int(base))[0]

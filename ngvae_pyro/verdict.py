@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from ngvae_pyro.selection import LEAK
+from ngvae_pyro.latents import INFORMATIVE, LEAK, is_informative
 from ngvae_pyro.specs import FitSpec, ModelSpec, NormalGammaPriorSpec
 
 # Mean p of a latent that is informative for some images and not for others. Decided ones end below
@@ -100,7 +100,7 @@ class Verdict:
 
     def uncounted(self, probs: Sequence[float]) -> tuple[int, ...]:
         """Latents that carry information and are not counted: they leak, or have less than half."""
-        return (*self.leaking, *(k for k in self.shared if probs[k] <= 0.5))
+        return (*self.leaking, *(k for k in self.shared if not is_informative(probs[k])))
 
     def _of(self, kind: str) -> tuple[int, ...]:
         return tuple(k for f in self.findings if f.kind == kind for k in f.latents)
@@ -159,7 +159,7 @@ def leaks(found: Mapping[str, Any], selects: bool) -> list[int]:
             metrics. Their latents must be no counts, whose rate may vary however it likes.
         selects: Whether p is decided in training; else it is a share of the images.
     """
-    most = UNDECIDED[0] if selects else 0.5
+    most = UNDECIDED[0] if selects else INFORMATIVE
     pairs = zip(found["probs"], found["variance_of_loc"], strict=True)
     return [k for k, (p, variance) in enumerate(pairs) if p <= most and variance > LEAK]
 
@@ -187,7 +187,7 @@ def judge(
         discrete: Whether latents are counts, whose rate may vary however it likes.
         precision: Mean posterior precision of each latent; by default that of the prior, 1.
     """
-    informative = sum(p > 0.5 for p in probs)
+    count = sum(map(is_informative, probs))
     findings = []
     low, high = UNDECIDED
     shared = [k for k, p in enumerate(probs) if low < p < high] if selects else []
@@ -212,7 +212,7 @@ def judge(
         )
     if short := _short(steps, history, selects):
         findings.append(short)
-    return Verdict(informative, len(probs), tuple(findings))
+    return Verdict(count, len(probs), tuple(findings))
 
 
 def _leaking(nats: Mapping[int, float], model: ModelSpec, selects: bool) -> Finding:

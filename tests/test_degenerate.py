@@ -7,6 +7,7 @@ from conftest import SMALL
 from typer.testing import CliRunner
 
 from ngvae_pyro import diagnostics, evaluation, runs, scores
+from ngvae_pyro.actions import Rotate
 from ngvae_pyro.cli import app
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.guide import load_guide
@@ -68,7 +69,7 @@ def test_more_latents_than_images_are_left_as_they_are(small_pair, guide):
     with torch.no_grad():
         head.weight[4:], head.bias[4:] = 0.0, 2.5
     before = head.weight.detach().clone()
-    own.make_independent()
+    Rotate(1.0).apply(own)
     assert torch.equal(head.weight, before)
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from ngvae_pyro import axes, batches, diagnostics
+from ngvae_pyro.actions import BecomeExact, Propose, Rotate, Silence
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
-from ngvae_pyro.selection import jump
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import Trainer, fit, resolve_device
@@ -136,7 +136,7 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     # The loss of death for each latent, and of the branches without and with it.
     monkeypatch.setattr(Trainer, "loss", lambda own: 1.0 if own.step < 15 else next(losses))
     monkeypatch.setattr(
-        Trainer, "candidates", lambda own, move: ([2], own.codes(own.monitor_images).loc)
+        Propose, "candidates", lambda own, it: ([2], it.codes(it.monitor_images).loc)
     )
     losses = iter([2.0, 1.0] if accepted else [1.0, 2.0])
     move = Move(kind="death", at=0.1, steps=12)
@@ -238,7 +238,7 @@ def test_birth_keeps_the_reconstruction_and_raises_the_precision(trainer):
         trainer.guide.encoder.head.bias[5 + k] = -4.0
         codes = trainer.guide.codes(x)
         before = trainer.model.decoder(codes.loc)
-        jump("birth", trainer.model, trainer.guide, trainer.optimizer, k, codes.loc[:, k])
+        trainer.guide.switch(trainer.model.decoder, k, True, codes.loc[:, k])
         after = trainer.guide.codes(x)
     assert torch.allclose(trainer.model.decoder(after.loc), before, atol=1e-5)
     assert after.loc[:, k].std().item() == pytest.approx(1.0, abs=1e-3)
@@ -252,7 +252,7 @@ def test_death_silences_a_latent(trainer):
     x, k = trainer.monitor_images, 1
     with torch.no_grad():
         loc = trainer.guide.codes(x).loc[:, k]
-        jump("death", trainer.model, trainer.guide, trainer.optimizer, k, loc)
+        trainer.guide.switch(trainer.model.decoder, k, False, loc)
         codes = trainer.guide.codes(x)
         z = codes.loc.clone()
         z[:, k] += 100.0
@@ -272,7 +272,7 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
     trainer.set_state(start)
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    record = trainer.fork(Move(kind=kind, at=0.0, steps=4), 0, loc)
+    record = Propose(0.0, kind, steps=4).fork(trainer, 0, loc)
     assert not record.accepted and trainer.fit.extra_steps == 4
     forked = trainer.state()
     for part in ("model", "guide"):
@@ -283,7 +283,7 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
 def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
     losses = iter([2.0, 1.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    record = trainer.fork(Move(kind="death", at=0.0, steps=1), 3, torch.randn(50))
+    record = Propose(0.0, "death", steps=1).fork(trainer, 3, torch.randn(50))
     assert record.accepted and trainer.step == record.step + 1
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
 
@@ -298,23 +298,25 @@ def test_silence_takes_faint_latents_only(trainer):
         wanted = torch.tensor([1.0, 0.01, 2.0, 0.01, 0.05]).sqrt()  # LEAK is a variance of 0.1
         head.weight[:5] *= (wanted / loc.std(0)).unsqueeze(1)
     before = trainer.guide.codes(trainer.monitor_images).loc
-    trainer.silence()
+    Silence(0.0).apply(trainer)
     after = trainer.guide.codes(trainer.monitor_images).loc
     assert torch.equal(after[:, :3], before[:, :3])
     assert (after[:, 3:] == 0).all()
     assert (trainer.model.decoder.stem.weight[:, 3:] == 0).all()
 
 
-def test_actions_come_in_order_of_time(trainer):
+def test_actions_come_in_order_of_time(small_pair, data):
     moves = (Move(kind="death", at=0.6), Move(kind="birth", at=0.3))
-    trainer.schedule = ScheduleSpec(moves=moves, silence=0.5)
-    assert [at for at, _ in trainer.actions()] == [0.3, 0.5, 0.6]
+    schedule = ScheduleSpec(moves=moves, silence=0.5)
+    assert Trainer(*small_pair(), data, SHORT, schedule).actions == [
+        *(Propose(0.3, "birth"), Silence(0.5), Propose(0.6, "death"))
+    ]
 
 
 def test_candidates_do_not_change_the_state(trainer):
     before = trainer.state()
     for kind in ("birth", "death"):
-        trainer.candidates(Move(kind=kind, at=0.0))
+        Propose(0.0, kind).candidates(trainer)
     after = trainer.state()
     for part in ("model", "guide"):
         assert all(torch.equal(before[part][k], after[part][k]) for k in before[part])
@@ -368,7 +370,8 @@ def test_folding_a_change_of_axes_keeps_the_reconstruction(small_pair, data):
     latents = torch.tensor([0, 1, 2, 4])
     found = axes.find(loc[:, latents].double().numpy())
     change = torch.tensor(found.uncorrelated, dtype=torch.float32)
-    axes.fold(own.model, own.guide, own.optimizer, latents, change)
+    with torch.no_grad():
+        own.forget(own.guide.recombine(own.model.decoder, latents, change))
     new = own.guide.codes(x).loc.detach()
     assert off_diagonal(new[:, latents]) < 1e-4
     torch.testing.assert_close(new[:, 3], loc[:, 3])
@@ -389,7 +392,7 @@ def test_a_rotation_is_undone_where_it_costs(small_pair, data, monkeypatch, cost
     monkeypatch.setattr(own, "loss", lambda: next(losses))
     # Of so few images no latent is surely another than Gaussian.
     monkeypatch.setattr(axes, "gaussian", lambda sources: np.zeros(sources.shape[1], bool))
-    own.make_independent()
+    Rotate(1.0).apply(own)
     changed = any((v != before[k]).any() for k, v in own.guide.state_dict().items())
     assert changed == (outcome != "kept")
     rotation = own.fit.rotation
@@ -402,7 +405,7 @@ def test_gaussian_latents_are_only_made_uncorrelated(small_pair, data, monkeypat
     own = correlated(small_pair, data)
     monkeypatch.setattr(axes, "gaussian", lambda sources: np.ones(sources.shape[1], bool))
     monkeypatch.setattr(own, "loss", lambda: 0.0)
-    own.make_independent()
+    Rotate(1.0).apply(own)
     assert own.fit.rotation.outcome == own.fit.rotation.tried == "uncorrelated"
     assert "are Gaussian" in str(own.fit.rotation)
     loc = own.guide.codes(ImageData.to_unit(data.images)).loc.detach()
@@ -421,7 +424,7 @@ def test_a_training_on_few_images_ends(small_pair, count):
 def test_more_latents_than_a_search_takes_stay(small_pair, data, monkeypatch):
     monkeypatch.setattr(axes, "MOST", 3)
     own = correlated(small_pair, data)
-    own.make_independent()
+    Rotate(1.0).apply(own)
     assert own.fit.rotation is None
 
 
@@ -431,7 +434,7 @@ def test_copies_are_left_as_they_are(small_pair, data):
     with torch.no_grad():
         head.weight[1], head.bias[1] = head.weight[0], head.bias[0]
     before = head.weight.detach().clone()
-    own.make_independent()
+    Rotate(1.0).apply(own)
     torch.testing.assert_close(head.weight, before)
 
 
@@ -442,7 +445,7 @@ def test_a_rotation_needs_two_informative_latents(small_pair, data):
         head.bias[5:9] = -4.0
         head.weight[5:] = 0.0
     before = head.weight.detach().clone()
-    own.make_independent()
+    Rotate(1.0).apply(own)
     assert (head.weight == before).all()
 
 
@@ -454,9 +457,9 @@ def test_the_mixture_starts_relaxed_and_ends_exact(small_pair, data):
     trainer.train_step()
     x = trainer.monitor_images
     before, probs = guide.encoder(x), guide.codes(x).probs
-    [(at, action)] = trainer.actions()
-    assert at == 0.5
-    action()
+    [action] = trainer.actions
+    assert action == BecomeExact(0.5)
+    action.apply(trainer)
     assert guide.exact
     loc, logits = guide.encoder(x)
     torch.testing.assert_close(loc, before[0])
@@ -464,7 +467,7 @@ def test_the_mixture_starts_relaxed_and_ends_exact(small_pair, data):
     assert torch.equal(guide.codes(x).probs > 0.5, probs > 0.5)
     result = fit(*small_pair("normal_gamma", "mixture"), data, SHORT, progress=False)
     assert result.guide.exact and result.steps == 12
-    assert not Trainer(model, guide, data, SHORT, ScheduleSpec()).actions() and guide.exact
+    assert not Trainer(model, guide, data, SHORT, ScheduleSpec()).actions and guide.exact
 
 
 def test_only_the_mixture_becomes_exact(small_pair, data):
