@@ -23,10 +23,11 @@ from ngvae_pyro import runs
 from ngvae_pyro.batches import Batches
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec, ScheduleSpec
-from ngvae_pyro.svi import Trainer, resolve_device
+from ngvae_pyro.svi import Trainer
 
 SHAPE = (3, 64, 64)
 BATCHES = (128, 1024)

@@ -36,7 +36,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ngvae_pyro import plots, runs, svi
+from ngvae_pyro import machine, plots, runs, svi
 from ngvae_pyro.distributions import conditional_kl, kl_bound
 from ngvae_pyro.guide import ScoreGuide, load_guide
 from ngvae_pyro.images import ImageData
@@ -282,7 +282,7 @@ def train(out, posterior, seed, steps):
     if not all(path.exists() for path in paths):
         trainer = svi.Trainer(model, guide, images, spec.fit, guide.spec.schedule)
         actions, todo = list(trainer.actions), list(zip(STAGES, paths, strict=True))
-        with pyro.get_param_store().scope(), svi.seeded(seed, trainer.device):
+        with pyro.get_param_store().scope(), machine.seeded(seed, trainer.device):
             while todo:
                 if trainer.step >= todo[0][0] * spec.fit.steps:
                     save_file(states(model, guide), todo.pop(0)[1])

@@ -49,7 +49,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import locs, site_terms
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, recombine
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.machine import seeded
 
 NG = "normal_gamma+relaxed"
 PAIRS = (

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ngvae_pyro import diagnostics, metrics, runs, svi
+from ngvae_pyro import diagnostics, machine, metrics, runs, svi
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
@@ -129,7 +129,7 @@ def run(out, name, data, held_out, features, steps, seed, adversary):
         fit = svi.fit(model, guide, data, spec, progress=False)
     real = ImageData.to_unit(held_out.images)
     rebuilt = torch.cat([diagnostics.reconstruct(fit, x) for x in real.split(250)]).clamp(0, 1)
-    with svi.seeded(seed, fit.device):
+    with machine.seeded(seed, fit.device):
         z = model.marginal.sample((len(real),))
     drawn = torch.cat([model.likelihood(model.decoder(part)).mean for part in z.split(250)])
     drawn = drawn.clamp(0, 1)

@@ -20,7 +20,7 @@ import torch
 from ngvae_pyro import runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.variants import run_spec
 
 IMAGES, FEW = 22_000, 3_000

@@ -24,15 +24,15 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ngvae_pyro import diagnostics, files, locks, memory, plots, runs
+from ngvae_pyro import diagnostics, files, locks, machine, plots, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.model import VAE
-from ngvae_pyro.svi import seeded
 
 IMAGES, WARMUP, DRAWS = 8, 300, 500
 # Fewer say nothing of quantiles, and NUTS adapts in windows of some tens.
@@ -148,7 +148,7 @@ def check(
             f"images: expected at most the {len(data)} images of '{data.name}', got {images}"
         )
     size = images * (GUIDE_DRAWS + draws) * fit.model.latent_size
-    memory.check("posterior draws (images, draws)", 2 * memory.FLOAT_BYTES * size, fit.device)
+    machine.check("posterior draws (images, draws)", 2 * machine.FLOAT_BYTES * size, fit.device)
     began = time.perf_counter()
     code = diagnostics.codes(fit, data)
     probs = code.probs.mean(0)

@@ -25,10 +25,10 @@ from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.files import check_no_link, whole
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.interrupts import Interrupted
+from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.records import Comparison
 from ngvae_pyro.specs import IMMATERIAL, RunSpec
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import resolve_device
 from ngvae_pyro.variants import run_spec
 
 # The columns of the slides' table, in its order.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro import memory
+from ngvae_pyro import machine
 from ngvae_pyro.errors import Notice, UserError, described, nearest
 from ngvae_pyro.forms import Form
 from ngvae_pyro.images import (
@@ -83,7 +83,7 @@ def _read_into(
 def _room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> np.ndarray:
     """Memory for an array, if there is enough for it and for what is made of it."""
     size = math.prod(shape) * dtype.itemsize
-    memory.check(f"{where}: shape {shape}", memory.DATA_PEAK * size)
+    machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ngvae_pyro import _arviz, memory
+from ngvae_pyro import _arviz, machine
 from ngvae_pyro.axes import Rotation, RotationValues
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
@@ -20,7 +20,7 @@ from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_t
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import ACTIVE, is_informative
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.table import known_count
 from ngvae_pyro.verdict import VerdictValues
 
@@ -413,9 +413,9 @@ def to_arviz(
     shape = (chains, draws_per_chain, len(data))
     # Of z and the precision, and once more to write them.
     numbers = 4 * math.prod(shape) * fit.model.latent_size
-    memory.check(
+    machine.check(
         "posterior draws (observations, chains, draws_per_chain)",
-        memory.FLOAT_BYTES * numbers,
+        machine.FLOAT_BYTES * numbers,
         fit.device,
     )
     with evaluating(fit.model, fit.guide):

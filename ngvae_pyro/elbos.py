@@ -26,6 +26,8 @@ class Objective:
     """
 
     fraction: float | Tensor = 1.0
+    # How many z are drawn of each particle.
+    draws = 1
 
     def advance(self, fraction: float) -> Hashable:
         """Switch on and off what begins or ends at some fraction; ``fit`` asks before each step.
@@ -38,6 +40,10 @@ class Objective:
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         """Parameters of the objective itself, moved to a device, with their Adam settings."""
         return []
+
+    def numbers_kept(self, rows: int, latents: int) -> int:
+        """How many numbers it keeps of a batch besides those of the networks, for the gradient."""
+        return 0
 
 
 class TraceELBO(Objective, Trace_ELBO):

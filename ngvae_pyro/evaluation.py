@@ -23,9 +23,9 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import ACTIVE
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.records import Evaluation
 from ngvae_pyro.specs import RunSpec
-from ngvae_pyro.svi import seeded
 
 POINTS = 15_000
 # Held-out images and draws behind the log likelihood; their mean has a standard error of half a nat

@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 from torch.func import jvp, vmap
 
-from ngvae_pyro import _arviz, memory
+from ngvae_pyro import _arviz, machine
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.model import VAE
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.nn import activations
 
 # Images times draws that share their random numbers, and are decoded at once where there is room;
 # few, so that they stay in the processor's cache.
@@ -73,9 +74,7 @@ class LogLikelihood:
 def row_bytes(model: VAE) -> int:
     """About how many bytes an image takes while it is decoded and compared."""
     pixels = math.prod(model.image_shape)
-    return memory.FLOAT_BYTES * (
-        memory.activations(model.spec.decoder, model.image_shape) + 4 * pixels
-    )
+    return machine.FLOAT_BYTES * (activations(model.spec.decoder, model.image_shape) + 4 * pixels)
 
 
 @torch.no_grad()
@@ -131,7 +130,7 @@ def climb(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Peaks:
     columns, pixels = z.shape[-1], math.prod(x.shape[1:])
     # One column of a Jacobian with what forward mode keeps beside it, and copies in float64.
     column = 2 * row_bytes(model) + 24 * pixels + 80 * columns
-    memory.check("the log likelihood (latent_size)", 2.0 * columns * (24 * pixels + 8 * columns))
+    machine.check("the log likelihood (latent_size)", 2.0 * columns * (24 * pixels + 8 * columns))
     images = max(1, ROOM // (columns * column))
     parts = [
         _climb(model, *few, iterations, max(1, min(columns, ROOM // column)))
@@ -476,7 +475,7 @@ def log_likelihood(
     # Of so many images the random numbers are drawn together.
     step = max(1, CHUNK // draws)
     needed = 48 * draws * latents
-    memory.check("the log likelihood (draws, latent_size)", needed * step, fit.device)
+    machine.check("the log likelihood (draws, latent_size)", needed * step, fit.device)
     # Modes are found for more of them at once where the draws are many.
     size = step if model.discrete else step * max(1, min(32, ROOM // needed) // step)
     values, pareto_k, more = [], [], 0

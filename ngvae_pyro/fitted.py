@@ -200,7 +200,7 @@ class Fit:
         Raises:
             UserError: For less than one, and for a seed that is not in [0, 2**32).
         """
-        from ngvae_pyro.svi import seeded
+        from ngvae_pyro.machine import seeded
 
         check_count("n", n)
         if not is_seed(seed):

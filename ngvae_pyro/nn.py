@@ -276,3 +276,15 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
     while grid % 2 == 0 and grid > 4:
         grid, layers = grid // 2, layers + 1
     return grid, layers
+
+
+def activations(spec: MLPSpec | ConvSpec | ResNetV2Spec, image_shape: Sequence[int]) -> int:
+    """About how many numbers a network keeps of one image (C, H, W) for its gradients."""
+    pixels = math.prod(image_shape)
+    if spec.kind == "mlp":
+        # The normalised, the linear, its silu and the sum.
+        return 4 * spec.depth * spec.width + 2 * pixels
+    # Halving the grid leaves a quarter of it, so all sizes together have 4/3 of the largest.
+    cells = 4 * image_shape[1] * image_shape[2] // 3
+    layers = 8 * spec.blocks if spec.kind == "resnet_v2" else 1
+    return layers * spec.channels * cells + 4 * spec.width + 2 * pixels

@@ -230,6 +230,10 @@ class BetaTCELBO(PenalisedELBO):
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         return (self.beta - 1.0) * self.total_correlation(z, q).sum()
 
+    def numbers_kept(self, rows: int, latents: int) -> int:
+        # The density of each draw under the posterior of each image.
+        return 2 * rows**2 * latents
+
     def total_correlation(self, z: Tensor, q: Normal) -> Tensor:
         """log q(z_i) - sum_k log q(z_ik) for draws z (B, K) of q, shape (B,)."""
         log_norm = math.log(len(z) * self.data_size)
@@ -438,8 +442,12 @@ class AdversarialELBO(TraceELBO):
         self.max_plate_nesting = elbo.max_plate_nesting
         self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
         self.acts = True
+        self.draws = elbo.draws
         self._elbo = elbo
         self.discriminator = PatchDiscriminator(image_shape, channels, layers)
+
+    def numbers_kept(self, rows: int, latents: int) -> int:
+        return self.elbo.numbers_kept(rows, latents)
 
     @property
     def elbo(self) -> Any:

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from ngvae_pyro import memory
+from ngvae_pyro import machine
 from ngvae_pyro.contexts import float32
 from ngvae_pyro.errors import UserError, described, expect, nearest
 from ngvae_pyro.images import ImageData, generator
@@ -112,8 +112,8 @@ def sprites(
     if not 32 / resolution <= edge <= 32:
         raise UserError(f"sprites: edge: expected {32 / resolution:g} to 32 pixels, got {edge}")
 
-    size = n * (3 * resolution**2 + memory.FLOAT_BYTES * len(SPRITE_FACTORS))
-    memory.check(f"sprites: {n} images of 3x{resolution}x{resolution}", memory.DATA_PEAK * size)
+    size = n * (3 * resolution**2 + machine.FLOAT_BYTES * len(SPRITE_FACTORS))
+    machine.check(f"sprites: {n} images of 3x{resolution}x{resolution}", machine.DATA_PEAK * size)
     factors = _draw_factors(n, seed, vary, held, SPRITE_FACTORS | own)
     images = torch.empty(n, 3, resolution, resolution, dtype=torch.uint8)
     # Small enough to stay in the processor's cache or in any accelerator's memory.

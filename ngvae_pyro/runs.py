@@ -37,12 +37,13 @@ from ngvae_pyro.fitted import Fit, check_data, check_fit
 from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import GUIDES, Guide, load_guide
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.machine import resolve_device, seeded
 from ngvae_pyro.model import MODELS, VAE, load_model
 from ngvae_pyro.records import History, Metrics, Record, RunRecord
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, FormSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import fit, resolve_device, seeded
+from ngvae_pyro.svi import fit
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 

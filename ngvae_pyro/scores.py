@@ -48,8 +48,8 @@ from ngvae_pyro.evaluation import NEW_SEED
 from ngvae_pyro.fitted import Fit, check_data, check_fit, site_terms
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
+from ngvae_pyro.machine import seeded
 from ngvae_pyro.specs import DataSpec, parse
-from ngvae_pyro.svi import seeded
 
 # Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4

@@ -137,7 +137,7 @@ LearningRate = Annotated[float, Field(gt=0.0, le=1e30)]
 Weight = Annotated[float, Field(ge=0.0, le=1e9)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e9)]
 Steps = Annotated[int, Field(gt=0, le=10**9)]
-# Sizes of networks and batches; whether they fit together is for :mod:`ngvae_pyro.memory`.
+# Sizes of networks and batches; whether they fit together is for :mod:`ngvae_pyro.machine`.
 Width = Annotated[int, Field(gt=0, le=100_000)]
 Depth = Annotated[int, Field(gt=0, le=1_000)]
 Channels = Annotated[int, Field(gt=0, le=10_000)]
@@ -188,7 +188,7 @@ class Ramp(Spec):
         return self.initial + (self.final - self.initial) * t
 
 
-# What names a device; also :func:`ngvae_pyro.svi.resolve_device` goes by it.
+# What names a device; also :func:`ngvae_pyro.machine.resolve_device` goes by it.
 DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 

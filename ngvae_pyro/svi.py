@@ -7,14 +7,12 @@ never knows of its schedule.
 
 import copy
 import math
-import re
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
-from numbers import Integral
 from typing import Any
 
 import pyro
@@ -31,17 +29,17 @@ from ngvae_pyro.contexts import evaluating, fitting
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.elbos import TraceELBO
-from ngvae_pyro.errors import Notice, UserError, described, expect
+from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.images import ImageData, check_images
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
+from ngvae_pyro.machine import resolve_device, seeded
 from ngvae_pyro.model import VAE, check_likelihood
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.progress import TrainingBar
 from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import (
-    DEVICE,
     IMMATERIAL,
     BaseGuideSpec,
     FitSpec,
@@ -88,41 +86,6 @@ class SiteWeights(Messenger):
         weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
         if weight is not None:
             msg["scale"] = msg["scale"] * weight
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: If it is none of auto, cpu, cuda and cuda:N, or CUDA is asked for and there is
-            none.
-    """
-    if not (isinstance(name, str) and re.fullmatch(DEVICE, name)):
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {described(name)}")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        found = torch.cuda.device_count()
-        if (device.index or 0) >= found:
-            raise UserError(f"device '{name}' asked for, but torch sees {found} CUDA devices")
-    return device
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators of the CPU and of ``device`` under a seed, and then as they were.
-
-    Raises:
-        UserError: If the seed is no whole number that torch can take.
-    """
-    expect("seed", seed, Integral, "a whole number")
-    if not -(2**63) <= seed < 2**64:
-        raise UserError(f"seed: expected a whole number in [-2**63, 2**64), got {seed}")
-    # Named, because fork_rng otherwise takes every GPU of the machine, and warns of it.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(seed))
-        yield
 
 
 def convolutional(*modules: torch.nn.Module) -> bool:

@@ -19,7 +19,7 @@ from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import LEAK, is_informative
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.machine import seeded
 
 # Share of the images that count as similar to the base image, the least number of them, and the
 # share at each end of their values that is left out.

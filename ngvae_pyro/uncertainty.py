@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ngvae_pyro import memory
+from ngvae_pyro import machine
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evidence import CHUNK
 from ngvae_pyro.fitted import Fit, check_data, check_fit
 from ngvae_pyro.images import ImageData
-from ngvae_pyro.svi import seeded
+from ngvae_pyro.machine import seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +95,8 @@ def in_batches(
     step = max(1, CHUNK // (precisions * draws))
     # All draws of an image are decoded at once, and copied some times for the variances over them.
     pixels = math.prod(data.image_shape)
-    needed = 6.0 * memory.FLOAT_BYTES * precisions * draws * step * pixels
-    memory.check("the uncertainty (precisions, draws)", needed, fit.device)
+    needed = 6.0 * machine.FLOAT_BYTES * precisions * draws * step * pixels
+    machine.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
         # Of each batch, so that between two of them all is as it was.

@@ -50,7 +50,7 @@ from ngvae_pyro import (
     comparison,
     data,
     evaluation,
-    memory,
+    machine,
     rendering,
     report,
     runs,
@@ -802,7 +802,7 @@ def lightened(steps: int = 2) -> Iterator[None]:
         mock.patch.object(runs._arviz, "to_netcdf", lambda posterior, path: path.touch()),
         mock.patch.object(scores.plots, "scores", nothing),
         mock.patch.object(comparison, "ProcessPoolExecutor", Inline),
-        mock.patch.object(memory, "there", lambda device="cpu": ROOM),
+        mock.patch.object(machine, "there", lambda device="cpu": ROOM),
     ):
         yield
 

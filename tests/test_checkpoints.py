@@ -122,7 +122,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
 
 def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon):
     """Cut before it and after it; of so short a training it would not be free."""
-    monkeypatch.setattr(svi, "FREE", float("inf"))
+    monkeypatch.setattr("ngvae_pyro.actions.FREE", float("inf"))
     monkeypatch.setattr(axes, "gaussian", lambda codes: np.zeros(codes.shape[1], bool))
     pair = ("normal_gamma", RelaxedGuideSpec(schedule={"independent": 0.6}))
     cut(monkeypatch)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ngvae_pyro import cli, comparison, data, files, memory, report, runs, variants
+from ngvae_pyro import cli, comparison, data, files, machine, memory, report, runs, variants
 from ngvae_pyro.errors import LONGEST, UserError, one_line
 from ngvae_pyro.rendering import sprites
 
@@ -282,7 +282,7 @@ def test_what_the_machine_refuses_is_one_line(bench, tmp_path):
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(memory, "there", lambda device="cpu": 2**26)
+    monkeypatch.setattr(machine, "there", lambda device="cpu": 2**26)
     with pytest.raises(UserError, match=r"sprites: 22000 .* the 0.1 GiB of memory .* needs 0.1"):
         sprites()
     images = sprites(20)
@@ -319,7 +319,7 @@ def test_looking_at_memory_draws_no_random_numbers():
 def test_a_zip_bomb_is_not_inflated(tmp_path, monkeypatch):
     path = tmp_path / "bomb.npz"
     path.write_bytes(input_cases.bomb())
-    monkeypatch.setattr(memory, "there", lambda device="cpu": input_cases.ROOM)
+    monkeypatch.setattr(machine, "there", lambda device="cpu": input_cases.ROOM)
     read = mock.Mock(side_effect=AssertionError("inflated"))
     monkeypatch.setattr(data, "_read_into", read)
     with pytest.raises(UserError, match=r"imgs: shape \(172, 1, 1024, 1024\): .* needs 0.3 GiB"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ngvae_pyro import data, fit, memory, runs
+from ngvae_pyro import data, fit, machine, runs
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.variants import run_spec
 
@@ -65,16 +65,16 @@ def test_loading_and_training_take_one_and_a_half_times_the_data(case, tmp_path,
     train(tmp_path / "large.npz", **({"size": int(share * 16 * len(few))} if share < 1 else {}))
     growth = status("VmHWM") - before
     (tmp_path / "large.npz").unlink()
-    assert SIZE < growth < memory.DATA_PEAK * SIZE
+    assert SIZE < growth < machine.DATA_PEAK * SIZE
 
 
 def test_what_takes_more_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
     np.savez(path, imgs=np.zeros((100, 100, 100), np.float64))
     # As float32.
-    monkeypatch.setattr(memory, "there", lambda device="cpu": 6_000_000)
+    monkeypatch.setattr(machine, "there", lambda device="cpu": 6_000_000)
     assert len(data.load(path)) == 100
-    monkeypatch.setattr(memory, "there", lambda device="cpu": 5_999_999)
+    monkeypatch.setattr(machine, "there", lambda device="cpu": 5_999_999)
     with pytest.raises(UserError, match=r"imgs: shape \(100, 1, 100, 100\): expected .* memory"):
         data.load(path)
 
@@ -110,15 +110,15 @@ UNLIMITED = 9223372036854771712
     ],
 )
 def test_limits_of_control_groups(tmp_path, lines, limits, expected):
-    assert memory.allowed(groups(tmp_path, lines, limits)) == expected
+    assert machine.allowed(groups(tmp_path, lines, limits)) == expected
 
 
 def test_memory_is_the_less_of_machine_and_container(tmp_path, monkeypatch):
-    assert memory.allowed(tmp_path) == float("inf")
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(memory, "allowed", lambda: UNLIMITED)
-    assert memory.there() == machine
-    monkeypatch.setattr(memory, "allowed", lambda: 2**20)
-    assert memory.there(torch.device("cpu")) == 2**20
+    assert machine.allowed(tmp_path) == float("inf")
+    all_of_it = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(machine, "allowed", lambda: UNLIMITED)
+    assert machine.there() == all_of_it
+    monkeypatch.setattr(machine, "allowed", lambda: 2**20)
+    assert machine.there(torch.device("cpu")) == 2**20
     with pytest.raises(UserError, match=r"sprites: 22000 images of 3x32x32: .* the 0.0 GiB"):
         data.load("sprites")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ngvae_pyro import _arviz, diagnostics, evidence, memory, uncertainty
+from ngvae_pyro import _arviz, diagnostics, evidence, machine, uncertainty
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import load_guide
@@ -152,7 +152,7 @@ def test_many_latents_take_little_memory():
 
 def test_draws_that_do_not_fit_are_one_line(monkeypatch):
     fit, images, _ = folded(FOLDS["linear"], count=2)
-    monkeypatch.setattr(memory, "there", lambda device="cpu": 1e6)
+    monkeypatch.setattr(machine, "there", lambda device="cpu": 1e6)
     with pytest.raises(UserError, match=r"log likelihood \(draws, latent_size\): expected some"):
         evidence.log_likelihood(fit, images, draws=100_000)
     with pytest.raises(UserError, match=r"uncertainty \(precisions, draws\): expected some"):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ngvae_pyro as ng
-from ngvae_pyro import cli, steps, svi
+from ngvae_pyro import cli, machine, steps, svi
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.specs import AdversarialSpec, FitSpec
 
@@ -55,7 +55,7 @@ def trained(pair, data, schedule=None, count=8, **settings):
     model, guide = pair
     spec = FitSpec(**{"steps": 16, "batch_size": 16, "device": "cpu", **settings})
     schedule = schedule or guide.spec.schedule
-    with svi.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+    with machine.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         trainer = svi.Trainer(model, guide, data, spec, schedule)
         trainer.trace = []
         for _ in range(count):
@@ -303,7 +303,7 @@ def test_steps_are_compared_often_at_first_and_then_rarely(data, monkeypatch):
     calls = []
     model.register_forward_hook(lambda *_: calls.append(trainer.step))
     trainer = svi.Trainer(model, guide, data, spec, guide.spec.schedule)
-    with svi.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+    with machine.seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         for _ in range(40):
             trainer.train_step()
     # Two to warm up, two recordings, and then at so many steps after the first of them.

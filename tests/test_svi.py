@@ -14,11 +14,12 @@ from ngvae_pyro.batches import Batches
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
+from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
 from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import Trainer, fit, resolve_device
+from ngvae_pyro.svi import Trainer, fit
 
 SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
 CPU = torch.device("cpu")
