@@ -119,7 +119,9 @@ class Layer:
 
 
 @torch.no_grad()
-def explore(fit: Fit, data: ImageData, metrics: Metrics) -> Explorer | None:
+def explore(
+    fit: Fit, data: ImageData, metrics: Metrics, support: Support | None = None
+) -> Explorer | None:
     """The explorer of a trained pair.
 
     A slider goes as far as the traversals of the report do, :meth:`Support.reach`: to where the
@@ -132,6 +134,7 @@ def explore(fit: Fit, data: ImageData, metrics: Metrics) -> Explorer | None:
         data: Held-out images, which give the ranges and the images to start from.
         metrics: Of :func:`ngvae_pyro.evaluate`; says which latents are informative, and which
             factors they follow where these are known.
+        support: Of the images, where it is known already.
 
     Returns:
         None where no latent is informative.
@@ -142,7 +145,7 @@ def explore(fit: Fit, data: ImageData, metrics: Metrics) -> Explorer | None:
     latents = [row["latent"] for row in rows[:ROWS]]
     labels = (row["followed"].text if "followed" in row else "" for row in rows)
     sliders = tuple(map(Slider, latents, labels))
-    support = Support.of(fit, data)
+    support = support or Support.of(fit, data)
     numbers = typical(support.loc, min(BASES, len(data)))
     reach = [[support.reach(fit, k, base) for k in latents] for base in numbers]
     page: dict[str, Any] = {

@@ -38,6 +38,7 @@ from ngvae_pyro.diagnostics import (
 from ngvae_pyro.errors import UserError, described, expect, printable
 from ngvae_pyro.files import whole, writing
 from ngvae_pyro.fitted import STEPS, Fit, check_data, check_fit
+from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.verdict import Verdict
@@ -228,22 +229,38 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save_all(folder: str | Path, fit: Fit, data: ImageData, metrics: Metrics) -> None:
-    """Write every figure of a run as PNG into ``folder``, which is made where it is not there."""
+def save_all(
+    folder: str | Path,
+    fit: Fit,
+    data: ImageData,
+    metrics: Metrics,
+    code: Codes | None = None,
+    support: "paths.Support | None" = None,
+) -> None:
+    """Write every figure of a run as PNG into ``folder``, which is made where it is not there.
+
+    Args:
+        folder: Where to.
+        fit: The trained pair.
+        data: Images that were not trained on.
+        metrics: Of :func:`ngvae_pyro.evaluate`.
+        code: What the guide says of the images, where it is known already.
+        support: Likewise, for the traversals.
+    """
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
     check_data(fit, data)
     rows, folder = latent_rows(metrics), Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    code = codes(fit, data)
+    code = code or codes(fit, data)
     figures = {
         "selection": lambda ax: selection(fit, ax),
         "precisions": lambda ax: precisions(rows, ax),
         "variances": lambda ax: variances(code.variance, code.probs, rows, ax),
         "covariance": lambda ax: covariance(code.loc, rows, ax),
         "reconstructions": lambda ax: reconstructions(fit, data, ax=ax),
-        "traversals": lambda ax: traversals(fit, data, rows, ax=ax),
+        "traversals": lambda ax: traversals(fit, data, rows, ax=ax, support=support),
     }
     for name, draw in figures.items():
         with sheet(folder / f"{name}.png") as ax:
@@ -659,6 +676,7 @@ def traversals(
     steps: int = STEPS,
     bases: int | Sequence[int] = 1,
     ax: Axes | None = None,
+    support: "paths.Support | None" = None,
 ) -> Axes:
     """Decoded images as latents move, from images that the others stay at.
 
@@ -680,6 +698,7 @@ def traversals(
         bases: How many images to start from, typical ones of which the first is the least special,
             or which of ``data`` by their numbers; a block of rows for each.
         ax: Where to draw; a figure of its own by default.
+        support: Of the images, where it is known already.
 
     Returns:
         The Axes.
@@ -697,7 +716,7 @@ def traversals(
     if latents is not None:
         latents = paths.check_numbers("latents", latents, size, "latents, e.g. [3, 9]")
     paths.check_number("steps", steps, 2, 1000)
-    support = paths.Support.of(fit, data)
+    support = support or paths.Support.of(fit, data)
     if isinstance(bases, Integral) and not isinstance(bases, bool):
         paths.check_number("bases", bases, 1, min(100, len(data)))
         numbers = paths.typical(support.loc, int(bases))

@@ -44,6 +44,7 @@ from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import DataSpec, FitSpec, FormSpec, RunSpec, SavedRun, parse
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import fit
+from ngvae_pyro.traversals import Support
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
@@ -422,7 +423,10 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     saved = saved_run(spec, fit.model, held_out.image_shape, fit.form)
     save_config(folder, saved)
     save_weights(folder, fit)
-    metrics = diagnostics.evaluate(fit, held_out, seed=spec.fit.seed)
+    # Once, because everything below is about these images.
+    codes = diagnostics.codes(fit, held_out)
+    support = Support.of(fit, held_out, codes)
+    metrics = diagnostics.measured(fit, held_out, codes, seed=spec.fit.seed)
     rotation = fit.rotation.as_dict() if fit.rotation else None
     moves = [asdict(move) for move in fit.moves]
     history = {"rows": fit.history, "moves": moves, "rotation": rotation}
@@ -436,9 +440,9 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     }
     posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
-    plots.save_all(folder / "figures", fit, held_out, metrics)
+    plots.save_all(folder / "figures", fit, held_out, metrics, codes, support)
     record = {"starts": fit.starts, "seconds": fit.seconds}
-    explorer = explore(fit, held_out, metrics)
+    explorer = explore(fit, held_out, metrics, support)
     report.write_run_report(folder, saved, metrics, None, record, explorer)
     save_record(folder, spec, fit.starts, held_out, fit.device, fit.digest, fit.seconds)
     write_json(folder / METRICS, metrics)

@@ -17,6 +17,7 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import BATCH, batches, codes, evaluate, most_informative_first
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import Fit
+from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.machine import seeded
@@ -51,11 +52,11 @@ class Support:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, fit: Fit, data: ImageData) -> "Support":
-        """That of some images; the draws are the same each time."""
+    def of(cls, fit: Fit, data: ImageData, known: Codes | None = None) -> "Support":
+        """That of some images, whose codes may be known; the draws are the same each time."""
         with evaluating(fit.guide), seeded(0, fit.device):
             draws = [fit.guide.draws(x, DRAWS)[1].cpu() for x in batches(fit, data)]
-        code, z = codes(fit, data), torch.cat(draws, 1)
+        code, z = known or codes(fit, data), torch.cat(draws, 1)
         informative = code.informative.nonzero().flatten().tolist()
         some = code.loc[:LOOKED_AT]
         usual = torch.quantile(drift(fit, some, _unit(z), informative), USUAL).item()

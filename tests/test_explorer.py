@@ -350,7 +350,7 @@ def test_a_run_has_its_explorer_and_keeps_it_when_it_is_evaluated(tmp_path, monk
     train, held_out = data.split(0.25, 0)
     fit = built(data)
     metrics = measured(fit, held_out)
-    monkeypatch.setattr(runs.diagnostics, "evaluate", lambda *_, **options: metrics)
+    monkeypatch.setattr(runs.diagnostics, "measured", lambda *_, **options: metrics)
     monkeypatch.setattr(runs.plots, "save_all", lambda *_: None)
     monkeypatch.setattr(evaluation, "assess", lambda *_: {"source": "no images"})
     monkeypatch.setattr(runs, "run_images", lambda *_: (train, held_out))
