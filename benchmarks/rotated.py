@@ -48,7 +48,7 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import locs, site_terms
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, recombine
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, known_count
 from ngvae_pyro.machine import seeded
 
 NG = "normal_gamma+relaxed"
@@ -244,7 +244,7 @@ def comparison(results, command):
         "command": command,
         "models": [{"pair": pair, "label": label} for pair, label in labels.items()],
         "metrics": table.describe(ROWS),
-        "values": table.summarise(columns, table.known_count(factors), ROWS),
+        "values": table.summarise(columns, known_count(factors), ROWS),
     }
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
+from ngvae_pyro.arrays import Array, checked
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.metrics import Array, checked
 
 # Of a latent whose aggregate posterior is the prior.
 PRIOR = {"mean": 0.0, "variance": 1.0, "skewness": 0.0, "kurtosis": 0.0}

@@ -88,7 +88,7 @@ def _checked(codes: Any) -> Array:
         UserError: If they are no finite numbers of shape (N, M), or a column never varies.
     """
     # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.metrics import checked
+    from ngvae_pyro.arrays import checked
 
     found = np.asarray(checked("codes", codes, "NK"), np.float64)
     still = np.ptp(found, axis=0) == 0.0
@@ -156,7 +156,7 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
         UserError: If they are no finite numbers of that shape.
     """
     # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.metrics import checked
+    from ngvae_pyro.arrays import checked
 
     codes = np.asarray(checked("codes", codes, "NK"), np.float64)
     if len(codes) < 2 or (codes.std(0) <= STILL * np.maximum(np.abs(codes).max(0), 1.0)).any():

@@ -23,7 +23,7 @@ from ngvae_pyro import _arviz, comparison_plots, evaluation, locks, report, runs
 from ngvae_pyro.checkpoints import first_difference
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.files import check_no_link, whole
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, known_count
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.records import Comparison
@@ -409,7 +409,7 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
             metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
             found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
             seeds[run.pair].append(run.seed)
-            factors = table.known_count(numbers.get("factors"))
+            factors = known_count(numbers.get("factors"))
     spec = planned[0].spec
     return {
         "data": spec.data.name,

@@ -18,10 +18,9 @@ from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_terms
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, known_count
 from ngvae_pyro.latents import ACTIVE, is_informative
 from ngvae_pyro.machine import seeded
-from ngvae_pyro.table import known_count
 from ngvae_pyro.verdict import VerdictValues
 
 if TYPE_CHECKING:
@@ -166,7 +165,8 @@ def followed(
         UserError: As :func:`ngvae_pyro.metrics.correlations`, and for another number of names.
     """
     # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.metrics import checked, correlations
+    from ngvae_pyro.arrays import checked
+    from ngvae_pyro.metrics import correlations
 
     table = correlations(codes, factors)
     expect("names", names, (list, tuple), "the names of the factors")

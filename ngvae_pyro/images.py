@@ -26,6 +26,15 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
+def known_count(factors: Sequence[str] | None) -> int | None:
+    """How many factors the images are made from, where that is known; a class label does not say.
+
+    >>> known_count(["x", "y"]), known_count(["label"]), known_count(None)
+    (2, None, None)
+    """
+    return None if not factors or list(factors) == ["label"] else len(factors)
+
+
 def parts(images: _Rows) -> Iterator[_Rows]:
     """Views of the images in order, `BLOCK` bytes of them at a time."""
     rows = max(1, BLOCK // max(1, images[:1].nbytes))

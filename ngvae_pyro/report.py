@@ -25,9 +25,10 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.explorer import Explorer
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
+from ngvae_pyro.images import known_count
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.specs import SavedRun
-from ngvae_pyro.table import DASH, FIT, SLIDES, known_count, notes, of_run
+from ngvae_pyro.table import DASH, FIT, SLIDES, notes, of_run
 from ngvae_pyro.verdict import Verdict
 
 # Share of images with a bad Pareto k above which a log likelihood comes with a warning.

@@ -219,15 +219,6 @@ def of_run(run: Mapping[str, Any]) -> list[tuple[Metric, float | None]]:
     ]
 
 
-def known_count(factors: Sequence[str] | None) -> int | None:
-    """How many factors the images are made from, where that is known; a class label does not say.
-
-    >>> known_count(["x", "y"]), known_count(["label"]), known_count(None)
-    (2, None, None)
-    """
-    return None if not factors or list(factors) == ["label"] else len(factors)
-
-
 def footnotes(missing: Iterable[tuple[str, str]]) -> list[str]:
     """Why metrics have no number, of the title of each and what it needs: a line for each need."""
     titles: dict[str, list[str]] = {}
