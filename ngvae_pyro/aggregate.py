@@ -9,11 +9,15 @@ autoencoders").
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.metrics import Array, checked
+from ngvae_pyro.extras import needed
+from ngvae_pyro.images import checked
+from ngvae_pyro.metrics import Array
+
+with needed("metrics"):
+    from scipy import stats
 
 # Of a latent whose aggregate posterior is the prior.
 PRIOR = {"mean": 0.0, "variance": 1.0, "skewness": 0.0, "kurtosis": 0.0}

@@ -18,7 +18,7 @@ from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_terms
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.images import ImageData, checked
 from ngvae_pyro.svi import seeded
 from ngvae_pyro.table import known_count
 from ngvae_pyro.verdict import VerdictValues
@@ -169,7 +169,7 @@ def followed(
         UserError: As :func:`ngvae_pyro.metrics.correlations`, and for another number of names.
     """
     # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.metrics import checked, correlations
+    from ngvae_pyro.metrics import correlations
 
     table = correlations(codes, factors)
     expect("names", names, (list, tuple), "the names of the factors")

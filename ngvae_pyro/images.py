@@ -16,6 +16,8 @@ from ngvae_pyro.forms import Form, Layout, ranging, standardising
 
 # Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
 BLOCK = 2**20
+# Squares of larger values would overflow in float32.
+LARGEST = 1e15
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 
@@ -128,6 +130,35 @@ def number_array(values: Any, where: str) -> np.ndarray:
     if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
         return np.asarray(values)
     raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
+
+
+def checked(name: str, values: np.ndarray | Tensor, axes: str) -> np.ndarray:
+    """An array with the given axes, of finite numbers, or a `UserError` that begins with ``name``.
+
+    float32 stays float32, so that its bins keep their edges; all else becomes float64.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16.
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    values = np.asarray(values)
+    if values.ndim != len(axes) or 0 in values.shape:
+        raise UserError(
+            f"{name}: expected a non-empty shape ({', '.join(axes)}), got {values.shape}"
+        )
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{name}: expected numbers, got {values.dtype}")
+    if values.dtype != np.float32:
+        values = values.astype(np.float64)
+    # Written so that NaN, which fails every comparison, is refused too.
+    wrong = ~(np.abs(values) <= LARGEST)
+    if wrong.any():
+        index = tuple(np.argwhere(wrong)[0].tolist())
+        raise UserError(
+            f"{name}: expected finite values of at most {LARGEST:g}, "
+            f"got {values[index]:g} at {list(index)}"
+        )
+    return values
 
 
 def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[Tensor, Form]:

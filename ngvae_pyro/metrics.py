@@ -29,17 +29,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import entropy, rankdata
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ngvae_pyro.errors import UserError, described, expect
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.extras import needed
+from ngvae_pyro.images import ImageData, checked
+
+with needed("metrics"):
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import entropy, rankdata
+    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
+    from sklearn.svm import LinearSVC
 
 BINS = 20
 # More distinct values than this, not all integers, are a continuous factor.
@@ -52,8 +55,6 @@ BATCH = 64
 PRUNED = 0.05
 # Share of the deviations that IRS calls the largest; the rest are outliers.
 QUANTILE = 0.99
-# Squares of larger values would overflow in float32.
-LARGEST = 1e15
 # A latent whose variance is no larger is collapsed, whatever its rounding correlates with.
 STILL = 1e-12
 
@@ -610,35 +611,6 @@ def information_entropy(information: Array | Tensor) -> float:
 
 
 # Shared --------------------------------------------------------------------------------------
-
-
-def checked(name: str, values: Array | Tensor, axes: str) -> Array:
-    """An array with the given axes, of finite numbers, or a `UserError` that begins with ``name``.
-
-    float32 stays float32, so that its bins keep their edges; all else becomes float64.
-    """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # numpy has no bfloat16.
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    values = np.asarray(values)
-    if values.ndim != len(axes) or 0 in values.shape:
-        raise UserError(
-            f"{name}: expected a non-empty shape ({', '.join(axes)}), got {values.shape}"
-        )
-    if values.dtype.kind not in "biuf":
-        raise UserError(f"{name}: expected numbers, got {values.dtype}")
-    if values.dtype != np.float32:
-        values = values.astype(np.float64)
-    # Written so that NaN, which fails every comparison, is refused too.
-    wrong = ~(np.abs(values) <= LARGEST)
-    if wrong.any():
-        index = tuple(np.argwhere(wrong)[0].tolist())
-        raise UserError(
-            f"{name}: expected finite values of at most {LARGEST:g}, "
-            f"got {values[index]:g} at {list(index)}"
-        )
-    return values
 
 
 def _codes(codes: Array | Tensor, least: int = 2) -> Array:

@@ -12,22 +12,24 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
-
 from ngvae_pyro.errors import UserError, nearest, one_line
+from ngvae_pyro.extras import needed
+
+with needed("train"):
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Discriminator,
+        Field,
+        SerializerFunctionWrapHandler,
+        Tag,
+        TypeAdapter,
+        ValidationError,
+        model_serializer,
+        model_validator,
+    )
 
 
 class Spec(BaseModel):
