@@ -181,11 +181,12 @@ def save(drawn: Axes | Figure, path: str | Path) -> None:
     """
     expect("drawn", drawn, (Axes, Figure), "matplotlib Axes, or a figure")
     path = _check_suffix(path)
-    figure = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
     if figure is None:
         raise UserError("drawn: expected Axes of a figure, got some that were removed from it")
     with matplotlib.rc_context(STYLE), whole(path) as partial:
-        figure.savefig(partial)
+        # The figure of a subfigure is the whole one. Matplotlib has other words for it since 3.10.
+        figure.figure.savefig(partial)
 
 
 def latent_rows(metrics: Any) -> list[Row]:
