@@ -1,6 +1,19 @@
-"""``python -m ngvae_pyro`` is ``ngvae``."""
+"""``python -m ngvae_pyro`` is ``ngvae``; where it cannot begin, a line says what is missing."""
 
-from ngvae_pyro.cli import main
+import sys
+
+from ngvae_pyro.errors import UserError
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from ngvae_pyro import cli
+    except UserError as error:
+        print(f"ngvae: {error}", file=sys.stderr)
+        sys.exit(2)
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from ngvae_pyro import files
+from ngvae_pyro.extras import needed
 
-with warnings.catch_warnings():
+with needed("arviz"), warnings.catch_warnings():
     # 0.23 announces its successor once a day; users of this package need not act on it.
     warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing", FutureWarning)
     import arviz as az
+    import h5netcdf  # noqa: F401, of the files; here, so that its lack is told before the end
+    import h5py  # noqa: F401, for h5netcdf
+    import xarray as xr
 
 FIRST_GENERATION = az.__version__.startswith("0.")
 
@@ -77,7 +80,8 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
         if FIRST_GENERATION:
             found = az.psislw(log_weights[differ])[1]
         else:
-            from arviz_stats.base import array_stats
+            with needed("arviz"):
+                from arviz_stats.base import array_stats
 
             # It takes log likelihoods, whose negatives are the log weights of leaving one out.
             found = array_stats.psislw(-log_weights[differ])[1]

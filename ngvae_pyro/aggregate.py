@@ -9,11 +9,14 @@ autoencoders").
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 from ngvae_pyro.arrays import Array, checked
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.extras import needed
+
+with needed("metrics"):
+    from scipy import stats
 
 # Of a latent whose aggregate posterior is the prior.
 PRIOR = {"mean": 0.0, "variance": 1.0, "skewness": 0.0, "kurtosis": 0.0}

@@ -17,10 +17,14 @@ from numbers import Integral
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.special import chdtri
 
+from ngvae_pyro.arrays import checked
 from ngvae_pyro.errors import UserError, expect
+from ngvae_pyro.extras import needed
+
+with needed("train"):
+    from scipy.optimize import linear_sum_assignment
+    from scipy.special import chdtri
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -87,9 +91,6 @@ def _checked(codes: Any) -> Array:
     Raises:
         UserError: If they are no finite numbers of shape (N, M), or a column never varies.
     """
-    # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.arrays import checked
-
     found = np.asarray(checked("codes", codes, "NK"), np.float64)
     still = np.ptp(found, axis=0) == 0.0
     if still.any():
@@ -155,9 +156,6 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
     Raises:
         UserError: If they are no finite numbers of that shape.
     """
-    # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.arrays import checked
-
     codes = np.asarray(checked("codes", codes, "NK"), np.float64)
     if len(codes) < 2 or (codes.std(0) <= STILL * np.maximum(np.abs(codes).max(0), 1.0)).any():
         return None

@@ -28,6 +28,7 @@ from ngvae_pyro import diagnostics, files, locks, machine, plots, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
@@ -380,7 +381,8 @@ def draw(path: str | Path, result: Check) -> None:
 
 
 def _handles() -> list[Any]:
-    from matplotlib.lines import Line2D
+    with needed("plots"):
+        from matplotlib.lines import Line2D
 
     grey = "#333333"
     return [

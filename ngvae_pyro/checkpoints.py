@@ -26,14 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from ngvae_pyro import files
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.extras import needed
 from ngvae_pyro.records import State
 from ngvae_pyro.specs import parse
+
+with needed("train"):
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
 
 # Of the files; another number is another layout.
 FORMAT = 1

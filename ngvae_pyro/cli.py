@@ -14,16 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from typer.core import TyperCommand
-
 from ngvae_pyro import __version__, files, interrupts, variants
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line, printable
+from ngvae_pyro.extras import needed
 from ngvae_pyro.latents import is_informative
+
+with needed("cli"):
+    import typer
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from ngvae_pyro.diagnostics import Latent, Metrics

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from ngvae_pyro import evaluation, runs
 from ngvae_pyro import traversals as paths
+from ngvae_pyro.extras import needed
 from ngvae_pyro.files import make_folder
 from ngvae_pyro.plots import (
     INFORMATIVE,
@@ -32,6 +32,9 @@ from ngvae_pyro.plots import (
     moved_rows,
     new_figure,
 )
+
+with needed("plots"):
+    from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito (2008), without the yellow, and markers for who sees no colours.
 COLOURS = ("#555555", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

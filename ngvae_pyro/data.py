@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from ngvae_pyro import machine
 from ngvae_pyro.errors import Notice, UserError, described, nearest
+from ngvae_pyro.extras import needed
 from ngvae_pyro.forms import Form
 from ngvae_pyro.images import (
     BLOCK,
@@ -346,7 +347,8 @@ _COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 def _opened(path: Path, look: Callable[[Any], _Found]) -> _Found:
     """What is seen of a picture."""
-    from PIL import Image
+    with needed("images"):
+        from PIL import Image
 
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
@@ -462,10 +464,8 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
 
 def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
     """torchvision's own training set, which has the attributes `data` and `targets`."""
-    try:
+    with needed("images"):
         from torchvision import datasets
-    except ImportError as error:
-        raise UserError(f"{name}: needs torchvision: pip install torchvision") from error
     class_name, folder = TORCHVISION[name]
     try:
         return getattr(datasets, class_name)(str(root), train=True, download=download)

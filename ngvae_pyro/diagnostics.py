@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import _arviz, machine
+from ngvae_pyro.arrays import checked
 from ngvae_pyro.axes import Rotation, RotationValues
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
@@ -165,7 +166,6 @@ def followed(
         UserError: As :func:`ngvae_pyro.metrics.correlations`, and for another number of names.
     """
     # Not before it is asked for, because scikit-learn takes a second.
-    from ngvae_pyro.arrays import checked
     from ngvae_pyro.metrics import correlations
 
     table = correlations(codes, factors)

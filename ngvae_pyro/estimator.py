@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ngvae_pyro import diagnostics, evidence, runs, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import (
     Fit,
     check_count,
@@ -36,6 +32,13 @@ from ngvae_pyro.images import ImageData, number_array
 from ngvae_pyro.specs import GUIDE_SPECS, DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
 from ngvae_pyro.svi import fit
 from ngvae_pyro.verdict import Verdict
+
+with needed("metrics"):
+    from scipy.sparse import issparse
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_array, check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 
 class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.diagnostics import Metrics, most_informative_first
+from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
@@ -328,7 +329,8 @@ def _strips(
 
 def _png(images: Tensor) -> str:
     """Images (N, C, H, W) below each other, as a data URL."""
-    from PIL import Image
+    with needed("images"):
+        from PIL import Image
 
     pixels = (255.0 * images.nan_to_num().clamp(0, 1)).round().byte()
     strip = pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()

@@ -18,6 +18,7 @@ from ngvae_pyro.axes import Rotation
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images, NoTensor, as_images
 from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.extras import needed
 from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.images import ImageData, check_images, number_array
@@ -224,7 +225,8 @@ class Fit:
             factors of the images are known, also the ``closest factor`` and the ``|correlation|``
             of loc with it (:class:`ngvae_pyro.diagnostics.Followed`).
         """
-        import pandas as pd
+        with needed("tables"):
+            import pandas as pd
 
         from ngvae_pyro.diagnostics import evaluate, most_informative_first
 
@@ -256,7 +258,8 @@ class Fit:
             image, ``informative``, how many latents are, and for each latent k its mean p, ``p k``,
             and the ``variance of loc k``, where they were kept.
         """
-        import pandas as pd
+        with needed("tables"):
+            import pandas as pd
 
         return pd.DataFrame(
             [

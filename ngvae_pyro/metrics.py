@@ -28,18 +28,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import entropy, rankdata
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ngvae_pyro.arrays import Array, checked
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.extras import needed
 from ngvae_pyro.images import ImageData
+
+with needed("metrics"):
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import entropy, rankdata
+    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import mutual_info_score, r2_score, roc_auc_score
+    from sklearn.svm import LinearSVC
 
 BINS = 20
 # More distinct values than this, not all integers, are a continuous factor.

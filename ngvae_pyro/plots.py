@@ -18,12 +18,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from ngvae_pyro import traversals as paths
@@ -36,12 +32,19 @@ from ngvae_pyro.diagnostics import (
     reconstruct,
 )
 from ngvae_pyro.errors import UserError, described, expect, printable
+from ngvae_pyro.extras import needed
 from ngvae_pyro.files import whole, writing
 from ngvae_pyro.fitted import STEPS, Fit, check_data, check_fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.verdict import Verdict
+
+with needed("plots"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 # Of letters, for which the grey of the uninformative latents is too faint.
@@ -95,7 +98,8 @@ def _drawing(ax: Any, width: float, height: float) -> Iterator[Axes]:
     with matplotlib.rc_context(STYLE):
         if ax is None:
             # Not before somebody asks for a figure on the screen.
-            from matplotlib import pyplot
+            with needed("plots"):
+                from matplotlib import pyplot
 
             ax = pyplot.figure(figsize=(width, height), layout="constrained").add_subplot()
         elif not isinstance(ax, Axes):
@@ -179,11 +183,12 @@ def save(drawn: Axes | Figure, path: str | Path) -> None:
     """
     expect("drawn", drawn, (Axes, Figure), "matplotlib Axes, or a figure")
     path = _check_suffix(path)
-    figure = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
     if figure is None:
         raise UserError("drawn: expected Axes of a figure, got some that were removed from it")
     with matplotlib.rc_context(STYLE), whole(path) as partial:
-        figure.savefig(partial)
+        # The figure of a subfigure is the whole one. Matplotlib has other words for it since 3.10.
+        figure.figure.savefig(partial)
 
 
 def latent_rows(metrics: Any) -> list[Row]:

@@ -7,9 +7,11 @@ not fit is one line. Keys that are not here are let pass.
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-
+from ngvae_pyro.extras import needed
 from ngvae_pyro.specs import Spec, Text
+
+with needed("train"):
+    from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 
 def _within(name: str) -> str:

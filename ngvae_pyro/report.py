@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tomli_w
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ngvae_pyro.axes import Rotation
 from ngvae_pyro.diagnostics import (
     CLOSE,
@@ -23,6 +20,7 @@ from ngvae_pyro.diagnostics import (
 )
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.explorer import Explorer
+from ngvae_pyro.extras import needed
 from ngvae_pyro.files import whole
 from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.images import known_count
@@ -30,6 +28,10 @@ from ngvae_pyro.latents import is_informative
 from ngvae_pyro.specs import SavedRun
 from ngvae_pyro.table import DASH, FIT, SLIDES, notes, of_run
 from ngvae_pyro.verdict import Verdict
+
+with needed("cli"):
+    import tomli_w
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 # Share of images with a bad Pareto k above which a log likelihood comes with a warning.
 MANY_BAD = 0.1

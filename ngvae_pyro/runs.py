@@ -10,10 +10,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import tomli_w
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from ngvae_pyro import (
     _arviz,
@@ -32,6 +29,7 @@ from ngvae_pyro.checkpoints import Checkpoints, is_own
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import Notice, UserError, expect, nearest
 from ngvae_pyro.explorer import explore
+from ngvae_pyro.extras import check_installed, needed
 from ngvae_pyro.files import read_text
 from ngvae_pyro.fitted import Fit, check_data, check_fit
 from ngvae_pyro.forms import Form
@@ -45,6 +43,13 @@ from ngvae_pyro.specs import DataSpec, FitSpec, FormSpec, RunSpec, SavedRun, par
 from ngvae_pyro.steps import NonFiniteLoss
 from ngvae_pyro.svi import fit
 from ngvae_pyro.traversals import Support
+
+with needed("cli"):
+    import tomli_w
+
+with needed("train"):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
@@ -665,6 +670,8 @@ def _load_shared(
     spec: RunSpec, device: torch.device, stage: Stage, team: Team
 ) -> tuple[ImageData, ImageData]:
     """(train, held-out) images, downloaded by one process of each machine if they are to be."""
+    # The factors of images are looked at after the last step.
+    check_installed("metrics")
     with stage("preparing data"):
         if spec.data.download and team.size > 1:
             with team.together():

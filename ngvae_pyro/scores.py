@@ -38,18 +38,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ngvae_pyro import diagnostics, files, locks, plots, runs, uncertainty
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation import NEW_SEED
+from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit, check_data, check_fit, site_terms
 from ngvae_pyro.images import ImageData
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.machine import seeded
 from ngvae_pyro.specs import DataSpec, parse
+
+with needed("metrics"):
+    from sklearn.metrics import roc_auc_score
 
 # Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4

@@ -13,22 +13,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
-from pydantic_core import core_schema
-
 from ngvae_pyro.errors import UserError, nearest, one_line
+from ngvae_pyro.extras import needed
+
+with needed("train"):
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        GetCoreSchemaHandler,
+        SerializerFunctionWrapHandler,
+        TypeAdapter,
+        ValidationError,
+        model_serializer,
+        model_validator,
+    )
+    from pydantic_core import core_schema
 
 
 class Spec(BaseModel):

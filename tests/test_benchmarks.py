@@ -24,20 +24,44 @@ def step(monkeypatch):
         del sys.modules[name]
 
 
-@pytest.fixture
-def small(step, monkeypatch):
-    """The pair of the benchmark with small networks, and images."""
-    images = (torch.rand(4, 1, 8, 8) * 255).to(torch.uint8)
+@pytest.fixture(params=["mlp", "conv64"])
+def small(step, monkeypatch, request):
+    """The pair of the benchmark with small perceptrons or its own convolutions, and images."""
     monkeypatch.setitem(step.NETWORKS, "mlp", (step.MLPSpec(width=16, depth=2), 1))
-    return *step.Cell("mlp", 4, "cpu", images).pair(), ImageData.to_unit(images)
+    shape = {"mlp": (4, 1, 8, 8), "conv64": (4, 3, 64, 64)}[request.param]
+    images = (torch.rand(shape) * 255).to(torch.uint8)
+    return *step.Cell(request.param, 4, "cpu", images).pair(), ImageData.to_unit(images)
 
 
 def test_the_loss_by_hand_is_the_packages(step, small):
+    before = [p.clone() for p in small[1].parameters()]
     step.check_loss(*small)
+    # The check computes with copies, in float64.
+    for parameter, was in zip(small[1].parameters(), before, strict=True):
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, was)
 
 
-def test_another_loss_is_told(step, small, monkeypatch):
-    monkeypatch.setattr(step, "SHARPNESS", 10.0)
+@pytest.mark.parametrize(
+    "name, value",
+    # The last two are off by a millionth, and by a thousandth.
+    [("SHARPNESS", 10.0), ("PIXEL_SCALE", 0.1000001), ("RATE", (0.1001, 100.0))],
+)
+def test_another_loss_is_told(step, small, monkeypatch, name, value):
+    monkeypatch.setattr(step, name, value)
+    with pytest.raises(RuntimeError, match="the hand-written loss is not the package's"):
+        step.check_loss(*small)
+
+
+def test_a_wrong_gradient_of_the_right_value_is_told(step, small, monkeypatch):
+    """Where a thousandth of one term is missing, of which the loss itself shows nothing."""
+    by_hand = step.handwritten_loss
+
+    def wrong(encoder, decoder, prior, x, validate=None):
+        loc, _ = encoder(x)
+        kl = 1e-3 * loc.square().sum(-1).mean() / 2
+        return by_hand(encoder, decoder, prior, x, validate) - kl + kl.detach()
+
+    monkeypatch.setattr(step, "handwritten_loss", wrong)
     with pytest.raises(RuntimeError, match="the hand-written loss is not the package's"):
         step.check_loss(*small)
 

@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import ngvae_pyro
+from ngvae_pyro.extras import EXTRAS
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 
@@ -29,13 +30,18 @@ def pythons():
     return re.findall(r"Python :: (3\.\d+)$", setup()["metadata"]["classifiers"], re.MULTILINE)
 
 
+def requirements(text):
+    return [Requirement(line) for line in text.split("\n") if line]
+
+
 def direct():
     """The requirements of setup.cfg, by name; of all extras too, which agree."""
     config = setup()
     texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
     found = {}
-    for requirement in (Requirement(line) for text in texts for line in text.split("\n") if line):
-        assert found.setdefault(requirement.name, requirement) == requirement
+    for requirement in (requirement for text in texts for requirement in requirements(text)):
+        if requirement.name != config["metadata"]["name"]:  # an extra of extras
+            assert found.setdefault(requirement.name, requirement) == requirement
     return found
 
 
@@ -90,6 +96,18 @@ def test_each_python_has_one_pin_of_each_requirement(python, platform):
     assert len(versions) == len(here), "at most one"
     for name, requirement in direct().items():
         assert requirement.specifier.contains(versions[name]), name
+
+
+def test_the_extras_are_those_of_the_package_and_an_installation_has_all_of_them():
+    config = setup()
+    declared = config["options.extras_require"]
+    for name, extra in EXTRAS.items():
+        assert [one.name for one in requirements(declared[name])] == sorted(extra.packages.values())
+    (every,) = requirements(declared["all"])
+    assert every.extras == set(EXTRAS)
+    optional = {one.name for name in EXTRAS for one in requirements(declared[name])}
+    plain = {one.name for one in requirements(config["options"]["install_requires"])}
+    assert plain == optional | {"numpy", "pyro-ppl", "torch"}
 
 
 def test_the_workflow_has_the_pythons_of_the_classifiers():
