@@ -10,8 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ngvae_pyro import comparison
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.runs import comparison
 
 
 def main():

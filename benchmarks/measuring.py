@@ -21,8 +21,8 @@ import torch
 # The sharing of tensors between processes: images are rendered once.
 from torch import multiprocessing
 
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.rendering import sprites
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rendering import sprites
 
 # A block of steps is timed, not a step: on CUDA the end of a step is not the end of its work.
 BLOCK_SECONDS = 0.1

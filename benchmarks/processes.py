@@ -20,11 +20,12 @@ from pathlib import Path
 import pyro
 import torch
 
-from ngvae_pyro import distributed, svi
+from ngvae_pyro import distributed
+from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec
+from ngvae_pyro.training import trainer as svi
 
 NETWORKS = {
     "MLP, 32x32": (MLPSpec(depth=8), MLPSpec(), 32),

@@ -24,12 +24,12 @@ import torch
 from matplotlib.ticker import FixedLocator, NullLocator
 from measuring import Contender
 
-from ngvae_pyro import plots
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
+from ngvae_pyro.report import plots
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec
-from ngvae_pyro.svi import Trainer
+from ngvae_pyro.training.trainer import Trainer
 
 # Encoder and decoder: the declared defaults, and the convolutions.
 MLP, CONV = (MLPSpec(), MLPSpec(depth=8)), (ConvSpec(), ConvSpec())

@@ -28,12 +28,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ngvae_pyro import diagnostics, machine, metrics, runs, svi
+from ngvae_pyro import machine
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rendering import sprites
+from ngvae_pyro.evaluation import diagnostics, metrics
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
-from ngvae_pyro.rendering import sprites
+from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, ResNetV2Spec
+from ngvae_pyro.training import trainer as svi
 
 FACTORS = ("x", "y", "size", "red", "blue")
 NETWORK = ResNetV2Spec(channels=8)

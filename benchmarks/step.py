@@ -46,12 +46,12 @@ from pyro.optim import ClippedAdam
 from torch import nn
 from torch.distributions import Categorical, Gamma, MixtureSameFamily, Normal
 
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.nn import ResidualLayer
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec, ScheduleSpec
-from ngvae_pyro.svi import Trainer
+from ngvae_pyro.training.trainer import Trainer
 
 LATENTS, LEARNING_RATE, CLIP = 15, 1e-3, 2000.0
 # Network and channels of 64x64 images.

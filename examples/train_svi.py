@@ -12,7 +12,7 @@ from ngvae_pyro import sprites
 from ngvae_pyro.distributions import RelaxedNormalGammaMixture, SpikeSlabPrior
 from ngvae_pyro.nn import Decoder, Encoder
 from ngvae_pyro.specs import SELECT, MLPSpec
-from ngvae_pyro.svi import SiteWeights
+from ngvae_pyro.training.trainer import SiteWeights
 
 K, SHAPE, SCALE = 15, (3, 32, 32), 0.1
 GAMMAS = {"concentration": (1000.0, 100.0), "rate": (0.1, 100.0)}

@@ -3,57 +3,70 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ngvae_pyro._doors import keep_moved_names
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ngvae_pyro import metrics, objectives, plots, scores, uncertainty
-    from ngvae_pyro.checking import check
-    from ngvae_pyro.checkpoints import Checkpoints
+    from ngvae_pyro import objectives
     from ngvae_pyro.data import load as load_data
-    from ngvae_pyro.diagnostics import evaluate, to_arviz
+    from ngvae_pyro.data.images import ImageData
+    from ngvae_pyro.data.rendering import sprites
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.estimator import NGVAE
-    from ngvae_pyro.evidence import log_likelihood
+    from ngvae_pyro.evaluation import metrics, scores, uncertainty
+    from ngvae_pyro.evaluation.checking import check
+    from ngvae_pyro.evaluation.diagnostics import evaluate, to_arviz
+    from ngvae_pyro.evaluation.evidence import log_likelihood
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.guide import load_guide
-    from ngvae_pyro.images import ImageData
     from ngvae_pyro.model import load_model
-    from ngvae_pyro.rendering import sprites
-    from ngvae_pyro.runs import load_run, save_run
+    from ngvae_pyro.report import plots
+    from ngvae_pyro.runs.folder import load_run, save_run
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
-    from ngvae_pyro.svi import fit
+    from ngvae_pyro.training.checkpoints import Checkpoints
+    from ngvae_pyro.training.trainer import fit
 
 # Where each public name lives. They are imported on first use, because torch alone takes seconds
 # and `ngvae --help` needs none of it.
 _HOMES = {
-    "Checkpoints": "checkpoints",
+    "Checkpoints": "training.checkpoints",
     "Fit": "fitted",
     "FitSpec": "specs",
-    "ImageData": "images",
+    "ImageData": "data.images",
     "ModelSpec": "specs",
     "NGVAE": "estimator",
     "RunSpec": "specs",
     "UserError": "errors",
-    "check": "checking",
-    "evaluate": "diagnostics",
-    "fit": "svi",
+    "check": "evaluation.checking",
+    "evaluate": "evaluation.diagnostics",
+    "fit": "training.trainer",
     "load_data": "data",
     "load_guide": "guide",
     "load_model": "model",
-    "load_run": "runs",
-    "log_likelihood": "evidence",
-    "save_run": "runs",
-    "sprites": "rendering",
-    "to_arviz": "diagnostics",
+    "load_run": "runs.folder",
+    "log_likelihood": "evaluation.evidence",
+    "save_run": "runs.folder",
+    "sprites": "data.rendering",
+    "to_arviz": "evaluation.diagnostics",
 }
 # Modules of which all public names are meant for use.
-_MODULES = ("metrics", "objectives", "plots", "scores", "uncertainty")
+_MODULES = {
+    "metrics": "evaluation.metrics",
+    "objectives": "objectives",
+    "plots": "report.plots",
+    "scores": "evaluation.scores",
+    "uncertainty": "evaluation.uncertainty",
+}
 __all__ = [*sorted(_HOMES), *_MODULES, "__version__"]
+
+
+keep_moved_names()
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"ngvae_pyro.{name}")
+        return importlib.import_module(f"ngvae_pyro.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ngvae_pyro' has no attribute '{name}'")
     home = importlib.import_module(f"ngvae_pyro.{_HOMES[name]}")

@@ -28,8 +28,8 @@ with needed("cli"):
     from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from ngvae_pyro.diagnostics import Latent, Metrics
     from ngvae_pyro.distributed import Team
+    from ngvae_pyro.evaluation.diagnostics import Latent, Metrics
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
 
@@ -372,7 +372,7 @@ def train(
                 f"--resume: takes from {resume} what to train; leave out "
                 + ", ".join(name.removesuffix("_folder") for name in others)
             )
-        from ngvae_pyro import runs
+        from ngvae_pyro.runs import folder as runs
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
@@ -389,7 +389,7 @@ def train(
     values = _values(data, latents, steps, device, data_root, download, settings, seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
-    from ngvae_pyro import runs
+    from ngvae_pyro.runs import folder as runs
 
     run = partial(runs.train, spec, out_folder, overwrite=overwrite)
     fit = _train(out_folder, context.obj, run)
@@ -405,8 +405,9 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit | None":
     """Train or go on, and say how it ended; the fit for the process that speaks."""
-    from ngvae_pyro import distributed, runs
-    from ngvae_pyro.steps import NonFiniteLoss
+    from ngvae_pyro import distributed
+    from ngvae_pyro.runs import folder as runs
+    from ngvae_pyro.training.steps import NonFiniteLoss
 
     team = team or distributed.ALONE
     stage: Any = err.status if team.leads else nullcontext
@@ -471,7 +472,8 @@ def inspect(
     folder: FolderArgument,
 ) -> None:
     """Show the latents of a run, most informative first, and where its figures are."""
-    from ngvae_pyro import diagnostics, runs
+    from ngvae_pyro.evaluation import diagnostics
+    from ngvae_pyro.runs import folder as runs
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
@@ -547,8 +549,8 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Add disentanglement metrics and the held-out log likelihood to a trained run."""
-    from ngvae_pyro import evaluation
-    from ngvae_pyro.table import DASH, footnotes, of_run
+    from ngvae_pyro.evaluation import assessment as evaluation
+    from ngvae_pyro.report.table import DASH, footnotes, of_run
 
     with err.status("evaluating"):
         result = evaluation.evaluate_run(folder, device)
@@ -581,7 +583,7 @@ def check(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Compare the guide's posterior of some images with draws of NUTS; takes minutes."""
-    from ngvae_pyro import checking
+    from ngvae_pyro.evaluation import checking
 
     given = {"images": images, "warmup": warmup, "draws": draws}
     settings = {name: value for name, value in given.items() if value is not None}
@@ -661,7 +663,7 @@ def score(
     elif settings or fit_images or data_root or download:
         raise UserError("--set, --fit-images, --data-root and --download need --data")
 
-    from ngvae_pyro import scores
+    from ngvae_pyro.evaluation import scores
 
     with err.status("scoring"):
         result = scores.score_run(
@@ -720,8 +722,9 @@ def compare(
     What is in the folder already is not done again, so the same command goes on after an
     interruption, and one with more pairs or seeds adds to it.
     """
-    from ngvae_pyro import comparison, provenance
-    from ngvae_pyro.table import groups, notes
+    from ngvae_pyro import provenance
+    from ngvae_pyro.report.table import groups, notes
+    from ngvae_pyro.runs import comparison
 
     values = _values(data, latents, steps, device, data_root, download, settings)
     named = [name for word in pairs or [] for name in word.split(",")]

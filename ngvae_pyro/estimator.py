@@ -12,9 +12,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro import diagnostics, evidence, runs, variants
+from ngvae_pyro import variants
 from ngvae_pyro.data import Images, as_images
+from ngvae_pyro.data.images import ImageData, number_array
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.evaluation import diagnostics, evidence
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import (
     Fit,
@@ -28,9 +30,9 @@ from ngvae_pyro.fitted import (
     near,
     read_latents,
 )
-from ngvae_pyro.images import ImageData, number_array
+from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import GUIDE_SPECS, DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
-from ngvae_pyro.svi import fit
+from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.verdict import Verdict
 
 with needed("metrics"):

@@ -17,15 +17,15 @@ from torch import Tensor
 from ngvae_pyro.axes import Rotation
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images, NoTensor, as_images
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData, check_images, number_array
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.extras import needed
-from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Guide, SwitchableLatents
-from ngvae_pyro.images import ImageData, check_images, number_array
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
-from ngvae_pyro.selection import MoveRecord
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
+from ngvae_pyro.training.selection import MoveRecord
 from ngvae_pyro.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import DataTree
 
-    from ngvae_pyro.diagnostics import Latent, Metrics
-    from ngvae_pyro.plots import Figures
+    from ngvae_pyro.evaluation.diagnostics import Latent, Metrics
+    from ngvae_pyro.report.plots import Figures
 
 # Images that are looked at together.
 BATCH = 512
@@ -228,7 +228,7 @@ class Fit:
         with needed("tables"):
             import pandas as pd
 
-        from ngvae_pyro.diagnostics import evaluate, most_informative_first
+        from ngvae_pyro.evaluation.diagnostics import evaluate, most_informative_first
 
         data = self.as_images(images)
         with near(data.name):
@@ -288,7 +288,7 @@ class Fit:
         seed: int = 0,
     ) -> "InferenceData | DataTree":
         """Posterior draws as an ArviZ object, see :func:`ngvae_pyro.to_arviz`."""
-        from ngvae_pyro.diagnostics import to_arviz
+        from ngvae_pyro.evaluation.diagnostics import to_arviz
 
         data = self.as_images(images)
         with near(data.name):
@@ -314,7 +314,7 @@ class Fit:
         Raises:
             UserError: As :func:`ngvae_pyro.save_run`.
         """
-        from ngvae_pyro.runs import save_run
+        from ngvae_pyro.runs.folder import save_run
         from ngvae_pyro.specs import DataSpec, RunSpec
 
         check_folder(folder)
@@ -373,7 +373,7 @@ class Fit:
             UserError: For images of another shape than the model's, and for numbers of latents or
                 images that are not there.
         """
-        from ngvae_pyro import traversals
+        from ngvae_pyro.evaluation import traversals
 
         data = self.as_images(images)
         with near(data.name):
@@ -402,7 +402,7 @@ class Fit:
         Raises:
             UserError: For images of another shape than the model's, or more than one.
         """
-        from ngvae_pyro import traversals
+        from ngvae_pyro.evaluation import traversals
 
         with near("a or b"):
             return _like(a, self.form.arrays(traversals.interpolate(self, a, b, steps)))
@@ -410,7 +410,7 @@ class Fit:
     @property
     def plot(self) -> "Figures":
         """Figures of this fit, each a method that returns matplotlib Axes."""
-        from ngvae_pyro.plots import Figures
+        from ngvae_pyro.report.plots import Figures
 
         return Figures(self)
 
@@ -493,7 +493,7 @@ def locs(fit: Fit, data: ImageData) -> Tensor:
     Raises:
         UserError: For data too far from those of the training.
     """
-    from ngvae_pyro.diagnostics import codes
+    from ngvae_pyro.evaluation.diagnostics import codes
 
     with near(data.name):
         loc = codes(fit, data).loc

@@ -12,15 +12,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ngvae_pyro.contexts import float32
-from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.distributions import (
     GeneralizedGamma,
     NormalGammaMixture,
     RelaxedNormalGammaMixture,
 )
-from ngvae_pyro.elbos import MeanFieldELBO, TraceELBO
+from ngvae_pyro.distributions.location_scale import Epanechnikov, GaussianMixture
+from ngvae_pyro.distributions.poisson import RelaxedPoisson
 from ngvae_pyro.errors import UserError, expect
-from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE, PoissonVAE
 from ngvae_pyro.nn import Decoder, Encoder
@@ -31,6 +30,7 @@ from ngvae_pyro.objectives import (
     baseline,
     plain_elbo,
 )
+from ngvae_pyro.objectives.base import MeanFieldELBO, TraceELBO
 from ngvae_pyro.specs import (
     EpanechnikovGuideSpec,
     FitSpec,

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ngvae_pyro.contexts import float32
 from ngvae_pyro.data import Images, as_images
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
+from ngvae_pyro.distributions.pixels import GaussianPixels
 from ngvae_pyro.errors import UserError, described, expect
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.nn import Decoder
-from ngvae_pyro.pixels import GaussianPixels
 from ngvae_pyro.specs import (
     GaussianPriorSpec,
     LikelihoodSpec,

@@ -27,11 +27,14 @@ from input_cases import Bench, Result, Slow, impatient, lightened, npz, snapshot
 from matplotlib.figure import Figure
 
 import ngvae_pyro as ng
-from ngvae_pyro import data as loading
-from ngvae_pyro import distributions, evidence, plots, runs
+from ngvae_pyro.data import sources as loading
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.distributions import normal_gamma as distributions
 from ngvae_pyro.errors import LONGEST, Notice, UserError
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.steps import NonFiniteLoss
+from ngvae_pyro.evaluation import evidence
+from ngvae_pyro.report import plots
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.training.steps import NonFiniteLoss
 
 # The names are imported on first use, which must not be while a part is taken out.
 for _name in ng.__all__:
@@ -251,7 +254,7 @@ def _trained(bench: Bench) -> dict[str, Any]:
 
 
 def _rows(metrics: dict[str, Any]) -> Any:
-    from ngvae_pyro import diagnostics
+    from ngvae_pyro.evaluation import diagnostics
 
     return diagnostics.most_informative_first(metrics)
 

@@ -4,10 +4,10 @@ import pyro
 import pytest
 import torch
 
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
-from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import MLPSpec
 
 PAIRS = [

@@ -46,10 +46,13 @@ from input_cases import (
 from rich.console import Console
 from safetensors.numpy import load, save
 
-from ngvae_pyro import checkpoints, cli, data, runs
+from ngvae_pyro import cli
+from ngvae_pyro.data import sources as data
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.steps import NonFiniteLoss
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.training import checkpoints
+from ngvae_pyro.training.steps import NonFiniteLoss
 
 TRAIN = small_words("gaussian", "gaussian")
 COMPARE = ["compare", *small_words("", "", "c")[3:], *_PAIR]

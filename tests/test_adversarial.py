@@ -7,9 +7,9 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import (
     AdversarialELBO,
@@ -19,7 +19,7 @@ from ngvae_pyro.objectives import (
     FlatELBO,
 )
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, GaussianGuideSpec, MLPSpec
-from ngvae_pyro.svi import Trainer, fit
+from ngvae_pyro.training.trainer import Trainer, fit
 
 SHAPE = (3, 32, 32)
 SMALL = MLPSpec(width=16, depth=2)

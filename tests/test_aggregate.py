@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ngvae_pyro.aggregate import PRIOR, AggregatePosterior, aggregate_posterior
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation.aggregate import PRIOR, AggregatePosterior, aggregate_posterior
 
 
 def drawn(loc, variance, seed=0):

@@ -13,14 +13,16 @@ from torch.distributions import Gamma
 from typer.testing import CliRunner
 
 import ngvae_pyro as ng
-from ngvae_pyro import diagnostics, metrics, plots, runs, scores
 from ngvae_pyro.cli import app
 from ngvae_pyro.distributions import GammaMixture, SpikeSlabPrior, kl_bound, kl_monte_carlo
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import diagnostics, metrics, scores
 from ngvae_pyro.guide import RelaxedGuide
 from ngvae_pyro.model import VAE, NormalGammaVAE
+from ngvae_pyro.report import plots
+from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, ModelSpec, RelaxedGuideSpec, RunSpec, ScheduleSpec
-from ngvae_pyro.svi import Trainer
+from ngvae_pyro.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 GAMMAS = {"concentration": (1000.0, 100.0), "rate": (0.1, 100.0)}

@@ -6,8 +6,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.decomposition import FastICA
 
-from ngvae_pyro import axes, metrics
+from ngvae_pyro import axes
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import metrics
 
 COUNT = 4000
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ngvae_pyro import metrics
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.evaluation import metrics
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

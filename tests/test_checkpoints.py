@@ -20,11 +20,10 @@ from test_runs import SHORT, ngvae
 from test_steps import CONV, SMALL, load
 
 import ngvae_pyro as ng
-from ngvae_pyro import _arviz, axes, files, runs, steps, svi
-from ngvae_pyro import checkpoints as module
-from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
+from ngvae_pyro import _arviz, axes, files
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
+from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import (
     AdversarialSpec,
     FactorSpec,
@@ -33,6 +32,10 @@ from ngvae_pyro.specs import (
     Move,
     RelaxedGuideSpec,
 )
+from ngvae_pyro.training import checkpoints as module
+from ngvae_pyro.training import steps
+from ngvae_pyro.training import trainer as svi
+from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (Move(kind="birth", at=0.2, steps=4), Move(kind="death", at=0.4, steps=4))

@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 
-from ngvae_pyro.counts import RelaxedPoisson
 from ngvae_pyro.distributions import (
     GammaMixture,
     GeneralizedGamma,
@@ -18,7 +17,8 @@ from ngvae_pyro.distributions import (
     RelaxedNormalGammaMixture,
     SpikeSlabPrior,
 )
-from ngvae_pyro.kernels import Epanechnikov, GaussianMixture
+from ngvae_pyro.distributions.location_scale import Epanechnikov, GaussianMixture
+from ngvae_pyro.distributions.poisson import RelaxedPoisson
 
 TWO = {"concentration": (5, 4), "rate": (2, 3)}
 # Whole numbers, so that tensors of integers can hold them; a tuple is a pair of parameters, and a

@@ -7,7 +7,7 @@ from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from ngvae_pyro.elbos import MeanFieldELBO, TraceELBO
+from ngvae_pyro.objectives.base import MeanFieldELBO, TraceELBO
 
 
 class Model(nn.Module):

@@ -11,12 +11,12 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ngvae_pyro import _arviz
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evidence import LogLikelihood, laplace, log_likelihood
+from ngvae_pyro.evaluation.evidence import LogLikelihood, laplace, log_likelihood
 from ngvae_pyro.fitted import Fit, site_terms
-from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import Codes, load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood, load_model
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec
 

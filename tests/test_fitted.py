@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ngvae_pyro as ng
-from ngvae_pyro import diagnostics, runs
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.forms import Form
+from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
+from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import MLPSpec
-from ngvae_pyro.svi import fit
+from ngvae_pyro.training.trainer import fit
 
 SMALL = MLPSpec(width=16, depth=1)
 BYTES = np.random.default_rng(0).integers(0, 256, (60, 8, 9)).astype(np.uint8)

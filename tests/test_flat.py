@@ -12,7 +12,7 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import FlatELBO, Repeated, load_objective
 from ngvae_pyro.specs import FitSpec, FlatGuideSpec
-from ngvae_pyro.svi import SiteWeights, fit
+from ngvae_pyro.training.trainer import SiteWeights, fit
 
 
 @pytest.fixture

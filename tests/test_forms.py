@@ -8,9 +8,9 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import ngvae_pyro as ng
 from ngvae_pyro.data import as_images, load
+from ngvae_pyro.data.forms import Form, ranging, standardising
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.forms import Form, ranging, standardising
-from ngvae_pyro.images import ImageData
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (12, 8, 9)).astype(np.uint8)

@@ -6,13 +6,13 @@ from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from scipy import stats
 
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.distributions.location_scale import GaussianMixture
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
-from ngvae_pyro.kernels import GaussianMixture
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import GaussianMixtureELBO, collapse
 from ngvae_pyro.specs import FitSpec, MLPSpec
-from ngvae_pyro.svi import fit
+from ngvae_pyro.training.trainer import fit
 
 LOC, SCALE, LOGITS = [-1.0, 0.5, 2.0], [0.5, 0.3, 1.0], [0.1, -0.5, 0.3]
 GRID = torch.linspace(-12.0, 12.0, 100_001, dtype=torch.float64)

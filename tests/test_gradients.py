@@ -9,6 +9,7 @@ from conftest import SMALL
 from pyro.infer import Trace_ELBO
 from torch.distributions import Gamma, kl_divergence
 
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import (
     GammaMixture,
     GeneralizedGamma,
@@ -19,10 +20,9 @@ from ngvae_pyro.distributions import (
     kl_monte_carlo,
 )
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.objectives import MixtureELBO
-from ngvae_pyro.svi import SiteWeights
+from ngvae_pyro.training.trainer import SiteWeights
 
 DRAWS = 200_000
 Z_SCORE = 4.0

@@ -22,9 +22,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ngvae_pyro import cli, comparison, data, files, machine, memory, report, runs, variants
+from ngvae_pyro import cli, files, machine, variants
+from ngvae_pyro.data import sources as data
+from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import LONGEST, UserError, one_line
-from ngvae_pyro.rendering import sprites
+from ngvae_pyro.report import pages as report
+from ngvae_pyro.runs import comparison
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.training import memory
 
 
 @pytest.fixture(scope="module")
@@ -447,8 +452,8 @@ def test_devices_are_no_files(bench, run):
 
 
 def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
-    from ngvae_pyro import plots
     from ngvae_pyro.fitted import Fit
+    from ngvae_pyro.report import plots
 
     spec = variants.run_spec("gaussian", "gaussian", {"model": {"latent_size": 600}}, "x")
     images = sprites(20)
@@ -459,7 +464,7 @@ def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
 
 
 def test_dollars_in_a_name_are_no_formula(tmp_path):
-    from ngvae_pyro import plots
+    from ngvae_pyro.report import plots
 
     values = np.arange(5.0)
     with plots.sheet(tmp_path / "x.png") as ax:

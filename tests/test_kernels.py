@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torch.distributions import kl_divergence
 
+from ngvae_pyro.distributions.location_scale import Epanechnikov
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.kernels import Epanechnikov
 from ngvae_pyro.model import load_model
 
 CASES = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from ngvae_pyro import metrics
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.metrics import (
+from ngvae_pyro.evaluation import metrics
+from ngvae_pyro.evaluation.metrics import (
     active_units,
     beta_vae_score,
     correlations,

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ngvae_pyro import _arviz, diagnostics, evidence, machine, uncertainty
+from ngvae_pyro import _arviz, machine
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.forms import Form
+from ngvae_pyro.evaluation import diagnostics, evidence, uncertainty
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import LikelihoodSpec, MLPSpec
 

@@ -32,7 +32,7 @@ from ngvae_pyro.specs import (
     PoissonGuideSpec,
     ScheduleSpec,
 )
-from ngvae_pyro.svi import Trainer, fit
+from ngvae_pyro.training.trainer import Trainer, fit
 from ngvae_pyro.variants import spec_of
 
 K = 5

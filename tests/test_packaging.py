@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -62,10 +63,12 @@ def version(requirement, operator):
 def test_every_variant_folder_is_a_package_of_the_wheel():
     config = setup()
     packages = config["options"]["packages"].split()
-    assert packages == ["ngvae_pyro", "ngvae_pyro.models", "ngvae_pyro.guides"]
+    rooms = sorted(path.parent for path in Path(ROOT, "ngvae_pyro").glob("**/__init__.py"))
+    own = [".".join(room.relative_to(ROOT).parts) for room in rooms]
+    assert packages == [*own, "ngvae_pyro.models", "ngvae_pyro.guides"]
     assert "*.toml" in config["options.package_data"]["ngvae_pyro.models"]
     assert "*.toml" in config["options.package_data"]["ngvae_pyro.guides"]
-    assert "templates/*.j2" in config["options.package_data"]["ngvae_pyro"]
+    assert "templates/*.j2" in config["options.package_data"]["ngvae_pyro.report"]
 
 
 def test_changelog_and_readme_follow_the_package():

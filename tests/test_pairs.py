@@ -6,13 +6,13 @@ import torch
 from conftest import PAIRS
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import ConvSpec, LikelihoodSpec, MLPSpec, ResNetV2Spec
-from ngvae_pyro.svi import SiteWeights
+from ngvae_pyro.training.trainer import SiteWeights
 
 # Guides whose gradient has a part by its score, which TraceMeanField_ELBO refuses.
 SCORED = ("mixture", "generalized", "score")

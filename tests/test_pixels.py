@@ -4,7 +4,7 @@ import pytest
 import torch
 from pyro.distributions import Normal
 
-from ngvae_pyro.pixels import GaussianPixels
+from ngvae_pyro.distributions.pixels import GaussianPixels
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (2, 4, 3, 8, 8)])

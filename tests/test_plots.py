@@ -11,12 +11,13 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 import ngvae_pyro as ng
-from ngvae_pyro import comparison_plots, diagnostics, plots, traversals
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import diagnostics, traversals
+from ngvae_pyro.evaluation.traversals import Support
 from ngvae_pyro.guide import Codes
-from ngvae_pyro.images import ImageData
+from ngvae_pyro.report import comparison_plots, plots
 from ngvae_pyro.specs import FitSpec
-from ngvae_pyro.traversals import Support
 
 IMAGES = (torch.rand(40, 1, 8, 8, generator=torch.manual_seed(0)) * 255).to(torch.uint8)
 MLP = {"width": 16, "depth": 1}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyro import distributions as dist
 from torch import nn
 
-from ngvae_pyro.program import KEPT_BYTES, NotRecordable, Program, Recording
+from ngvae_pyro.training.program import KEPT_BYTES, NotRecordable, Program, Recording
 
 
 @pytest.fixture(autouse=True)

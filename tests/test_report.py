@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ngvae_pyro import report
-from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.report import duration, number, write_comparison_report, write_run_report
+from ngvae_pyro.evaluation.diagnostics import most_informative_first
+from ngvae_pyro.report import pages as report
+from ngvae_pyro.report.pages import duration, number, write_comparison_report, write_run_report
+from ngvae_pyro.report.table import SLIDES
 from ngvae_pyro.specs import SavedRun, parse
-from ngvae_pyro.table import SLIDES
 
 NASTY = "<script>alert(1)</script> [red] & \"quotes\" 'single' {{ 7 * 7 }}"
 LONG = "a_name_without_any_place_to_break_it_" * 6

@@ -15,11 +15,12 @@ from input_cases import once
 from typer.testing import CliRunner
 
 import ngvae_pyro
-from ngvae_pyro import diagnostics, runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
-from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS
 from ngvae_pyro.cli import app, main
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import diagnostics
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS
 
 SHORT = ["--steps", "6", "--latents", "4", "--set", "fit.batch_size=8", "--device", "cpu"]
 SHORT += ["--set", "data.size=120", "--set", "model.decoder.width=8"]
@@ -132,7 +133,7 @@ def test_a_run_can_be_read_again(folder):
 def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch):
     """To the last byte; benchmarks/reproducibility.py has longer trainings, in two processes."""
     spec = runs.load_spec(folder)
-    for slow in ("ngvae_pyro.plots.save_all", "ngvae_pyro.report.write_run_report"):
+    for slow in ("ngvae_pyro.plots.save_all", "ngvae_pyro.report.pages.write_run_report"):
         monkeypatch.setattr(slow, lambda *words: None)
     # Whatever happened in between.
     torch.manual_seed(1)

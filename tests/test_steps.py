@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ngvae_pyro as ng
-from ngvae_pyro import cli, machine, steps, svi
+from ngvae_pyro import cli, machine
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.specs import AdversarialSpec, FitSpec
+from ngvae_pyro.training import steps
+from ngvae_pyro.training import trainer as svi
 
 SMALL = {"width": 16, "depth": 2}
 CONV = {"kind": "conv", "channels": 4, "width": 16}

@@ -8,18 +8,20 @@ import pyro
 import pytest
 import torch
 
-from ngvae_pyro import axes, batches, diagnostics
-from ngvae_pyro.actions import BecomeExact, Propose, Rotate, Silence
-from ngvae_pyro.batches import Batches
+from ngvae_pyro import axes
+from ngvae_pyro.data import batches
+from ngvae_pyro.data.batches import Batches
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
-from ngvae_pyro.rendering import sprites
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.steps import NonFiniteLoss
-from ngvae_pyro.svi import Trainer, fit
+from ngvae_pyro.training.actions import BecomeExact, Propose, Rotate, Silence
+from ngvae_pyro.training.steps import NonFiniteLoss
+from ngvae_pyro.training.trainer import Trainer, fit
 
 SHORT = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
 CPU = torch.device("cpu")

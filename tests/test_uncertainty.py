@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGamma
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation.uncertainty import uncertainty
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.forms import Form
 from ngvae_pyro.guide import NormalGammaGuide
-from ngvae_pyro.images import ImageData
 from ngvae_pyro.model import Likelihood
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec
-from ngvae_pyro.uncertainty import uncertainty
 
 K, SCALE, A, B = 2, 0.3, 12.0, 6.0
 WEIGHT = torch.tensor([[0.5, 0.0], [0.2, 0.4], [0.0, 1.0], [1.0, -1.0]])

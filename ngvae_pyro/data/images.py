@@ -1,0 +1,548 @@
+"""Images in memory, with the factors that made them where these are known."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ngvae_pyro.data.forms import Form, Layout, ranging, standardising
+from ngvae_pyro.errors import UserError, described, expect
+
+# Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
+BLOCK = 2**20
+_Rows = TypeVar("_Rows", Tensor, np.ndarray)
+
+
+def generator(seed: int) -> torch.Generator:
+    """A seeded CPU generator; a seed that torch cannot take is a `UserError`."""
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: expected an integer in [0, 2**63), got {described(seed)}")
+    return torch.Generator().manual_seed(int(seed))
+
+
+def known_count(factors: Sequence[str] | None) -> int | None:
+    """How many factors the images are made from, where that is known; a class label does not say.
+
+    >>> known_count(["x", "y"]), known_count(["label"]), known_count(None)
+    (2, None, None)
+    """
+    return None if not factors or list(factors) == ["label"] else len(factors)
+
+
+def parts(images: _Rows) -> Iterator[_Rows]:
+    """Views of the images in order, `BLOCK` bytes of them at a time."""
+    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
+
+
+# Reading arrays ------------------------------------------------------------------------------
+
+
+def channels_axis(shape: Sequence[int], where: str) -> int | None:
+    """Which axis of an array of images has the channels; None for (N, H, W).
+
+    Of (N, C, H, W) and (N, H, W, C) it is the one whose C is 1 or 3, or, where neither is, the one
+    with a C below both H and W.
+
+    Raises `UserError` for other shapes, and for those which could be both or are neither.
+    """
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise UserError(
+            f"{where}: expected shape (N, H, W), (N, C, H, W) or (N, H, W, C) without a 0, "
+            f"got {tuple(shape)}"
+        )
+    if len(shape) == 3:
+        return None
+    _, first, side, last = shape
+    if first == side == last == 1:
+        return 1
+    found = [first in (1, 3), last in (1, 3)]
+    if not any(found):
+        found = [first < min(side, last), last < min(first, side)]
+    if found[0] == found[1]:
+        problem = "could be both" if found[0] else "is neither"
+        raise UserError(
+            f"{where}: expected (N, C, H, W) or (N, H, W, C) with C 1, 3 or below H and W, got "
+            f"{tuple(shape)}, which {problem}; pass grey images as (N, H, W), and others to "
+            "ngvae_pyro.ImageData.stored, which takes (N, C, H, W) as it is"
+        )
+    return 1 if found[0] else 3
+
+
+def layout_of(shape: Sequence[int], where: str) -> Layout:
+    """The layout of an array of images; refuses as `channels_axis`."""
+    layouts: dict[int | None, Layout] = {None: "grey", 1: "channels_first", 3: "channels_last"}
+    return layouts[channels_axis(shape, where)]
+
+
+def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
+    """What images of a type are stored as: uint8, or float32 for floating point."""
+    if dtype.kind not in "bf" and dtype != np.uint8:
+        raise UserError(f"{where}: expected dtype uint8, bool or float, got {dtype}")
+    return np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+
+
+def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """An array of images as a view (N, C, H, W)."""
+    return array[:, None] if axis is None else np.moveaxis(array, axis, 1)
+
+
+def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> np.ndarray:
+    """Images (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], from values of a stored type.
+
+    uint8 that holds only 0 and 1 means black and white. What is the caller's own changes in place.
+
+    Raises `UserError` for floating point out of range.
+    """
+    if images.dtype != np.uint8:
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for part in parts(images):
+            # Unlike Python's, these pass NaN on; and it fails every comparison.
+            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
+        return images
+    if not boolean and any(part.max() > 1 for part in parts(images)):
+        return images
+    white = images if own else np.empty_like(images)
+    for part, out in zip(parts(images), parts(white), strict=True):
+        # A file can put any byte into a bool array.
+        np.multiply(np.minimum(part, 1), np.uint8(255), out=out)
+    return white
+
+
+def _on_cpu(tensor: Tensor, where: str) -> Tensor:
+    """A dense tensor with values, on the CPU."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "a meta tensor without values" if tensor.is_meta else str(tensor.layout)
+        raise UserError(f"{where}: expected a dense tensor, got {kind}")
+    return tensor.detach().cpu()
+
+
+def number_array(values: Any, where: str) -> np.ndarray:
+    """An array or a tensor, or what gives an array of itself, as an array on the CPU."""
+    if isinstance(values, Tensor):
+        values = _on_cpu(values, where)
+        if values.dtype == torch.bfloat16:  # which numpy does not know
+            values = values.float()
+        return values.numpy()
+    # Pillow's pictures have the second.
+    if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
+        return np.asarray(values)
+    raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
+
+
+def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[Tensor, Form]:
+    """Images of any accepted layout and type as they are stored, (N, C, H, W), and their form.
+
+    Arguments:
+        images: an array or a tensor, as for `ImageData`. It is left as it is, and shares its memory
+            with the result where it is stored like that.
+        where: what it is, for the message.
+        any_range: whether images may have another range than [0, 1], which then becomes that.
+    """
+    array = number_array(images, where)
+    if array.ndim == 2:
+        form = standardising(array, where)
+        return tensor_of(array, form, where), form
+    axis, layout = channels_axis(array.shape, where), layout_of(array.shape, where)
+    if any_range and _of_another_range(array):
+        form = ranging(array, layout, where)
+        return tensor_of(array, form, where), form
+    dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
+    found = channels_first(array.view(np.uint8) if boolean else array, axis)
+    # torch warns of memory that may not be written to.
+    own = found.dtype != dtype or not (found.flags.c_contiguous and found.flags.writeable)
+    if own:
+        source, found = found, np.empty(found.shape, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
+            for part, out in zip(parts(source), parts(found), strict=True):
+                out[...] = part
+    # Black and white are 0 and 1, and no bytes.
+    shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
+    stored = checked_values(found, where, boolean, own)
+    return torch.from_numpy(stored), Form(layout, in_bytes=shades)
+
+
+def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
+    """Further images of a known form as they are stored; of bytes nothing is guessed then."""
+    found = form.images(array, where)
+    boolean = found.dtype.kind == "b"
+    if boolean:
+        found = found.view(np.uint8)
+    elif found.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinity is refused below
+            found = found.astype(np.float32)
+    # torch warns of memory that may not be written to.
+    if not (found.flags.c_contiguous and found.flags.writeable):
+        found = found.copy("C")
+    if form.unit and not (form.in_bytes and found.dtype == np.uint8):
+        found = checked_values(found, where, boolean, own=False)
+    return torch.from_numpy(found)
+
+
+def _of_another_range(array: np.ndarray) -> bool:
+    """Whether images are neither bytes nor black and white nor in [0, 1]."""
+    if array.dtype.kind in "iu":
+        return array.dtype != np.uint8
+    return array.dtype.kind == "f" and bool(array.min() < 0 or array.max() > 1)
+
+
+def factor_tensor(factors: Any, where: str) -> Tensor:
+    """Factors (N, F) or (N,) as they are stored: (N, F), float32, on the CPU."""
+    if isinstance(factors, Tensor):
+        factors = _on_cpu(factors, where).to(torch.float32).numpy()
+    array = np.asarray(factors)
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
+        raise UserError(
+            f"{where}: expected numbers of shape (N, F), got {array.dtype} of shape {array.shape}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where}: expected finite float32 values, got NaN or inf")
+    # A copy if the caller may not write to it, of which torch would warn.
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor[:, None] if tensor.ndim == 1 else tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False, init=False)
+class ImageData(Dataset[Tensor]):
+    """Images, with the factors that made them where these are known.
+
+    Arguments:
+        name: a short name for reports.
+        images: an array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
+            both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, but where it
+            holds only 0 and 1, these mean black and white, as bool does, and become 0 and 255.
+            Floating point, which must lie in [0, 1], becomes float32. What is stored like that
+            already is not copied. Vectors (N, D) of any units, each column less its mean and by its
+            standard deviation, are stored as (N, 1, 1, D).
+        factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
+            never varies keeps its column.
+        factor_names: the F names.
+        form: how the array is to be read, where that is known, such as the form of a fit; by
+            default it follows from the array, and is then the map from this to what is stored.
+
+    Raises `UserError` for a wrong shape, type or range.
+
+    >>> ImageData("dots", np.zeros((4, 8, 8, 3), np.uint8))
+    ImageData('dots', 4 images of 3x8x8, no factors)
+    """
+
+    name: str
+    images: Tensor
+    factors: Tensor | None
+    factor_names: tuple[str, ...]
+    form: Form
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray | Tensor,
+        factors: np.ndarray | Tensor | None = None,
+        factor_names: Sequence[str] = (),
+        form: Form | None = None,
+    ) -> None:
+        if not isinstance(name, str):
+            raise UserError(
+                "ImageData: expected a name and then the images, "
+                f"got {type(name).__name__} as the name"
+            )
+        object.__setattr__(self, "name", name)
+        where = f"{name}: images"
+        if form is None:
+            stored, form = image_tensor(images, where)
+        else:
+            expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
+            stored = tensor_of(number_array(images, where), form, where)
+        self._set(stored, factors, factor_names, form)
+
+    @classmethod
+    def stored(
+        cls,
+        name: str,
+        images: Tensor,
+        factors: Tensor | None = None,
+        factor_names: Sequence[str] = (),
+        form: Form | None = None,
+    ) -> "ImageData":
+        """Images as they are stored, of which nothing is guessed: 0 and 1 are two dark greys.
+
+        Arguments:
+            name, factors, factor_names: as for the class.
+            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU; of a form with
+                units of its own any finite float32.
+            form: of which they are; by default channels first, in [0, 1] or in bytes.
+        """
+        if (
+            not isinstance(images, Tensor)
+            or images.ndim != 4
+            or 0 in images.shape
+            or images.dtype not in (torch.uint8, torch.float32)
+            or images.device.type != "cpu"
+        ):
+            raise UserError(
+                f"{name}: images: expected a non-empty tensor (N, C, H, W) of uint8 or float32 on "
+                f"the CPU, got {_described(images)}"
+            )
+        if form is None:
+            form = Form(in_bytes=images.dtype == torch.uint8)
+        if images.is_floating_point():
+            if form.unit:
+                checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
+            elif not images.isfinite().all():
+                raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
+        new = object.__new__(cls)
+        object.__setattr__(new, "name", name)
+        new._set(images.detach(), factors, factor_names, form)
+        return new
+
+    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
+        # One name alone is no sequence of letters.
+        names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
+        if factors is None:
+            if names:
+                raise UserError(f"{self.name}: factor names without factors: {', '.join(names)}")
+        else:
+            factors = factor_tensor(factors, f"{self.name}: factors")
+            if factors.shape != (len(images), len(names)):
+                raise UserError(
+                    f"{self.name}: factors: expected shape {(len(images), len(names))} for "
+                    f"{len(images)} images and {len(names)} names, got {tuple(factors.shape)}"
+                )
+            if len(set(names)) < len(names):
+                raise UserError(
+                    f"{self.name}: factor names: expected no name twice, got {', '.join(names)}"
+                )
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "factor_names", names)
+        object.__setattr__(self, "form", form)
+
+    def _like(
+        self, images: Tensor, factors: Tensor | None, form: Form | None = None
+    ) -> "ImageData":
+        """Other images of this name, which are stored already."""
+        form = self.form if form is None else form
+        return type(self).stored(self.name, images, factors, self.factor_names, form)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        what = f"images of {size}"
+        if self.form.layout == "vectors":
+            what = f"vectors of {self.image_shape[-1]}"
+        factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
+        return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
+
+    def __len__(self) -> int:
+        """The number of images, N."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One stored image (C, H, W), so that a `DataLoader` can stream the data."""
+        return self.images[index]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the stored images in bytes (not that of their float32 form)."""
+        return self.images.nbytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored images, their type and shape, and of units of their own."""
+        kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
+        digest = hashlib.sha256(f"{kind} {shape} ".encode())
+        for units in (self.form.loc, self.form.scale):
+            if units is not None:
+                digest.update(units.tobytes())
+        for part in parts(self.images):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
+        white = 255 if self.images.dtype == torch.uint8 else 1
+        # Standardised columns that happen to be 0 and 1 are no pixels.
+        return self.form.layout != "vectors" and all(
+            bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether any image differs from another."""
+        # In parts, most of which are not looked at where images differ.
+        return any(bool((part != self.images[:1]).any()) for part in self.images.split(1024))
+
+    @staticmethod
+    def to_unit(images: Tensor) -> Tensor:
+        """Stored images as float32, bytes in [0, 1], on the device where they are.
+
+        >>> ImageData.to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+        """
+        if images.dtype == torch.uint8:
+            # In place: at large batches, room for a second copy takes longer than the division.
+            return images.to(torch.float32).div_(255)
+        if images.is_floating_point():
+            return images.to(torch.float32)
+        raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
+
+    def subset(self, index: Tensor | Sequence[int] | slice) -> "ImageData":
+        """The images, and their factors, at `index`: numbers, a mask (N,) of bool, or a slice."""
+        at: Any = index if isinstance(index, slice) else np.asarray(index)
+        if not isinstance(at, slice) and not at.size:
+            at = at.astype(int)  # an empty list is one of floats
+        # By numpy, which copies whole images where torch goes pixel by pixel.
+        images = torch.from_numpy(self.images.numpy()[at])
+        factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
+        return self._like(images, factors)
+
+    def reordered(self, order: Tensor) -> "ImageData":
+        """As `subset`, but in the memory of these images, which are in another order afterwards.
+
+        Arguments:
+            order: numbers of images, none of them twice.
+        """
+        found = _move(self.images.numpy(), order.numpy())
+        if self.factors is not None:
+            object.__setattr__(self, "factors", self.factors[found])
+        return self.subset(slice(0, len(order)))
+
+    def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
+        """The images in another shape, and what was done to them in words ("" for nothing).
+
+        Images that are nowhere larger are padded with black on all sides, others resized
+        (bilinear, antialiased). Grey is repeated over the channels, and colours are averaged to
+        grey.
+
+        Arguments:
+            image_shape: (C, H, W).
+
+        Raises `UserError` for any other change of the number of channels.
+
+        >>> data = ImageData("dots", torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        >>> data.fitted((3, 8, 8))
+        (ImageData('dots', 4 images of 3x8x8, no factors), 'grey repeated over 3 channels')
+        """
+        (channels, *size), (wanted, height, width) = self.image_shape, image_shape
+        images, done, form = self.images, [], self.form
+        if self.image_shape == tuple(image_shape):
+            return self._like(images, self.factors), ""
+        if form.layout == "vectors":
+            raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
+        if size != [height, width]:
+            way = "padded with black"
+            down, across = height - size[0], width - size[1]
+            if down >= 0 and across >= 0:
+                edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+                images = torch.nn.functional.pad(images, edges)
+            else:
+                way = "resized"
+                images = torch.nn.functional.interpolate(
+                    self.to_unit(images), (height, width), mode="bilinear", antialias=True
+                )
+                images = images.clamp(0, 1) if form.unit else images
+            done.append(f"{size[0]}x{size[1]} {way} to {height}x{width}")
+        if channels == 1 < wanted:
+            images = images.expand(-1, wanted, -1, -1)
+            done.append(f"grey repeated over {wanted} channels")
+            if form.layout == "grey":
+                form = replace(form, layout="channels_first")
+        elif wanted == 1 < channels:
+            images = self.to_unit(images).mean(1, keepdim=True)
+            done.append("colours averaged to grey")
+        elif channels != wanted:
+            raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
+        return self._like(images, self.factors, form), ", ".join(done)
+
+    def split(
+        self, held_out: float, seed: int, *, in_place: bool = False
+    ) -> tuple["ImageData", "ImageData"]:
+        """Two disjoint parts, (train, held out), that together hold every image once.
+
+        Arguments:
+            held_out: a number of images (int) or a fraction in (0, 1) (float).
+            seed: the permutation's seed; the same seed gives the same parts.
+            in_place: the parts take the memory of these images, which are in another order
+                afterwards, and not as much again.
+
+        Raises `UserError` where one part would be empty.
+
+        >>> data = ImageData("dots", torch.zeros(10, 1, 8, 8, dtype=torch.uint8))
+        >>> [len(part) for part in data.split(0.2, seed=0)]
+        [8, 2]
+        """
+        expect("held_out", held_out, Real, "a number of images or a fraction of them")
+        if isinstance(held_out, Integral):
+            count = int(held_out)
+        else:
+            count = round(held_out * len(self)) if 0 < held_out < 1 else 0
+        if not 0 < count < len(self):
+            raise UserError(
+                f"{self.name}: expected to hold out 1 to {len(self) - 1} of {len(self)} images "
+                f"or a fraction in (0, 1) that leaves both parts some, got {held_out}"
+            )
+        order = torch.randperm(len(self), generator=generator(seed))
+        if in_place:
+            whole = self.reordered(order)
+            return whole.subset(slice(count, None)), whole.subset(slice(0, count))
+        return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _described(images: Any) -> str:
+    if not isinstance(images, Tensor):
+        return type(images).__name__
+    return f"{tuple(images.shape)} of {images.dtype} on {images.device}"
+
+
+def _move(images: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Have ``images[order]`` first in the memory of the images; returns which image is where."""
+    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+    image, place = np.arange(len(images)), np.arange(len(images))
+    for start in range(0, len(order), rows):
+        sources = place[order[start : start + rows]]
+        stop = start + len(sources)
+        wanted = images[sources]
+        # What is in the way goes to where the wanted ones come from.
+        vacated = sources[sources >= stop]
+        stays = np.zeros(stop - start, bool)
+        stays[sources[sources < stop] - start] = True
+        moved = np.arange(start, stop)[~stays]
+        images[vacated] = images[moved]
+        image[vacated] = image[moved]
+        place[image[vacated]] = vacated
+        images[start:stop] = wanted
+        image[start:stop] = order[start:stop]
+    return image
+
+
+def check_images(data: Any, image_shape: Sequence[int]) -> None:
+    """Refuses what are no images of the shape (C, H, W) that a model is of.
+
+    Raises `UserError`. Other shapes may pass a network, and be compared pixel by pixel with what
+    they are not.
+    """
+    if not isinstance(data, ImageData):
+        raise UserError(
+            f"expected images as ngvae_pyro.ImageData(name, images), got {type(data).__name__}"
+        )
+    if data.image_shape != tuple(image_shape):
+        raise UserError(
+            f"data '{data.name}' has images of shape {data.image_shape}, "
+            f"the model expects {tuple(image_shape)}"
+        )

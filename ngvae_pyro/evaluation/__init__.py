@@ -1,0 +1,37 @@
+"""What a fit is worth: diagnostics, metrics, evidence, uncertainty and scores of its codes."""
+
+from typing import TYPE_CHECKING
+
+from ngvae_pyro._doors import lazily
+
+if TYPE_CHECKING:
+    from ngvae_pyro.evaluation.assessment import (
+        LIKELIHOOD_DRAWS,
+        LIKELIHOOD_IMAGES,
+        NEW_SEED,
+        POINTS,
+        Sample,
+        assess,
+        evaluate_run,
+        evaluation_images,
+        load_evaluation,
+        sample,
+        varying_factors,
+    )
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "LIKELIHOOD_DRAWS": "evaluation.assessment",
+        "LIKELIHOOD_IMAGES": "evaluation.assessment",
+        "NEW_SEED": "evaluation.assessment",
+        "POINTS": "evaluation.assessment",
+        "Sample": "evaluation.assessment",
+        "assess": "evaluation.assessment",
+        "evaluate_run": "evaluation.assessment",
+        "evaluation_images": "evaluation.assessment",
+        "load_evaluation": "evaluation.assessment",
+        "sample": "evaluation.assessment",
+        "varying_factors": "evaluation.assessment",
+    },
+)

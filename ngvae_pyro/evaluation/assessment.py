@@ -1,0 +1,190 @@
+"""What a trained run is worth: the metrics of its codes, its aggregate posterior, its evidence.
+
+:func:`assess` measures a fit, :func:`evaluate_run` adds that to a run folder as
+``evaluation.json``. Codes are those of images that were not trained on: 15,000 newly rendered ones
+for sprites (as many as Locatello et al., 2019, take), the held-out ones for all other data.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngvae_pyro import locks
+from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import sources as data
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import aggregate, diagnostics, evidence, metrics
+from ngvae_pyro.fitted import Fit
+from ngvae_pyro.guide import Codes
+from ngvae_pyro.latents import ACTIVE
+from ngvae_pyro.machine import seeded
+from ngvae_pyro.records import Evaluation
+from ngvae_pyro.report import pages as report
+from ngvae_pyro.report.explorer import explore
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.specs import RunSpec
+
+POINTS = 15_000
+# Held-out images and draws behind the log likelihood; their mean has a standard error of half a nat
+# on sprites.
+LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 100
+# Added to a run's data seed for the images that codes are measured on.
+NEW_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Codes of a set of images: what the guide says, and one posterior draw of z for each."""
+
+    images: ImageData
+    codes: Codes
+    z: Tensor
+
+
+@torch.no_grad()
+def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
+    """The codes of images and one draw of z (N, K), on the CPU."""
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
+        draws = [fit.guide.draws(x, 1)[1][0].cpu() for x in diagnostics.batches(fit, images)]
+    return Sample(images, diagnostics.codes(fit, images), torch.cat(draws))
+
+
+def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
+    """The images that codes are measured on, and a few words on what they are."""
+    # Images from elsewhere may come with a spec that names sprites, its default.
+    if runs.rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
+        seed, resolution = runs.data_seed(spec) + NEW_SEED, spec.data.resolution
+        images = data.load(spec.data.name, seed=seed, n=POINTS, resolution=resolution)
+        return images, f"{POINTS:,} new sprites"
+    images = held_out.subset(slice(0, POINTS))
+    return images, f"{len(images):,} held-out images"
+
+
+def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
+    """The factors (N, F) that vary over the images, and their names; F is 0 where none is known."""
+    if images.factors is None:
+        return np.zeros((len(images), 0)), []
+    factors = images.factors.numpy()
+    varies = np.ptp(factors, axis=0) > 0
+    return factors[:, varies], [n for n, v in zip(images.factor_names, varies, strict=True) if v]
+
+
+def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dict[str, Any]:
+    """All metrics of a fit.
+
+    The slides' four are our reading of rows that have no formula there (Jouffroy et al., 2022):
+    the entropy of the shares that the latents have in the KL of z, the effective rank of the
+    correlation matrix of z over the data, the FactorVAE score, and the number of informative
+    latents (``informative`` of :func:`ngvae_pyro.evaluate`).
+
+    Args:
+        fit: From :func:`ngvae_pyro.fit`.
+        spec: What was run.
+        held_out: Images that were not trained on.
+        kl: KL of z for each latent, nats per image.
+
+    Returns:
+        What ``evaluation.json`` holds. Scores that need factors are of the posterior means of the
+        active units, those that vary by more than 0.01, and ``scored`` is their number; they are
+        left out where no factor varies, and so is the comparison of the aggregate posterior with
+        Normal(0, 1) where z are counts. A score that says nothing with a single factor, or a single
+        latent, is None.
+
+    Raises:
+        UserError: For a single image, whose codes have no variance, and for images of another shape
+            than the model's.
+    """
+    seconds = {}
+    began = time.perf_counter()
+    images, source = evaluation_images(spec, held_out)
+    if len(images) < 2:
+        raise UserError(
+            f"{held_out.name}: expected at least 2 held-out images to measure codes on, got 1; "
+            "a larger data.held_out has more"
+        )
+    seen = sample(fit, images, spec.fit.seed)
+    loc, z = seen.codes.loc.numpy(), seen.z.numpy()
+    seconds["codes"] = time.perf_counter() - began
+
+    correlation = metrics.total_correlation(z)
+    result: dict[str, Any] = {
+        "points": len(images),
+        "source": source,
+        "slides": {
+            "entropy": metrics.information_entropy(np.asarray(kl)),
+            "decorrelation": metrics.decorrelation(z),
+            "informative": int(seen.codes.informative.sum()),
+        },
+        "active_units": metrics.active_units(loc),
+        # Infinite with fewer points than latents, which JSON cannot say.
+        "total_correlation": correlation if math.isfinite(correlation) else None,
+    }
+    # Counts are no draws of Normal(0, 1), and none is to be asked of them.
+    if not fit.model.discrete:
+        posterior = aggregate.aggregate_posterior(z, loc, seen.codes.variance.numpy())
+        result["variance_law"] = float(posterior.variance_law.mean())
+        result["ks_statistic"] = float(posterior.ks_statistic.mean())
+        result["aggregate"] = posterior.as_rows()
+    factors, names = varying_factors(images)
+    if names:
+        began = time.perf_counter()
+        result["factors"] = names
+        # As the FactorVAE score does by itself (Kim and Mnih, 2018): the mean of a collapsed latent
+        # is a rounding of nothing, whatever it correlates with, and scores do not see its size.
+        active = loc.var(0) > ACTIVE
+        result["scored"] = int(active.sum()) or loc.shape[1]
+        codes = loc[:, active] if active.any() else loc
+        scores = metrics.disentanglement(codes, factors, seed=spec.fit.seed)
+        # JSON has no nan.
+        result["scores"] = {k: None if math.isnan(v) else v for k, v in scores.items()}
+        result["slides"]["disentanglement"] = result["scores"]["factor_vae_score"]
+        gaps = metrics.mutual_information_gaps(codes, factors)
+        result["mig_per_factor"] = dict(zip(names, gaps.tolist(), strict=True))
+        seconds["scores"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    few = held_out.subset(slice(0, LIKELIHOOD_IMAGES))
+    found = evidence.log_likelihood(fit, few, draws=LIKELIHOOD_DRAWS, seed=spec.fit.seed)
+    seconds["log_likelihood"] = time.perf_counter() - began
+    return {
+        **result,
+        "log_likelihood": found.summary(),
+        "per_image": {"log_likelihood": found.values.tolist(), "k": found.pareto_k.tolist()},
+        "seconds": seconds,
+    }
+
+
+def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
+    """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
+
+    Raises:
+        UserError: If the folder is not a run that can be read, another process writes it, its
+            images are not there or not those that it was trained with, or somebody's file is where
+            one is to be written.
+    """
+    folder, written = Path(folder), ("evaluation.json", "report.html")
+    runs.load_spec(folder)
+    with locks.held(folder):
+        # Before the work, which takes minutes.
+        runs.check_own(folder, written)
+        fit, spec = runs.load_run(folder, device)
+        _, held_out = runs.run_images(folder, spec, fit.device)
+        numbers = runs.load_metrics(folder)
+        result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
+        runs.claim(folder, written)
+        runs.write_json(folder / "evaluation.json", result)
+        record, explorer = runs.load_record(folder), explore(fit, held_out, numbers)
+        report.write_run_report(folder, spec, numbers, result, record, explorer)
+    return result
+
+
+def load_evaluation(folder: str | Path) -> dict[str, Any]:
+    """``evaluation.json`` of a run folder."""
+    return runs.read_json(Path(folder) / "evaluation.json", Evaluation)

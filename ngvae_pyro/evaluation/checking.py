@@ -1,0 +1,400 @@
+"""How good the guide's posterior is: its draws of z beside those of NUTS.
+
+A guide is amortized, and its latents are independent given the image (mean field). For a handful of
+images :func:`check` draws from the posterior itself, of the same trained networks,
+
+    p(z | x) proportional to p(z) p(x | z),
+
+with p(z) the prior's marginal and p(x | z) the likelihood of the decoder's output, by the No-U-Turn
+Sampler (Hoffman and Gelman, 2014), and says what the guide makes of these draws.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from ngvae_pyro import files, locks, machine
+from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.evaluation import diagnostics
+from ngvae_pyro.extras import needed
+from ngvae_pyro.fitted import Fit, check_fit, data_of
+from ngvae_pyro.latents import is_informative
+from ngvae_pyro.machine import seeded
+from ngvae_pyro.model import VAE
+from ngvae_pyro.report import plots
+from ngvae_pyro.runs import folder as runs
+
+IMAGES, WARMUP, DRAWS = 8, 300, 500
+# Fewer say nothing of quantiles, and NUTS adapts in windows of some tens.
+LEAST_DRAWS = 50
+# Of the guide, for each image: its quantiles are then known to a hundredth of their level.
+GUIDE_DRAWS = 4000
+# Images that share a chain of NUTS: that many cost a network hardly more than one.
+TOGETHER = 8
+INTERVALS = {"50%": 0.5, "80%": 0.8}
+WRITTEN = ("check.json", "figures/check.png")
+# Latents of which the figure has a row.
+SHOWN = 60
+
+
+class CheckedLatent(TypedDict):
+    """A latent of a :class:`Check`."""
+
+    latent: int
+    probs: float
+    coverage: dict[str, float]
+    sd_ratio: float
+    mean_field: float
+    shift: float
+    ess: float
+
+
+class Check(TypedDict):
+    """What :func:`check` found, as ``check.json`` has it."""
+
+    images: int
+    warmup: int
+    draws: int
+    latents: list[CheckedLatent]
+    correlation: float | None
+    by_chance: float | None
+    divergences: int
+    seconds: float
+    per_image: dict[str, list[list[float]]]
+
+
+def check(
+    fit: Fit,
+    data: Images,
+    *,
+    images: int = IMAGES,
+    warmup: int = WARMUP,
+    draws: int = DRAWS,
+    seed: int = 0,
+    stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+) -> Check:
+    """Compare the guide's posterior of z with draws of NUTS, for some images.
+
+    A chain starts at the guide's mean, in units of the guide's standard deviations, and adapts a
+    full mass matrix for each image; up to 8 images share a chain, which draws from the product of
+    their posteriors. It finds the mode that the guide is in, and another one only if it is near.
+    Computed in float32, like the model itself: log p(x, z) of thousands of nats is then off by
+    some thousandths, and a draw is refused for tenths.
+
+    Args:
+        fit: A trained pair whose z are continuous.
+        data: Images or vectors, at least as many as are checked; the first ones are, and all of
+            them decide which latents are informative.
+        images: How many images are checked, N.
+        warmup: Steps of NUTS for each image before the draws, at least 50.
+        draws: Draws of NUTS for each image, S, at least 50.
+        seed: Of the draws.
+        stage: Shows what is done, as for :func:`ngvae_pyro.runs.train`.
+
+    Returns:
+        ``latents``, a row for each latent, informative ones first, by their precision:
+
+        - ``latent`` its number, ``probs`` its p, mean of the data, informative above 1/2;
+        - ``coverage``: for c of ``50%`` and ``80%``, the share of NUTS's draws z_nsk in the guide's
+          central interval, sum_ns 1[l_nk <= z_nsk <= u_nk] / (N S), with l_nk and u_nk the
+          quantiles (1 - c) / 2 and (1 + c) / 2 of the guide's draws for image n. For an exact
+          posterior it is c, and for one too narrow it is less;
+        - ``sd_ratio``: standard deviation of NUTS's draws / that of the guide's, geometric mean of
+          the images;
+        - ``mean_field``: the part of ``sd_ratio`` that no guide of independent latents could avoid,
+          sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as of a Gaussian posterior;
+          about 1 + K / (2 S) by chance;
+        - ``shift``: |mean of NUTS's draws - that of the guide's| / the guide's standard deviation,
+          mean of the images;
+        - ``ess``: effective sample size of the S draws, of the worst image.
+
+        ``correlation``: mean absolute correlation of NUTS's draws of two informative latents, over
+        their pairs and the images, which a guide of independent latents leaves out; None with fewer
+        than two. ``by_chance`` is what independent latents would show with as few draws,
+        sqrt(2 / (pi ESS)). ``divergences`` of NUTS, its ``images``, ``warmup``
+        and ``draws``, ``seconds``, and ``per_image``, with ``sd_ratio`` and ``shift`` (with its
+        sign) of each image (N, K), latents by their number.
+
+    Raises:
+        UserError: If z are counts, the images are of another shape than the model's or too few, a
+            number is out of range, or a chain stays where it began.
+    """
+    check_fit(fit)
+    data = data_of(fit, data)
+    if fit.model.discrete:
+        raise UserError(
+            f"check: expected a guide of continuous z, got a {type(fit.guide).__name__}, whose z "
+            "are counts, of which NUTS draws none"
+        )
+    for name, value, least in (
+        ("images", images, 1),
+        ("warmup", warmup, LEAST_DRAWS),
+        ("draws", draws, LEAST_DRAWS),
+    ):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+    if images > len(data):
+        raise UserError(
+            f"images: expected at most the {len(data)} images of '{data.name}', got {images}"
+        )
+    size = images * (GUIDE_DRAWS + draws) * fit.model.latent_size
+    machine.check("posterior draws (images, draws)", 2 * machine.FLOAT_BYTES * size, fit.device)
+    began = time.perf_counter()
+    code = diagnostics.codes(fit, data)
+    probs = code.probs.mean(0)
+    informative = is_informative(probs)
+    few = ImageData.to_unit(data.images[:images].to(fit.device))
+    parts: dict[str, list[Tensor]] = {}
+    chains: list[Chain] = []
+    looks = evaluating(fit.model, fit.guide)
+    with looks, seeded(seed, fit.device), pyro.get_param_store().scope():
+        for start in range(0, images, TOGETHER):
+            stop = min(start + TOGETHER, images)
+            x, loc = few[start:stop], code.loc[start:stop].to(fit.device)
+            guide = fit.guide.draws(x, GUIDE_DRAWS)[1]
+            with stage(f"NUTS on images {start + 1} to {stop} of {images}"):
+                chain = posterior_draws(fit.model, x, loc, guide.std(0), warmup, draws)
+            if not chain.ess.isfinite().all():
+                raise UserError(
+                    f"check: NUTS stays where it began; expected more warmup than {warmup} steps"
+                )
+            for name, numbers in {**compared(guide, chain.z), "ess": chain.ess}.items():
+                parts.setdefault(name, []).append(numbers.cpu())
+            chains.append(chain)
+    values = {name: torch.cat(numbers).double() for name, numbers in parts.items()}
+    ess = values["ess"].amin(0)
+    rows: list[CheckedLatent] = [
+        {
+            "latent": k,
+            "probs": probs[k].item(),
+            "coverage": {name: values[name][:, k].mean().item() for name in INTERVALS},
+            "sd_ratio": values["sd_ratio"][:, k].log().mean().exp().item(),
+            "mean_field": values["mean_field"][:, k].log().mean().exp().item(),
+            "shift": values["shift"][:, k].abs().mean().item(),
+            "ess": ess[k].item(),
+        }
+        for k in _order(code.precision.mean(0), informative)
+    ]
+    correlations = []
+    if informative.sum() > 1:
+        correlations = [
+            mean_correlation(z)
+            for chain in chains
+            for z in chain.z.cpu()[:, :, informative].unbind(1)
+        ]
+    chance = values["ess"][:, informative].rsqrt().mean().item() * math.sqrt(2 / math.pi)
+    return {
+        "images": int(images),
+        "warmup": int(warmup),
+        "draws": int(draws),
+        "latents": rows,
+        "correlation": float(np.mean(correlations)) if correlations else None,
+        "by_chance": chance if correlations else None,
+        "divergences": sum(chain.divergences for chain in chains),
+        "seconds": time.perf_counter() - began,
+        "per_image": {name: values[name].tolist() for name in ("sd_ratio", "shift")},
+    }
+
+
+def _order(precision: Tensor, informative: Tensor) -> list[int]:
+    return sorted(range(len(precision)), key=lambda k: (not informative[k], -precision[k].item()))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Draws z (S, B, K) of B images, and how good they are.
+
+    ``ess`` is the effective sample size (B, K), ``divergences`` how many trajectories of NUTS left
+    the posterior.
+    """
+
+    z: Tensor
+    ess: Tensor
+    divergences: int
+
+
+def posterior_draws(
+    model: VAE, x: Tensor, loc: Tensor, scale: Tensor, warmup: int, draws: int
+) -> Chain:
+    """Draws of NUTS from p(z | x) of some images.
+
+    Args:
+        model: Whose networks are left as they are.
+        x: Images (B, C, H, W).
+        loc: Where the chain starts, (B, K).
+        scale: Lengths in which it measures z, (B, K); any will do, good ones save warmup.
+        warmup: Steps before the draws.
+        draws: How many, S.
+    """
+
+    def log_joint(z: Tensor) -> Tensor:
+        return model.marginal.log_prob(z).sum(-1) + model.likelihood(model.decoder(z)).log_prob(x)
+
+    with torch.no_grad():
+        # Taken off, because differences of large sums would be those of their rounding.
+        at_start = log_joint(loc)
+
+    def potential(offsets: Mapping[str, Tensor]) -> Tensor:
+        z = loc + scale * torch.stack([*offsets.values()])
+        return (at_start - log_joint(z)).sum()
+
+    # One for each image, between which the posterior has no correlations to adapt to.
+    names = [f"image {number}" for number in range(len(x))]
+    mcmc = MCMC(
+        NUTS(potential_fn=potential, full_mass=[(name,) for name in names]),
+        num_samples=int(draws),
+        warmup_steps=int(warmup),
+        initial_params={name: torch.zeros_like(loc[0]) for name in names},
+        disable_progbar=True,
+    )
+    mcmc.run()
+    samples, said = mcmc.get_samples(), mcmc.diagnostics()
+    return Chain(
+        z=loc + scale * torch.stack([samples[name] for name in names], 1),
+        ess=torch.stack([said[name]["n_eff"] for name in names]),
+        divergences=len(said["divergences"]["chain 0"]),
+    )
+
+
+def compared(guide: Tensor, exact: Tensor) -> dict[str, Tensor]:
+    """What the guide's draws (G, B, K) make of exact ones (S, B, K), each of shape (B, K)."""
+    result = {}
+    for name, level in INTERVALS.items():
+        ends = guide.new_tensor([(1 - level) / 2, (1 + level) / 2])
+        low, high = guide.quantile(ends, dim=0)
+        result[name] = ((low <= exact) & (exact <= high)).double().mean(0)
+    result["sd_ratio"] = exact.std(0) / guide.std(0)
+    result["mean_field"] = mean_field_ratio(exact)
+    result["shift"] = (exact.mean(0) - guide.mean(0)) / guide.std(0)
+    return result
+
+
+def mean_field_ratio(z: Tensor) -> Tensor:
+    """By how much the best independent latents are narrower than draws z (S, B, K), (B, K).
+
+    Of a Gaussian posterior with covariance C the best mean-field one has variances 1 / (C^-1)_kk,
+    so that the ratio of standard deviations is sqrt(C_kk (C^-1)_kk), at least 1.
+    """
+    covariance = torch.stack([draws.T.cov() for draws in z.double().unbind(1)])
+    diagonals = [m.diagonal(dim1=-2, dim2=-1) for m in (covariance, covariance.inverse())]
+    return (diagonals[0] * diagonals[1]).sqrt()
+
+
+def mean_correlation(z: Tensor) -> float:
+    """Mean absolute correlation of draws z (S, M) over the pairs of latents."""
+    matrix = z.double().T.corrcoef()
+    above = torch.ones_like(matrix, dtype=torch.bool).triu(diagonal=1)
+    return matrix[above].abs().mean().item()
+
+
+def mean_field(result: Check) -> str:
+    """A sentence on what a guide of independent latents leaves out."""
+    if result["correlation"] is None:
+        return "with fewer than two informative latents there is no correlation to leave out"
+    return (
+        "mean field leaves out that informative latents are correlated given an image: "
+        f"{result['correlation']:.2f} on average (absolute; {result['by_chance']:.2f} would be "
+        "chance)"
+    )
+
+
+def check_run(
+    folder: str | Path,
+    device: str = "auto",
+    *,
+    stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
+    **settings: int,
+) -> Check:
+    """Check the guide of a run on held-out images, and write ``check.json`` and its figure.
+
+    Args:
+        folder: The run folder.
+        device: As for :func:`ngvae_pyro.load_run`.
+        stage: As for :func:`check`.
+        settings: ``images``, ``warmup`` and ``draws`` of :func:`check`; its seed is the run's.
+
+    Raises:
+        UserError: As :func:`check`; if the folder is not a run that can be read, another process
+            writes it, its images are not those that it was trained with, or somebody's file is
+            where one is to be written.
+    """
+    folder = Path(folder)
+    runs.load_spec(folder)
+    with locks.held(folder):
+        # Before the work, which takes minutes.
+        runs.check_own(folder, WRITTEN)
+        fit, spec = runs.load_run(folder, device)
+        _, held_out = runs.run_images(folder, spec, fit.device)
+        result = check(fit, held_out, seed=spec.fit.seed, stage=stage, **settings)
+        runs.claim(folder, WRITTEN)
+        files.make_folder(folder / "figures")
+        draw(folder / "figures" / "check.png", result)
+        runs.write_json(folder / "check.json", result)
+    return result
+
+
+def draw(path: str | Path, result: Check) -> None:
+    """Coverage, ratio of standard deviations and shift of each latent, as a picture.
+
+    Args:
+        path: The file to write.
+        result: From :func:`check`; of very many latents the first ones have a row.
+    """
+    rows = result["latents"][:SHOWN]
+    colours = [
+        plots.INFORMATIVE if is_informative(r["probs"]) else plots.UNINFORMATIVE for r in rows
+    ]
+    with plots.new_figure(path, 10.0, 1.9 + 0.26 * len(rows)) as figure:
+        coverage, ratio, shift = figure.subplots(1, 3, sharey=True)
+        for y, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            held = [row["coverage"][name] for name in INTERVALS]
+            coverage.plot(held, [y, y], color=colour, lw=1.0, alpha=0.5)
+            coverage.plot(held[0], y, "o", color=colour, ms=6)
+            coverage.plot(held[1], y, "s", mfc="white", mec=colour, mew=1.5, ms=6)
+            for axes, name in ((ratio, "sd_ratio"), (shift, "shift")):
+                each = [image[row["latent"]] for image in result["per_image"][name]]
+                axes.plot(each, [y] * len(each), "o", color=colour, ms=4.5, alpha=0.45, mew=0)
+                axes.plot(np.median(each), y, "|", color=colour, ms=12, mew=2.2)
+            ratio.plot(row["mean_field"], y, "D", mfc="white", mec=colour, mew=1.5, ms=5)
+        for axes, references in ((coverage, INTERVALS.values()), (ratio, [1.0]), (shift, [0.0])):
+            for reference in references:
+                axes.axvline(reference, color=plots.ACCENT, lw=1.2, ls="--", zorder=0.9)
+        coverage.set(xlim=(0, 1), xlabel="share of NUTS's draws inside", title="Guide's intervals")
+        coverage.set_yticks(range(len(rows)), [f"z{row['latent']}" for row in rows])
+        coverage.invert_yaxis()
+        ratio.set_xscale("log", base=2)
+        ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ratio.set(xlabel="standard deviation, NUTS / guide", title="Width")
+        shift.set(xlabel="mean, NUTS - guide, in the guide's sd", title="Shift")
+        figure.legend(handles=_handles(), loc="outside lower center", ncols=4)
+
+
+def _handles() -> list[Any]:
+    with needed("plots"):
+        from matplotlib.lines import Line2D
+
+    grey = "#333333"
+    return [
+        Line2D([], [], color=plots.INFORMATIVE, lw=3, label="informative"),
+        Line2D([], [], color=plots.UNINFORMATIVE, lw=3, label="uninformative"),
+        Line2D([], [], color=grey, marker="o", ls="", ms=6, label="50 % interval"),
+        Line2D([], [], color=grey, marker="s", mfc="white", ls="", ms=6, label="80 % interval"),
+        Line2D([], [], color=grey, marker="o", ls="", ms=4.5, alpha=0.45, label="an image"),
+        Line2D([], [], color=grey, marker="|", ls="", ms=12, mew=2.2, label="their median"),
+        Line2D([], [], color=grey, marker="D", mfc="white", ls="", ms=5, label="mean field's part"),
+        Line2D([], [], color=plots.ACCENT, lw=1.2, ls="--", label="exact posterior"),
+    ]

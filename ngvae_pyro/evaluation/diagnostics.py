@@ -1,0 +1,458 @@
+"""What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ngvae_pyro import _arviz, machine
+from ngvae_pyro.arrays import checked
+from ngvae_pyro.axes import Rotation, RotationValues
+from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data import Images
+from ngvae_pyro.data.images import ImageData, known_count
+from ngvae_pyro.errors import UserError, expect
+from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_terms
+from ngvae_pyro.guide import Codes
+from ngvae_pyro.latents import ACTIVE, is_informative
+from ngvae_pyro.machine import seeded
+from ngvae_pyro.verdict import VerdictValues
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+    from xarray import DataTree
+
+# Images that posterior draws are kept of by default.
+OBSERVATIONS = 50
+
+# A latent follows a factor from this correlation on, if the factor explains so many times as much
+# of its variance as any other does; and it mixes factors if the second has this correlation.
+CLOSE, MORE, MIXED = 0.5, 2.0, 0.2
+# Of fewer images the correlations of noise are too large to say what is followed: of 50, one table
+# of 7 by 7 in a hundred has one above a half by chance.
+FEWEST = 50
+
+
+class SiteKL(TypedDict):
+    """KL of a site, nats per image, and the shares of the latents."""
+
+    total: float
+    per_latent: list[float]
+
+
+# Of the posterior precision of each latent, the mean and two quantiles. A class has no such names.
+Precisions = TypedDict("Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]})
+Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
+
+
+class Metrics(TypedDict):
+    """What :func:`evaluate` returns and ``metrics.json`` holds; see there."""
+
+    discrete: NotRequired[bool]
+    informative: int
+    active_units: NotRequired[int]
+    elbo: float
+    reconstruction_mse: float
+    kl: dict[str, SiteKL]
+    precision: Precisions
+    probs: list[float]
+    variance_of_loc: list[float]
+    steps: int
+    extra_steps: int
+    verdict: NotRequired[VerdictValues]
+    correlations: NotRequired[list[dict[str, float]]]
+    rotation: NotRequired[RotationValues]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Which factors a latent follows, and how closely.
+
+    By its ``correlations``, |corr(loc, factor)| for each factor that varies
+    (:func:`ngvae_pyro.metrics.correlations`, of which the matching metric
+    :func:`ngvae_pyro.metrics.mcc` is made). The latent
+
+    - *follows* the factor with the largest if that is at least 0.5, and if the factor explains at
+      least twice as much of the latent's variance, the correlation's square, as any other does;
+    - else *mixes* the two with the largest if the second is at least 0.2;
+    - else follows *none* closely: it is no linear function of the factors.
+
+    Each latent is told by itself, so that two may follow one factor, as the sine and the cosine of
+    an angle do, and none another. Of classes without an order, such as the shape of a sprite, the
+    correlation is that with their numbers, which may tell less than there is, and never more.
+
+    >>> print(Followed({"x": 0.1, "red": 0.93}), Followed({"y": 0.52, "size": 0.61}), sep="; ")
+    follows red (0.93); mixes size 0.61, y 0.52
+    >>> print(Followed({"angle": 0.04}))
+    follows none closely (angle 0.04)
+    """
+
+    correlations: Mapping[str, float]
+
+    @property
+    def closest(self) -> list[tuple[str, float]]:
+        """All factors and their correlations, the largest first."""
+        return sorted(self.correlations.items(), key=lambda pair: -pair[1])
+
+    @property
+    def factor(self) -> str | None:
+        """The factor that it follows; None where it mixes some or follows none."""
+        (name, first), (_, second) = [*self.closest, ("", 0.0)][:2]
+        return name if first >= CLOSE and first**2 >= MORE * second**2 else None
+
+    @property
+    def mixed(self) -> list[tuple[str, float]]:
+        """The two factors that it mixes, and their correlations; none where it does not."""
+        two = self.closest[:2]
+        mixes = self.factor is None and len(two) == 2 and two[1][1] >= MIXED
+        return two if mixes else []
+
+    @property
+    def text(self) -> str:
+        """A cell of a table: ``red 0.93``, ``mixes size 0.61, y 0.52`` or ``none (x 0.04)``."""
+        if self.mixed:
+            return "mixes " + ", ".join(f"{name} {value:.2f}" for name, value in self.mixed)
+        name, value = self.closest[0]
+        return f"{name} {value:.2f}" if self.factor is not None else f"none ({name} {value:.2f})"
+
+    def __str__(self) -> str:
+        if self.mixed:
+            return self.text
+        name, value = self.closest[0]
+        what = name if self.factor is not None else "none closely"
+        return f"follows {what} ({'' if self.factor is not None else f'{name} '}{value:.2f})"
+
+
+class Latent(TypedDict):
+    """One latent of :class:`Metrics`: its number, its p, and its part of the rest.
+
+    ``followed`` is there where the factors of the images are known; ``negentropy``, ``gaussian``
+    and ``agreement`` where training has looked for independent axes
+    (:class:`ngvae_pyro.axes.Rotation`).
+    """
+
+    latent: int
+    probs: float
+    precision: Precision
+    variance_of_loc: float
+    kl: dict[str, float]
+    followed: NotRequired[Followed]
+    negentropy: NotRequired[float]
+    gaussian: NotRequired[bool]
+    agreement: NotRequired[float]
+
+
+def followed(
+    codes: np.ndarray | Tensor, factors: np.ndarray | Tensor, names: Sequence[str]
+) -> list[Followed]:
+    """Which factors each latent follows, and how closely, by the rule of :class:`Followed`.
+
+    Args:
+        codes: (N, K), best posterior means of images that were not trained on.
+        factors: (N, F), those that made the images.
+        names: Of the factors.
+
+    Returns:
+        One for each latent, without factors that never vary; a constant latent has a correlation
+        of 0 with each.
+
+    Raises:
+        UserError: As :func:`ngvae_pyro.metrics.correlations`, and for another number of names.
+    """
+    # Not before it is asked for, because scikit-learn takes a second.
+    from ngvae_pyro.evaluation.metrics import correlations
+
+    table = correlations(codes, factors)
+    expect("names", names, (list, tuple), "the names of the factors")
+    if len(names) != table.shape[1]:
+        raise UserError(f"names: expected {table.shape[1]}, one for each factor, got {len(names)}")
+    varies = np.ptp(checked("factors", factors, "NF"), axis=0) > 0
+    kept = [name for name, varied in zip(names, varies, strict=True) if varied]
+    return [Followed(dict(zip(kept, row, strict=True))) for row in table[:, varies].tolist()]
+
+
+def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
+    """Images of a data set in order, float in [0, 1], on the device of the fit.
+
+    Raises:
+        UserError: If they are no images of the model's shape.
+    """
+    check_data(fit, data)
+    for start in range(0, len(data), BATCH):
+        yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
+
+
+@torch.no_grad()
+def codes(fit: Fit, data: ImageData) -> Codes:
+    """What the guide says of every image, each (N, K), on the CPU."""
+    check_fit(fit)
+    with evaluating(fit.guide):
+        parts = [fit.guide.codes(x) for x in batches(fit, data)]
+    names = [field.name for field in fields(Codes)]
+    return Codes(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in names))
+
+
+@torch.no_grad()
+def reconstruct(fit: Fit, x: Tensor) -> Tensor:
+    """E[x | z] at the posterior mean of z, shaped as the images x (B, C, H, W).
+
+    Raises:
+        UserError: For another shape than the model's.
+    """
+    if tuple(x.shape[1:]) != fit.model.image_shape:
+        expected = ", ".join(map(str, ("B", *fit.model.image_shape)))
+        raise UserError(f"x: expected images of shape ({expected}), got {tuple(x.shape)}")
+    with evaluating(fit.model, fit.guide):
+        return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
+
+
+def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
+    """Numbers of a fit on held-out data, as :meth:`ngvae_pyro.Fit.as_images` takes them.
+
+    Returns:
+        ``informative``: latents whose p exceeds 1/2. What p is depends on the guide, which says it
+        by its ``p_is``: of a Normal-Gamma mixture the mean weight of the informative component; of
+        the gaussian, gaussian_mixture and epanechnikov guides the share of images whose inferred
+        variance is below 1/2; of counts 1 where the rate varies over the images by more than the
+        counts do about it. ``discrete``: whether z are counts.
+        ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
+        ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
+        at the posterior mean of z. ``kl``: for each site its ``total``, nats per image, and the
+        shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
+        posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
+        images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
+        variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. ``verdict``:
+        whether the count is settled, and the findings that speak against it
+        (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
+        mean with the factors (:class:`Followed`), the largest first, where there are at least 50
+        images and their factors are known and more than a class label. ``rotation``: what became
+        of the axes of the informative latents in training (:class:`ngvae_pyro.axes.Rotation`).
+        The same seed gives the same numbers on the same machine.
+    """
+    check_fit(fit)
+    data = data_of(fit, data)
+    return measured(fit, data, codes(fit, data), seed)
+
+
+def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
+    """What :func:`evaluate` returns, where the codes of the images are known."""
+    log_likelihood, squared_error = 0.0, 0.0
+    totals: dict[str, Tensor] = {}
+    precision = []
+    looks = evaluating(fit.model, fit.guide)
+    with looks, seeded(seed, fit.device), pyro.get_param_store().scope():
+        for x, loc in zip(batches(fit, data), code.loc.split(BATCH), strict=True):
+            terms, kl_terms = site_terms(fit.model, fit.guide, x)
+            log_likelihood += terms.sum().item()
+            with torch.no_grad():
+                mean = fit.model.likelihood(fit.model.decoder(loc.to(fit.device))).mean
+            squared_error += (mean - x).square().sum().item()
+            for name, term in kl_terms.items():
+                totals[name] = totals.get(name, 0.0) + term.sum(0).double().cpu()
+            precision.append(fit.guide.draws(x, 10)[0].flatten(0, 1).cpu())
+    count = len(data)
+    kl = {name: (term / count).tolist() for name, term in totals.items()}
+    low, high = np.quantile(torch.cat(precision).numpy(), [0.05, 0.95], axis=0)
+    # Of these images, so that a single one has variance 0 and not nan.
+    variance, probs = code.loc.var(0, correction=0), code.probs.mean(0)
+    found: Metrics = {
+        "discrete": fit.model.discrete,
+        "informative": int(code.informative.sum()),
+        "active_units": int((variance > ACTIVE).sum()),
+        "elbo": log_likelihood / count - sum(sum(term) for term in kl.values()),
+        "reconstruction_mse": squared_error / (count * data.images[0].numel()),
+        "kl": {name: {"total": sum(term), "per_latent": term} for name, term in kl.items()},
+        "precision": {
+            "mean": code.precision.double().mean(0).tolist(),
+            "5%": low.tolist(),
+            "95%": high.tolist(),
+        },
+        "probs": probs.tolist(),
+        "variance_of_loc": variance.tolist(),
+        "steps": fit.steps,
+        "extra_steps": fit.extra_steps,
+        "verdict": fit.judge(
+            probs.tolist(), variance.tolist(), code.precision.double().mean(0).tolist()
+        ).as_dict(),
+    }
+    if (factors := _factors(data)) is not None:
+        of_latents = followed(code.loc, factors, data.factor_names)
+        found["correlations"] = [dict(one.closest) for one in of_latents]
+    if fit.rotation is not None:
+        found["rotation"] = fit.rotation.as_dict()
+    return found
+
+
+def _factors(data: ImageData) -> np.ndarray | None:
+    """The factors that latents may follow, (N, F); None where too little is known of them."""
+    if data.factors is None or known_count(data.factor_names) is None or len(data) < FEWEST:
+        return None
+    # In units of the largest, because some may be larger than a metric takes.
+    factors = data.factors.double()
+    factors = factors / factors.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)
+    return factors.numpy() if (factors.amin(0) < factors.amax(0)).any() else None
+
+
+def most_informative_first(metrics: Metrics) -> list[Latent]:
+    """One row for each latent of ``evaluate``: informative ones first, each by the KL of z.
+
+    The KL says how many nats a latent tells of an image. The precision says less: that of a count,
+    1 / rate, is high where it rarely fires, and of two latents of one precision the one whose mean
+    varies more tells more.
+    """
+    precision = metrics["precision"]
+    rows: list[Latent] = [
+        {
+            "latent": k,
+            "probs": probs,
+            "precision": {
+                "mean": precision["mean"][k],
+                "5%": precision["5%"][k],
+                "95%": precision["95%"][k],
+            },
+            "variance_of_loc": metrics["variance_of_loc"][k],
+            "kl": {site: kl["per_latent"][k] for site, kl in metrics["kl"].items()},
+        }
+        for k, probs in enumerate(metrics["probs"])
+    ]
+    for row, correlations in zip(rows, metrics.get("correlations") or (), strict=False):
+        row["followed"] = Followed(correlations)
+    if (axes := Rotation.read(metrics.get("rotation"))) is not None:
+        columns = zip(axes.latents, axes.negentropy, axes.gaussian, axes.agreement, strict=True)
+        for k, negentropy, gaussian, agreement in columns:
+            rows[k] |= {"negentropy": negentropy, "gaussian": gaussian, "agreement": agreement}
+    return sorted(rows, key=lambda row: (not is_informative(row["probs"]), -row["kl"]["z"]))
+
+
+def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, dict[int, str]]:
+    """Columns of a table that say what latents are, besides their numbers.
+
+    Args:
+        rows: From :func:`most_informative_first`.
+        latents: Further latents to speak of than the informative ones, such as those that leak; of
+            the others, which carry nothing, there is nothing to say.
+
+    Returns:
+        By heading, the cell of each latent. Where the factors are known ``follows``, the
+        :attr:`Followed.text`; where training has looked for independent axes ``negentropy``, in
+        nats, and ``agreement``.
+    """
+    of = set(latents)
+    shown = [row for row in rows if is_informative(row["probs"]) or row["latent"] in of]
+    found = {
+        "follows": {r["latent"]: r["followed"].text for r in shown if "followed" in r},
+        "negentropy": {
+            r["latent"]: f"{r['negentropy']:.4f}{' (Gaussian)' if r['gaussian'] else ''}"
+            for r in shown
+            if "negentropy" in r
+        },
+        "agreement": {r["latent"]: f"{r['agreement']:.2f}" for r in shown if "agreement" in r},
+    }
+    return {heading: cells for heading, cells in found.items() if cells}
+
+
+@torch.no_grad()
+def to_arviz(
+    fit: Fit,
+    data: Images,
+    *,
+    observations: int | None = None,
+    chains: int = 4,
+    draws_per_chain: int = 250,
+    seed: int = 0,
+    attrs: dict[str, Any] | None = None,
+) -> "InferenceData | DataTree":
+    """Posterior draws of a fit as an ArviZ object.
+
+    The guide is sampled directly, so draws are independent and the chains only give ArviZ
+    something to compare. ``az.loo`` warns of high Pareto k for many images: each has latents of
+    its own, which leaving it out would free. Where the draws of an image differ by more than 708
+    nats, as those of a hardly trained pair may, it is NaN with ArviZ 1.x.
+
+    Args:
+        fit: From :func:`ngvae_pyro.fit`.
+        data: Images or vectors, of which the first ``observations`` are used.
+        observations: How many images, by default 50, or as many as there are.
+        chains: How many chains, at least 1; ArviZ's r_hat needs 2.
+        draws_per_chain: Draws in each, at least 1.
+        seed: Of the draws.
+        attrs: Further attributes.
+
+    Returns:
+        An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x) with the groups
+        ``posterior``: precision and z (chain, draw, observation, latent);
+        ``log_likelihood``: x (chain, draw, observation), nats per image;
+        ``observed_data``: images (observation, channel, height, width), in [0, 1];
+        ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
+        (observation, factor) where they are known.
+
+    Raises:
+        UserError: For images of another shape than the model's, for fewer than are asked for, and
+            for fewer than one observation, chain or draw.
+    """
+    check_fit(fit)
+    data = data_of(fit, data)
+    if attrs is not None:
+        expect("attrs", attrs, Mapping, "a table of names and values")
+    if observations is None:
+        observations = min(OBSERVATIONS, len(data))
+    for name, value in (
+        ("observations", observations),
+        ("chains", chains),
+        ("draws_per_chain", draws_per_chain),
+    ):
+        if not isinstance(value, Integral) or value < 1:
+            raise UserError(f"{name}: expected a whole number, at least 1, got {value!r}")
+    if observations > len(data):
+        raise UserError(
+            f"observations: expected at most the {len(data)} images of '{data.name}', "
+            f"got {observations}"
+        )
+    data = data.subset(slice(0, observations))
+    x = ImageData.to_unit(data.images.to(fit.device))
+    shape = (chains, draws_per_chain, len(data))
+    # Of z and the precision, and once more to write them.
+    numbers = 4 * math.prod(shape) * fit.model.latent_size
+    machine.check(
+        "posterior draws (observations, chains, draws_per_chain)",
+        machine.FLOAT_BYTES * numbers,
+        fit.device,
+    )
+    with evaluating(fit.model, fit.guide):
+        with seeded(seed, fit.device):
+            precision, z = fit.guide.draws(x, chains * draws_per_chain)
+        log_likelihood = torch.stack(
+            [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
+        )
+        code = fit.guide.codes(x)
+    latents = [f"z{k}" for k in range(fit.model.latent_size)]
+    constant = {"loc": code.loc.cpu().numpy(), "probs": code.probs.cpu().numpy()}
+    coords: dict[str, Any] = {"latent": latents, "observation": np.arange(len(data))}
+    dims = {
+        "precision": ["observation", "latent"],
+        "z": ["observation", "latent"],
+        "loc": ["observation", "latent"],
+        "probs": ["observation", "latent"],
+        "x": ["observation"],
+        "images": ["observation", "channel", "height", "width"],
+    }
+    if data.factors is not None:
+        constant["factors"] = data.factors.numpy()
+        coords["factor"] = list(data.factor_names)
+        dims["factors"] = ["observation", "factor"]
+    groups = {
+        "posterior": {
+            "precision": precision.reshape(*shape, -1).cpu().numpy(),
+            "z": z.reshape(*shape, -1).cpu().numpy(),
+        },
+        "log_likelihood": {"x": log_likelihood.reshape(shape).double().cpu().numpy()},
+        "observed_data": {"images": x.cpu().numpy()},
+        "constant_data": constant,
+    }
+    return _arviz.from_dict(groups, coords, dims, attrs or {})

@@ -1,0 +1,566 @@
+"""Objectives other than the plain ELBO: the flat guide's, and the baselines'.
+
+Every class is a :class:`pyro.infer.ELBO`, so it goes where ``Trace_ELBO()`` does::
+
+    svi = SVI(model, guide, optimizer, loss=FlatELBO(draws=4))
+    svi = SVI(model, guide, optimizer, loss=BetaELBO(beta=4.0))
+
+Losses are summed over the batch, in nats. The baselines' have a penalty on the site ``z`` on top
+of -ELBO, and ask of a guide only that its site ``z`` is Normal (a :class:`GaussianMixture` for
+:class:`GaussianMixtureELBO`), and of a model that its prior of ``z`` has a KL from that.
+:class:`AdversarialELBO` adds a discriminator of images to any of them, or to a plain ELBO.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.func import functional_call
+from torch.nn.functional import softplus
+
+from ngvae_pyro.distributed import ALONE
+from ngvae_pyro.distributions import (
+    NormalGammaMarginal,
+    NormalGammaPrior,
+    SpikeSlabPrior,
+    conditional_kl,
+    kl_bound,
+)
+from ngvae_pyro.distributions.location_scale import GaussianMixture
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.model import VAE
+from ngvae_pyro.nn import PatchDiscriminator
+from ngvae_pyro.objectives.base import MeanFieldELBO, TraceELBO
+from ngvae_pyro.specs import (
+    BetaSpec,
+    BetaTCSpec,
+    CapacitySpec,
+    DIPIISpec,
+    DIPISpec,
+    ElboSpec,
+    FactorSpec,
+    FitSpec,
+    GamixSpec,
+    Spec,
+)
+
+# Of posterior means over a batch: the square of a float32 rounding of values of about 10.
+LEAST_VARIANCE = 1e-12
+
+ELBOS: dict[str, type[TraceELBO]] = {
+    "Trace_ELBO": TraceELBO,
+    "TraceMeanField_ELBO": MeanFieldELBO,
+}
+
+
+class MixtureELBO(TraceELBO):
+    """-ELBO of a :class:`~ngvae_pyro.distributions.NormalGammaMixture` posterior, its KL closed.
+
+        E[-log p(x | z)] + sum_k [KL of z_k given the precision + bound of KL of the precision_k]
+
+    with :func:`~ngvae_pyro.distributions.conditional_kl` and
+    :func:`~ngvae_pyro.distributions.kl_bound`: nothing but the reconstruction is sampled, and that
+    depends on z alone, whose gradient by p is pathwise. It goes with a guide that draws z from the
+    posterior's ``marginal``; for any other guide it is ``Trace_ELBO``. Site weights act on the two
+    parts by the names of the sites, ``z`` and ``precision``.
+
+    Args:
+        prior: Of (z, precision), batch shape (K,).
+    """
+
+    def __init__(self, prior: SpikeSlabPrior | NormalGammaPrior, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.prior = prior
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        marginal = guide_trace.nodes["z"]["fn"].base_dist
+        if not isinstance(marginal, NormalGammaMarginal):
+            return super()._differentiable_loss_particle(model_trace, guide_trace)
+        q = marginal.joint
+        observed = [site for site in model_trace.nodes.values() if site.get("is_observed")]
+        loss = -sum(site["log_prob_sum"] for site in observed if site["type"] == "sample")
+        parts = {
+            "z": conditional_kl(q, self.prior),
+            "precision": kl_bound(q.precision, self.prior.precision),
+        }
+        for name, kl in parts.items():
+            loss = loss + (guide_trace.nodes[name]["scale"] * kl).sum()
+        return loss.detach(), loss
+
+
+class Repeated(Messenger):
+    """Draws every site M times but the precision, each draw with the weight 1 / M.
+
+    To Pyro it is a plate of size M around the plate of the data, scaled by 1 / M, that leaves the
+    precision out. Model and guide need not know of it: z becomes (M, B, K), which the decoder
+    takes in one pass.
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] == "precision" or site_is_subsample(msg):
+            return
+        frame = CondIndepStackFrame("draws", -2, self.draws, 0)
+        msg["cond_indep_stack"] = (frame, *msg["cond_indep_stack"])
+        fn: Any = msg["fn"]
+        msg["fn"] = fn.expand((self.draws, fn.batch_shape[-1]))
+        msg["scale"] = msg["scale"] / self.draws
+
+
+class FlatELBO(TraceELBO):
+    """The ELBO of a flat hierarchical posterior: M draws of z share one precision.
+
+        L = E_q(precision | x) [ 1/M sum_m log p(x | z_m) + log p(z_m | precision) / q(z_m |
+            precision, x) ] - KL(q(precision | x) || p(precision)),   z_m ~ q(z | precision, x)
+
+    With M = 1 it is ``Trace_ELBO``, and for every M it has the same expectation, because the mean
+    over m enters linearly (Rainforth et al., 2018, "On nesting Monte Carlo estimators",
+    arXiv:1709.06181): the bound is that of the relaxed guide. Its variance is v + w / M, where v is
+    due to the precision and w to z given the precision. On sprites v is small: of a trained pair,
+    4 draws divide the variance of the gradient by 4, at twice the time of a step.
+
+    Args:
+        draws: M. Each costs a pass of the decoder, none of the encoder.
+    """
+
+    def __init__(self, draws: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.draws = draws
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return super()._get_trace(self.repeated(model), self.repeated(guide), args, kwargs)
+
+    def repeated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A model or a guide whose sites below the precision are drawn M times."""
+        return Repeated(self.draws)(fn)
+
+
+class PenalisedELBO(MeanFieldELBO):
+    """-ELBO, its KL in closed form where there is one, plus a penalty."""
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        """What a batch adds to its -ELBO, nats.
+
+        Args:
+            z: Draws of q, shape (B, K).
+            q: q(z | x), batch shape (B, K).
+            p: Prior p(z), batch shape (B, K) or one that broadcasts to it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it adds to the ELBO")
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
+        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
+        # then computes all of it, and has its share of that.
+        team = site["infer"].get("team", ALONE)
+        parts = (site["value"], site["fn"].base_dist, prior)
+        penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size
+        return loss + penalty.detach(), surrogate + penalty
+
+
+class BetaELBO(PenalisedELBO):
+    """The beta-VAE: E[-log p(x | z)] + beta KL(q(z | x) || p(z)).
+
+    Higgins et al. (2017), "beta-VAE: Learning basic visual concepts with a constrained variational
+    framework", ICLR. Beta 1 is the ELBO.
+    """
+
+    def __init__(self, beta: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.beta = beta
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        return (self.beta - 1.0) * kl_divergence(q, p).sum()
+
+
+class CapacityELBO(PenalisedELBO):
+    """Capacity annealing: E[-log p(x | z)] + gamma |KL(q(z | x) || p(z)) - C|.
+
+    C rises linearly from 0 to ``capacity`` nats until the fraction ``end`` of training; the KL is
+    the mean of the batch. Burgess et al. (2018), "Understanding disentangling in beta-VAE",
+    arXiv:1804.03599.
+    """
+
+    def __init__(self, gamma: float, capacity: float, end: float = 1.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.gamma, self.capacity, self.end = gamma, capacity, end
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        kl = kl_divergence(q, p).sum()
+        risen = torch.as_tensor(self.fraction / self.end).clamp(max=1.0)
+        target = len(z) * self.capacity * risen
+        return self.gamma * (kl - target).abs() - kl
+
+
+class BetaTCELBO(PenalisedELBO):
+    """The beta-TCVAE: -ELBO + (beta - 1) TC, TC = KL(q(z) || prod_k q(z_k)).
+
+    Of the three parts of the mean KL, I(x; z), TC and sum_k KL(q(z_k) || p(z_k)), the second weighs
+    beta. The aggregate posterior is estimated by minibatch-weighted sampling,
+
+        log q(z_i) ~ log 1 / (N B) sum_j q(z_i | x_j),
+
+    over the B images of the batch; N only adds a constant to the loss.
+    Chen, Li, Grosse and Duvenaud (2018), "Isolating sources of disentanglement in variational
+    autoencoders", arXiv:1802.04942, section 4.1.
+
+    Args:
+        beta: Weight of the total correlation.
+        data_size: N, the number of training images.
+    """
+
+    def __init__(self, beta: float, data_size: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.beta, self.data_size = beta, data_size
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        return (self.beta - 1.0) * self.total_correlation(z, q).sum()
+
+    def numbers_kept(self, rows: int, latents: int) -> int:
+        # The density of each draw under the posterior of each image.
+        return 2 * rows**2 * latents
+
+    def total_correlation(self, z: Tensor, q: Normal) -> Tensor:
+        """log q(z_i) - sum_k log q(z_ik) for draws z (B, K) of q, shape (B,)."""
+        log_norm = math.log(len(z) * self.data_size)
+        # Every draw under the posterior of every image: (B, B, K).
+        crossed = q.log_prob(z.unsqueeze(1))
+        joint = crossed.sum(-1).logsumexp(1) - log_norm
+        product = (crossed.logsumexp(1) - log_norm).sum(-1)
+        return joint - product
+
+
+class FactorELBO(PenalisedELBO):
+    """The FactorVAE: -ELBO + gamma TC, the total correlation by a density ratio.
+
+    A discriminator D(z) with two logits tells draws of q(z) from draws of prod_k q(z_k), which are
+    those of another part of the batch with each latent shuffled over the images; then
+    TC = E_q(z)[log D - log(1 - D)], the difference of the logits. It learns by cross-entropy in
+    the same backward pass: the penalty sees its weights as constants, and it sees z as constant.
+    Kim and Mnih (2018), "Disentangling by factorising", arXiv:1802.05983, algorithm 2.
+
+    Args:
+        gamma: Weight of the total correlation.
+        latent_size: K.
+        width: Units of each hidden layer of the discriminator.
+        depth: Number of its hidden layers.
+        learning_rate: Its own, for ``fit``.
+
+    Raises:
+        UserError: For a batch of one image, which leaves nothing to shuffle.
+    """
+
+    def __init__(
+        self,
+        gamma: float,
+        latent_size: int,
+        width: int = 1000,
+        depth: int = 6,
+        learning_rate: float = 1e-4,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.gamma, self.learning_rate = gamma, learning_rate
+        sizes = [latent_size] + [width] * depth
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.LeakyReLU(0.2)]
+        self.discriminator = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        own = list(self.discriminator.to(device).parameters())
+        # The betas are those of Kim and Mnih (2018).
+        return [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.9)}]
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        if len(z) < 2:
+            raise UserError("the FactorVAE needs batches of at least 2 images, got 1")
+        # Known to Pyro, so that a literal SVI trains it too.
+        pyro.module("discriminator", self.discriminator)
+        frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
+        logits = functional_call(self.discriminator, frozen, (z,))
+        total_correlation = (logits[:, 0] - logits[:, 1]).sum()
+
+        joint, other = z.detach().chunk(2)
+        shuffled = torch.stack(
+            [column[torch.randperm(len(other), device=z.device)] for column in other.T], 1
+        )
+        logits = self.discriminator(torch.cat([joint, shuffled]))
+        labels = torch.ones(len(logits), dtype=torch.long, device=z.device)
+        labels[: len(joint)] = 0
+        # A mean, as in the paper; times B because losses are sums over the batch.
+        cross_entropy = len(z) * nn.functional.cross_entropy(logits, labels)
+        return self.gamma * total_correlation + cross_entropy
+
+
+class DIPELBO(PenalisedELBO):
+    """The DIP-VAE: -ELBO + off_diagonal sum_{i != j} C_ij^2 + diagonal sum_i (C_ii - 1)^2.
+
+    C is the covariance over the batch of the posterior means (``i``), or of the draws, which adds
+    the mean posterior variances to the diagonal (``ii``). Kumar, Sattigeri and Balakrishnan (2018),
+    "Variational inference of disentangled latent concepts from unlabeled observations",
+    arXiv:1711.00848, equations 6 and 7.
+    """
+
+    def __init__(
+        self, kind: Literal["i", "ii"], off_diagonal: float, diagonal: float, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.kind, self.off_diagonal, self.diagonal = kind, off_diagonal, diagonal
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        centred = q.mean - q.mean.mean(0)
+        covariance = centred.T @ centred / len(z)
+        if self.kind == "ii":
+            covariance = covariance + q.variance.mean(0).diag()
+        diagonal = covariance.diagonal()
+        off_diagonal = covariance.square().sum() - diagonal.square().sum()
+        regulariser = (
+            self.off_diagonal * off_diagonal + self.diagonal * (diagonal - 1).square().sum()
+        )
+        # Of the batch as a whole, where the ELBO is a sum over its images.
+        return len(z) * regulariser
+
+
+def collapse(q: Normal | GaussianMixture) -> Tensor:
+    """How far the variances of q are from 1: 1/2 (s^2 - 1 - log s^2), 0 at s = 1.
+
+    It grows without bound as s falls to 0. Of a mixture, the mean over its components by their
+    weights. Shape (B, K).
+    """
+    variance = q.scale.square()
+    distance = 0.5 * (variance - 1.0 - variance.log())
+    if isinstance(q, GaussianMixture):
+        return (q.probs * distance).sum(-1)
+    return distance
+
+
+class GaussianMixtureELBO(PenalisedELBO):
+    """A mixture posterior's -ELBO + w sum_k sum_m pi_km 1/2 (s_km^2 - 1 - log s_km^2).
+
+    The KL of a mixture has no closed form, so it is that of the draws, log q(z | x) - log p(z). The
+    second term keeps the components' variances s^2 from collapsing; w = 0 is the ELBO. The form is
+    that of the author's code for Rivera (2024), arXiv:2309.13160; see :class:`GamixELBO`.
+    """
+
+    def __init__(self, regulariser: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.regulariser = regulariser
+
+    def penalty(self, z: Tensor, q: GaussianMixture, p: Normal) -> Tensor:  # type: ignore[override]
+        return self.regulariser * collapse(q).sum()
+
+
+class GamixELBO(PenalisedELBO):
+    """The GAMIX-VAE: the KL is that of the mixture of a batch's posteriors, by its moments.
+
+        E[-log p(x | z)] + 1/2 sum_k (M_k^2 + V_k - 1 - log V_k)
+            + w 1/2 sum_k (s_k^2 - 1 - log s_k^2),
+
+    M_k and V_k being the mean and the variance of the posterior means mu_k over the batch: the
+    first KL is that of Normal(M, V^1/2) from the prior, standing for the mixture
+    q(z) = 1/B sum_i q(z | x_i), and asks nothing of a single image's variance s^2; the last term
+    keeps that from collapsing. The whole is not a bound of log p(x). Rivera (2024), "How to train
+    your VAE", arXiv:2309.13160: the paper's text was not available to us, the formula is that of
+    the author's code (github.com/marianorivera/How2TrainUrVAE, 1.4.3), where w is 0.2.
+
+    Raises:
+        UserError: For a batch of one image, whose mixture has no variance.
+    """
+
+    def __init__(self, regulariser: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.regulariser = regulariser
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        if len(z) < 2:
+            raise UserError("the GAMIX-VAE needs batches of at least 2 images, got 1")
+        # Of images that are all the same V is 0, or a rounding error, whose logarithm says nothing.
+        variance = q.mean.var(0, correction=0).clamp(min=LEAST_VARIANCE)
+        mixture = Normal(q.mean.mean(0), variance.sqrt())
+        of_the_batch = len(z) * kl_divergence(mixture, Normal(p.mean[0], p.stddev[0])).sum()
+        alone = kl_divergence(q, p).sum()
+        return of_the_batch - alone + self.regulariser * collapse(q).sum()
+
+
+class AdversarialELBO(TraceELBO):
+    """Any of the objectives, or a plain ELBO, against a discriminator of images.
+
+    To the loss is added what a discriminator D with one logit for each patch says of the
+    reconstructions E[x | z] at draws of q(z | x),
+
+        w E[-log D(E[x | z])],
+
+    averaged over the patches, and D learns by cross-entropy to tell them from the images. Both in
+    one backward pass: the first term sees D's weights as constants, the second sees the
+    reconstructions as constant. The cross-entropy does not saturate where D is sure, as a hinge
+    does, and reads in nats like the rest. ``loss`` and the value of a step are those of the inner
+    objective: D is only in the gradient. Larsen, Sonderby, Larochelle and Winther (2016),
+    "Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300, for VAE and
+    GAN together; Rivera (2024), arXiv:2309.13160, for the PatchGAN.
+
+    Args:
+        elbo: The inner objective.
+        image_shape: (C, H, W).
+        weight: w, nats per image.
+        channels: Of the discriminator's first layer.
+        layers: How many of its layers have stride 2.
+        learning_rate: Its own, for ``fit``.
+        begin: Fraction of training from which it acts and learns.
+
+    Raises:
+        UserError: If the images are too small for the patches.
+    """
+
+    def __init__(
+        self,
+        elbo: Any,
+        image_shape: Sequence[int],
+        weight: float,
+        channels: int = 32,
+        layers: int = 2,
+        learning_rate: float = 1e-3,
+        begin: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
+        )
+        self.max_plate_nesting = elbo.max_plate_nesting
+        self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
+        self.acts = True
+        self.draws = elbo.draws
+        self._elbo = elbo
+        self.discriminator = PatchDiscriminator(image_shape, channels, layers)
+
+    def numbers_kept(self, rows: int, latents: int) -> int:
+        return self.elbo.numbers_kept(rows, latents)
+
+    @property
+    def elbo(self) -> Any:
+        """The inner objective, at the same fraction of training."""
+        self._elbo.fraction = self.fraction
+        return self._elbo
+
+    def advance(self, fraction: float) -> Hashable:
+        self.acts = fraction >= self.begin
+        return self.acts, self.elbo.advance(fraction)
+
+    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
+        own = list(self.discriminator.to(device).parameters())
+        # The betas are those of Isola et al. (2017).
+        groups = [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.999)}]
+        return groups + self.elbo.parameter_groups(device)
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.elbo.loss(model, guide, *args, **kwargs)
+
+    def _get_trace(self, *args: Any) -> Any:
+        # The inner one's, which may draw some sites more than once.
+        return self.elbo._get_trace(*args)
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss, surrogate = self.elbo._differentiable_loss_particle(model_trace, guide_trace)
+        if not self.acts:
+            return loss, surrogate
+        site = model_trace.nodes["x"]
+        return loss, surrogate + self.contest(site["value"], site["fn"].mean)
+
+    def contest(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Both sides' loss, summed over the batch.
+
+        Args:
+            x: Images (B, C, H, W).
+            mean: E[x | z], the same shape, or with further axes in front for the particles.
+        """
+        # Known to Pyro, so that a literal SVI trains it too.
+        pyro.module("image_discriminator", self.discriminator)
+        mean = mean.reshape(-1, *x.shape[-3:])
+        frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
+        # softplus(-logit) is -log D, softplus(logit) is -log(1 - D).
+        recognised = softplus(-functional_call(self.discriminator, frozen, (mean,))).mean()
+        logits_real, logits_made = self.discriminator(x), self.discriminator(mean.detach())
+        learned = softplus(-logits_real).mean() + softplus(logits_made).mean()
+        return len(x) * (self.weight * recognised + learned)
+
+
+def plain_elbo(fit: FitSpec, kind: type[TraceELBO] | None = None) -> TraceELBO:
+    """-ELBO by the estimator that ``fit.elbo`` names, or by ``kind``."""
+    # With the nesting given, Pyro need not run the pair once to guess it, hidden from the handlers
+    # around a step.
+    return (kind or ELBOS[fit.elbo])(
+        num_particles=fit.particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1
+    )
+
+
+def baseline(spec: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+    """The objective of a gaussian guide, which a spec declares.
+
+    Args:
+        spec: A member of :data:`ngvae_pyro.specs.ObjectiveSpec`.
+        fit: The estimator of a plain ELBO, and the number of particles.
+        model: What is trained.
+        data_size: Number of training images.
+    """
+    particles: dict[str, Any] = {"num_particles": fit.particles}
+    match spec:
+        case ElboSpec():
+            return plain_elbo(fit)
+        case BetaSpec():
+            return BetaELBO(spec.beta, **particles)
+        case CapacitySpec():
+            return CapacityELBO(spec.gamma, spec.capacity, spec.end, **particles)
+        case BetaTCSpec():
+            return BetaTCELBO(spec.beta, data_size, **particles)
+        case FactorSpec():
+            return FactorELBO(
+                spec.gamma,
+                model.latent_size,
+                spec.width,
+                spec.depth,
+                spec.learning_rate,
+                **particles,
+            )
+        case DIPISpec():
+            return DIPELBO("i", spec.off_diagonal, spec.diagonal, **particles)
+        case DIPIISpec():
+            return DIPELBO("ii", spec.off_diagonal, spec.diagonal, **particles)
+        case GamixSpec():
+            return GamixELBO(spec.regulariser, **particles)
+        case _:
+            raise TypeError(f"no objective is known for {type(spec).__name__}")
+
+
+def with_adversary(elbo: TraceELBO, fit: FitSpec, model: VAE) -> TraceELBO:
+    """An objective, against a discriminator of images where ``fit.adversarial`` asks for one."""
+    if (spec := fit.adversarial) is None:
+        return elbo
+    return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())
+
+
+def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
+    """The Pyro ELBO that a declared guide is trained with, and its adversary where there is one.
+
+    Args:
+        guide: Spec of the guide.
+        fit: The estimator of a plain ELBO, the number of particles, the adversary.
+        model: What is trained.
+        data_size: Number of training images.
+    """
+    from ngvae_pyro.guide import GUIDES
+
+    elbo = GUIDES[type(guide)].objective(guide, fit, model, data_size)
+    return with_adversary(elbo, fit, model)

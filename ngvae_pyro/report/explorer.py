@@ -1,0 +1,349 @@
+"""The explorer of a run's report: a slider for each informative latent, and the image they make.
+
+The page holds the decoder's weights and computes E[x | z] itself, so that all latents move at once
+and nothing is asked of a network. It knows the decoders of linear layers (:class:`MLPSpec`). Of a
+convolutional one, or of one that is too large for a page, it holds images that were decoded
+beforehand instead, with one latent moved at a time.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.evaluation.diagnostics import Metrics, most_informative_first
+from ngvae_pyro.evaluation.traversals import Support, typical, walk
+from ngvae_pyro.extras import needed
+from ngvae_pyro.fitted import Fit
+from ngvae_pyro.latents import is_informative
+from ngvae_pyro.nn import Decoder, ResidualLayer
+from ngvae_pyro.report.plots import ROWS, are_vectors
+
+# Of the explorer's data in the page, base64 and all.
+BYTES = 5_000_000
+# How many images one may start from.
+BASES = 3
+# Places of a slider beyond its first one where the page decodes; images of each slider where it
+# does not, the most that fit.
+STEPS, FRAMES = 100, (25, 17, 9)
+# How far the page's numbers may be from torch's, and at how many random places of each base image
+# this is looked at. Half of what a pixel shows, because places that were not looked at differ more.
+# Of a default decoder the 16-bit integers differ by 0.04/255; as bytes they would by 11/255.
+CLOSE, PLACES = 0.5 / 255, 100
+MOST = 2**15 - 1
+# Columns of vectors whose units differ by more than this have no axis in common.
+UNITS_ALIKE = 10.0
+
+
+@dataclass(frozen=True)
+class Slider:
+    """One latent of the page: its number, and the factor that it follows, "" for none."""
+
+    latent: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What the page of a run has of its explorer.
+
+    Attributes:
+        sliders: Most informative first.
+        texts: What the page says under it, and above all what it does not show.
+        data: What its script reads; None for an explorer that is left out, which a text says.
+        what: What is started from, an image or a vector.
+    """
+
+    sliders: tuple[Slider, ...]
+    texts: tuple[str, ...]
+    data: dict[str, Any] | None
+    what: str = "image"
+
+    @property
+    def names_width(self) -> float:
+        """Room for the names of the sliders, in rem."""
+        return max([3.0, *(min(0.55 * len(slider.label), 8.0) for slider in self.sliders)])
+
+    @property
+    def script(self) -> str:
+        """The script of the page, ``explorer.js``."""
+        path = Path(__file__).parent / "templates" / "explorer.js"
+        return path.read_text(encoding="utf-8")
+
+    @property
+    def script_source(self) -> str:
+        """The one script that the page's content security policy lets run."""
+        digest = hashlib.sha256(self.script.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer W x + b in integers: W_ij = scale_i weights_ij.
+
+    Attributes:
+        weights: (outputs, inputs), int16; the largest of each row is 32,767 in size.
+        scale, bias: (outputs,), float32.
+    """
+
+    weights: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> "Layer":
+        """That of a float layer."""
+        values = weight.detach().double().cpu().numpy()
+        # A row of zeros has any scale.
+        scale = np.maximum(np.abs(values).max(1), 1e-30) / MOST
+        whole = np.rint(values / scale[:, None]).astype("<i2")
+        return cls(whole, scale.astype("<f4"), bias.detach().cpu().numpy().astype("<f4"))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The layer as the page computes it, of inputs (N, inputs)."""
+        weights: np.ndarray = self.weights * self.scale[:, None]
+        return x @ weights.T + self.bias
+
+    def packed(self) -> dict[str, str]:
+        """For JSON: each array's bytes, little-endian and row by row, in base64."""
+        parts = {"weights": self.weights, "scale": self.scale, "bias": self.bias}
+        return {name: _base64(part.tobytes()) for name, part in parts.items()}
+
+
+@torch.no_grad()
+def explore(
+    fit: Fit, data: ImageData, metrics: Metrics, support: Support | None = None
+) -> Explorer | None:
+    """The explorer of a trained pair.
+
+    A slider goes as far as the traversals of the report do, :meth:`Support.reach`: to where the
+    data end as this latent alone moves from the chosen image. The latents without a slider stay at
+    that image's posterior means. Images are shown as in the figures, in the model's units and
+    clamped to [0, 1]; vectors are curves, in their own units where their columns have units alike.
+
+    Args:
+        fit: The trained pair.
+        data: Held-out images, which give the ranges and the images to start from.
+        metrics: Of :func:`ngvae_pyro.evaluate`; says which latents are informative, and which
+            factors they follow where these are known.
+        support: Of the images, where it is known already.
+
+    Returns:
+        None where no latent is informative.
+    """
+    rows = [row for row in most_informative_first(metrics) if is_informative(row["probs"])]
+    if not rows:
+        return None
+    latents = [row["latent"] for row in rows[:ROWS]]
+    labels = (row["followed"].text if "followed" in row else "" for row in rows)
+    sliders = tuple(map(Slider, latents, labels))
+    support = support or Support.of(fit, data)
+    numbers = typical(support.loc, min(BASES, len(data)))
+    reach = [[support.reach(fit, k, base) for k in latents] for base in numbers]
+    page: dict[str, Any] = {
+        "shape": fit.model.image_shape,
+        "latents": latents,
+        "bases": [
+            {
+                "z": support.loc[base].tolist(),
+                "low": [low for low, _ in spans],
+                "high": [high for _, high in spans],
+            }
+            for base, spans in zip(numbers, reach, strict=True)
+        ],
+    }
+    what = "vector" if are_vectors(data.images) else "image"
+    rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
+    ends = (
+        f"Each slider ends where the data end when its latent alone moves from the chosen {what}."
+    )
+    why = "the decoder is convolutional"
+    if fit.model.spec.decoder.kind == "mlp":
+        z = _places(support.loc[numbers], latents, torch.tensor(reach))
+        weights, said = _weights(fit, z, page)
+        if weights is not None:
+            leave = f" Several moved together may leave the data, where {what}s break up."
+            return Explorer(sliders, (f"{ends}{leave}{rest}", said), weights, what)
+        why = said
+    if what == "vector":
+        return Explorer((), (f"There is no explorer, because {why}.",), None)
+    for frames in FRAMES:
+        strips = _strips(fit, support, latents, numbers, frames)
+        beforehand = {**page, "steps": frames - 1, "strips": strips}
+        if _size(beforehand) <= BYTES:
+            said = (
+                "One latent moves at a time, and the others go back to the chosen image: "
+                f"because {why}, the page holds {frames} images of each that were decoded "
+                "beforehand."
+            )
+            return Explorer(sliders, (f"{ends}{rest}", said), beforehand)
+    said = f"There is no explorer, because {why}, and images of all latents more than 5 MB."
+    return Explorer((), (said,), None)
+
+
+def _of_the_rest(informative: int, shown: int, size: int, what: str) -> str:
+    text = ""
+    if informative > shown:
+        text += f" These are the {shown} most informative of {informative} informative latents."
+    if rest := size - shown:
+        others = "latent stays as it is" if rest == 1 else f"{rest} latents stay as they are"
+        text += f" The other {others} in that {what}."
+    return text
+
+
+def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
+    """Latents (N, K) that sliders lead to from the base images (B, K), within reach (B, L, 2).
+
+    Each base image, both ends of each slider alone, and random places of all sliders.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = [own]
+    for z, spans in zip(own, reach.to(own.dtype), strict=True):
+        low, high = spans.unbind(-1)
+        alone = z.repeat(2 * len(latents), 1)
+        for i, k in enumerate(latents):
+            alone[2 * i, k], alone[2 * i + 1, k] = low[i], high[i]
+        together = z.repeat(PLACES, 1)
+        share = torch.rand(PLACES, len(latents), generator=generator, dtype=own.dtype)
+        together[:, latents] = low + (high - low) * share
+        found += [alone, together]
+    return torch.cat(found)
+
+
+# The decoder in the page ------------------------------------------------------------------------
+
+
+def linear_layers(decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
+    """(W, b) of each layer of a decoder of linear layers, from the latents to the image.
+
+    Of h + silu(W (gain norm(h) + shift) + b) the gain and the shift are taken into W and b.
+    """
+    layers: list[tuple[Tensor, Tensor]] = [(decoder.stem.weight, decoder.stem.bias)]
+    for part in decoder.trunk:
+        if isinstance(part, ResidualLayer):
+            weight, bias = part.linear.weight, part.linear.bias
+            layers.append((weight * part.norm.weight, bias + weight @ part.norm.bias))
+        elif isinstance(part, nn.Linear):
+            layers.append((part.weight, part.bias))
+    return layers
+
+
+def decode(layers: list[Layer], z: np.ndarray) -> np.ndarray:
+    """What the page's decoder says of latents (N, K), (N, D): the arithmetic of ``explorer.js``."""
+    h = _silu(layers[0](z))
+    for layer in layers[1:-1]:
+        centred = h - h.mean(1, keepdims=True)
+        h = h + _silu(layer(centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)))
+    return layers[-1](h)
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    # By tanh, which overflows nowhere.
+    return 0.5 * x * (1.0 + np.tanh(0.5 * x))
+
+
+def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The page's data with the decoder in it, and what is to be said of it; None and why not."""
+    floats = linear_layers(fit.model.decoder)
+    # Two bytes each, and four letters for three bytes.
+    if (size := 8 / 3 * sum(weight.numel() for weight, _ in floats)) > BYTES:
+        return None, f"the weights of the decoder would be {size / 1e6:.0f} MB"
+    layers = [Layer.of(weight, bias) for weight, bias in floats]
+    output = torch.from_numpy(decode(layers, z.double().numpy()))
+    with evaluating(fit.model):
+        expected = fit.model.decoder(z.to(fit.device)).cpu().double()
+        # In float64: the mean of a continuous Bernoulli is a difference of large numbers.
+        truth, means = (
+            fit.model.likelihood(x.view_as(expected).to(fit.device)).mean.cpu()
+            for x in (expected, output)
+        )
+    vectors = are_vectors(truth)
+    apart = means - truth if vectors else means.clamp(0, 1) - truth.clamp(0, 1)
+    worst = apart.abs().max().item()
+    if not worst <= CLOSE:
+        return None, f"16-bit weights would change what is decoded by {255 * worst:.1f}/255"
+    found = {
+        **page,
+        "steps": STEPS,
+        "mean": fit.model.likelihood.family,
+        "layers": [layer.packed() for layer in layers],
+    }
+    unit = "of a pixel's range"
+    if vectors:
+        found["curve"], unit = _curve(fit, truth), "of a column's standard deviation"
+    if (size := _size(found)) > BYTES:
+        return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
+    count = sum(layer.weights.size for layer in layers)
+    return found, (
+        f"The decoder itself stands in this page: {count:,} weights as 16-bit integers with a "
+        f"scale for each row. At {len(z):,} places of the sliders its means were compared with "
+        f"torch's, and differ by at most {255 * worst:.2f}/255 {unit}."
+    )
+
+
+def _curve(fit: Fit, truth: Tensor) -> dict[str, Any]:
+    """In which units the page draws vectors, value = loc + scale mean, and between which ends."""
+    loc, scale, unit = np.zeros(1), np.ones(1), "standard deviations from the mean of each column"
+    own_loc, own_scale = fit.form.loc, fit.form.scale
+    if own_loc is None or own_scale is None:
+        unit = "value"
+    elif own_scale.max() <= UNITS_ALIKE * own_scale.min():
+        loc, scale, unit = own_loc, own_scale, "value"
+    size = truth[0].numel()
+    loc, scale = (np.broadcast_to(part, size).tolist() for part in (loc, scale))
+    values = np.asarray(loc) + np.asarray(scale) * truth.flatten(1).double().numpy()
+    return {
+        "loc": loc,
+        "scale": scale,
+        "low": float(values.min()),
+        "high": float(values.max()),
+        "unit": unit,
+    }
+
+
+# Images decoded beforehand ----------------------------------------------------------------------
+
+
+def _strips(
+    fit: Fit, support: Support, latents: list[int], numbers: list[int], frames: int
+) -> list[list[str]]:
+    """For each base image and each latent a PNG as data URL: its frames from the low to the high
+    end one below the other, and the base image itself as the last.
+    """
+    found = []
+    for base in numbers:
+        images, _ = walk(fit, support, [[k] for k in latents], frames, base)
+        own = fit.means(support.loc[base][None])
+        found.append([_png(torch.cat([row, own])) for row in images])
+    return found
+
+
+def _png(images: Tensor) -> str:
+    """Images (N, C, H, W) below each other, as a data URL."""
+    with needed("images"):
+        from PIL import Image
+
+    pixels = (255.0 * images.nan_to_num().clamp(0, 1)).round().byte()
+    strip = pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()
+    file = io.BytesIO()
+    Image.fromarray(strip.squeeze(-1) if strip.shape[-1] == 1 else strip).save(
+        file, "PNG", optimize=True
+    )
+    return f"data:image/png;base64,{_base64(file.getvalue())}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _size(page: dict[str, Any]) -> int:
+    return len(json.dumps(page))

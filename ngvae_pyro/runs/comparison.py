@@ -1,0 +1,476 @@
+"""Pairs side by side: trains and evaluates what is missing, then writes tables and figures.
+
+A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. A finished one is not done
+again and one that was begun goes on from its last checkpoint, so an interrupted comparison goes on.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ngvae_pyro import _arviz, locks
+from ngvae_pyro.data.images import ImageData, known_count
+from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.evaluation import assessment as evaluation
+from ngvae_pyro.files import check_no_link, whole
+from ngvae_pyro.interrupts import Interrupted
+from ngvae_pyro.machine import resolve_device
+from ngvae_pyro.records import Comparison
+from ngvae_pyro.report import comparison_plots, table
+from ngvae_pyro.report import pages as report
+from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.specs import IMMATERIAL, RunSpec
+from ngvae_pyro.training.checkpoints import first_difference
+from ngvae_pyro.training.steps import NonFiniteLoss
+from ngvae_pyro.variants import run_spec
+
+# The columns of the slides' table, in its order.
+SLIDES = (
+    "gaussian+gaussian",
+    "gaussian+beta_27",
+    "gaussian+beta_150",
+    "normal_gamma+relaxed",
+)
+# What it writes into its folder, besides the runs.
+COMPARISON = "comparison.json"
+WRITTEN = frozenset(
+    {
+        *(COMPARISON, "table.md", "table.csv", "report.html"),
+        *(f"figures/{name}.png" for name in (*report.COMPARISON_FIGURES, "page")),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison: which pair, what it is called, which seed, what and where."""
+
+    pair: str
+    label: str
+    spec: RunSpec
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        return self.spec.fit.seed
+
+    @property
+    def begun(self) -> bool:
+        return self.folder.exists()
+
+    @property
+    def trained(self) -> bool:
+        return self.begun and not runs.unfinished(self.folder)
+
+    @property
+    def diverged(self) -> bool:
+        return self.trained and not runs.finished(self.folder)
+
+    @property
+    def evaluated(self) -> bool:
+        return (self.folder / "evaluation.json").exists()
+
+
+def plan(
+    out: str | Path, pairs: Iterable[str], seeds: Iterable[int], changes: Mapping[str, Any]
+) -> list[Run]:
+    """The runs of a comparison, all checked before the first is trained.
+
+    Args:
+        out: Folder of the comparison.
+        pairs: Each ``model+guide``, names of variants or paths to TOML files.
+        seeds: Of data, weights and noise; the same for all pairs, so that they see the same data.
+        changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with keys to change in all.
+
+    Raises:
+        UserError: If a pair or the data do not exist or do not fit, a folder holds another run or
+            one of other images, or the changes name a seed of their own.
+    """
+    if "seed" in changes.get("fit", {}):
+        raise UserError(
+            "fit.seed: the runs of a comparison have a seed each; pass the first of them with "
+            f"--first-seed {changes['fit']['seed']}, and their number with --seeds"
+        )
+    planned: list[Run] = []
+    images: ImageData | None = None
+    for pair in pairs:
+        model, plus, guide = pair.partition("+")
+        if not plus or not model or not guide:
+            raise UserError(f"--pairs: expected model+guide, e.g. gaussian+beta_27, got '{pair}'")
+        name = f"{Path(model).stem}+{Path(guide).stem}"
+        if any(run.pair == name for run in planned):
+            raise UserError(f"--pairs: '{name}' is named twice")
+        for seed in seeds:
+            fit = {**changes.get("fit", {}), "seed": seed}
+            spec = run_spec(model, guide, {**changes, "fit": fit}, "command line")
+            if not planned or planned[-1].pair != name:
+                # That guide, model and images fit each other shows when the pair is built.
+                images = images or runs.load_data(spec)[0]
+                runs.load_pair(spec, images)
+            folder = Path(out) / name / f"seed-{seed}"
+            planned.append(Run(name, spec.guide.label or name, spec, folder))
+    # Two models under one guide have one label; their pairs tell them apart.
+    shared = {label for label, pairs in _by_label(planned).items() if len(pairs) > 1}
+    planned = [
+        Run(run.pair, run.pair if run.label in shared else run.label, run.spec, run.folder)
+        for run in planned
+    ]
+    for run in planned:
+        if run.begun:
+            _check_same(run)
+        else:
+            # Runs that are there may be elsewhere; new ones are written here.
+            check_no_link(Path(out), f"{run.pair}/{run.folder.name}")
+    _check_images(planned, now=True)
+    return planned
+
+
+def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
+    labels: dict[str, set[str]] = {}
+    for run in planned:
+        labels.setdefault(run.label, set()).add(run.pair)
+    return labels
+
+
+def _check_same(run: Run) -> None:
+    saved = runs.load_spec(run.folder)
+    # What was left to the images is decided in what is saved.
+    binary = saved.model.likelihood.family == "bernoulli"
+    model = run.spec.model.model_copy(
+        update={"likelihood": run.spec.model.likelihood.resolved(binary)}
+    )
+    wanted = run.spec.model_copy(update={"model": model})
+    if difference := first_difference(_material(saved), _material(wanted)):
+        key, there, asked = difference
+        raise UserError(
+            f"{run.folder}: holds a run with {key} = {there}, not {asked}; choose another --out"
+        )
+
+
+def _material(spec: RunSpec) -> dict[str, Any]:
+    """What is run, as plain values."""
+    data = runs.located(spec)
+    if "name" in runs.paths(data):
+        # However it is written, and wherever it starts from.
+        data = data.model_copy(update={"name": os.path.abspath(data.name)})
+    parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}
+    return {
+        part: values.model_dump(mode="json", exclude=IMMATERIAL.get(part))
+        for part, values in parts.items()
+    }
+
+
+def _check_images(planned: Sequence[Run], now: bool = False) -> None:
+    """Refuse to put runs on different images side by side.
+
+    Those of a seed have the same images; and where they are read from a file, those that it holds
+    now, which further runs would be trained on.
+
+    Args:
+        planned: The runs, of which finished ones are looked at.
+        now: Whether files are read.
+
+    Raises:
+        UserError: If some have others.
+    """
+    done = [run for run in planned if runs.finished(run.folder)]
+    known = [(run, runs.load_record(run.folder).get("images")) for run in done]
+    if unknown := [run for run, images in known if images is None]:
+        warnings.warn(
+            f"{len(unknown)} of {len(known)} runs, {unknown[0].folder} for one, do not say what "
+            "their images were, as runs of older versions do not: whether all are on the same "
+            "images is not checked",
+            Notice,
+            stacklevel=2,
+        )
+    first: dict[int, tuple[Run, dict[str, Any]]] = {}
+    for run, images in known:
+        if images is None:
+            continue
+        if run.seed not in first:
+            first[run.seed] = run, images
+            if now and not runs.rendered(run.spec.data):
+                runs.check_recorded(run.folder, run.spec, runs.load_data(run.spec), "cpu")
+        _check_alike(*first[run.seed], run, images)
+
+
+def _check_alike(
+    one: Run, images: Mapping[str, Any], other: Run, others: Mapping[str, Any]
+) -> None:
+    for key, what in (("train", "training"), ("held_out", "held-out")):
+        # Of different machines, sprites differ by rounding.
+        if images[key] != others[key] and images.get("renderer") == others.get("renderer"):
+            raise UserError(
+                f"{other.folder}: its {what} images are not those of {one.folder}, so the two are "
+                "not compared; train one of them again, or choose another --out"
+            )
+
+
+def _do(run: Run) -> dict[str, float]:
+    """Train and evaluate one run where that is not done; seconds of each part."""
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    if not run.trained:
+        if run.begun:
+            fit, _ = runs.resume(
+                run.folder,
+                device=run.spec.fit.device,
+                data_root=run.spec.data.root,
+                download=run.spec.data.download,
+                progress=False,
+            )
+        else:
+            fit, _ = runs.train(run.spec, run.folder, progress=False)
+        seconds = {"training": fit.seconds}
+        seconds["run folders"] = time.perf_counter() - began - fit.seconds
+        began = time.perf_counter()
+    if not run.evaluated:
+        parts = evaluation.evaluate_run(run.folder, run.spec.fit.device)["seconds"]
+        seconds |= {f"evaluation: {name}": value for name, value in parts.items()}
+        rest = time.perf_counter() - began - sum(parts.values())
+        seconds["evaluation: reading and writing"] = rest
+    return seconds
+
+
+def compare(
+    out: str | Path,
+    planned: Sequence[Run],
+    *,
+    jobs: int | None = None,
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Do what is missing of a comparison and write its tables and figures.
+
+    Until the end no other process may write the folder, nor one of its runs.
+
+    Args:
+        out: Folder of the comparison.
+        planned: From :func:`plan`.
+        jobs: Runs at once, each in a process of its own; by default one for each core, one in all
+            on a GPU.
+        command: What made it, for the reader.
+        say: Shows a line for each finished run.
+
+    Returns:
+        The comparison, as written to ``comparison.json``; ``failed`` has a line for every run
+        that diverged or whose process was killed, which the tables leave out.
+
+    Raises:
+        UserError: If another process writes the folder or a run, the disk refuses, or somebody's
+            file is where one is to be written.
+    """
+    with locks.held(Path(out)):
+        return _compare(Path(out), planned, jobs, command, say)
+
+
+def _compare(
+    out: Path,
+    planned: Sequence[Run],
+    jobs: int | None,
+    command: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    _check_own(out)
+    began = time.perf_counter()
+    todo = [run for run in planned if not run.diverged and not (run.trained and run.evaluated)]
+    if jobs is None:
+        on_gpu = resolve_device(planned[0].spec.fit.device).type == "cuda"
+        jobs = 1 if on_gpu else max(1, min(os.cpu_count() or 1, len(todo)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there: {error.strerror}") from None
+    say(f"{len(planned) - len(todo)} of {len(planned)} runs are there already")
+    seconds: dict[str, float] = {}
+    lost = _work(todo, jobs, seconds, say)
+    _check_images(planned)
+    drawing = time.perf_counter()
+    result = _collect(planned, command)
+    result["failed"] += lost
+    # It names the files before they are there, so that they are its own if it ends here.
+    runs.write_json(out / COMPARISON, result)
+    done = [run for run in planned if run.evaluated]
+    if done:
+        figures = out / "figures"
+        comparison_plots.save_all(figures, [(r.pair, r.label, r.folder) for r in done], result)
+    seconds["tables and figures"] = time.perf_counter() - drawing
+    result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
+    runs.write_json(out / COMPARISON, result)
+    with whole(out / "table.md") as path:
+        path.write_text(table.markdown(result), encoding="utf-8", errors="replace")
+    with whole(out / "table.csv") as path:
+        table.write_csv(path, result)
+    report.write_comparison_report(out, result)
+    return result
+
+
+def _check_own(out: Path) -> None:
+    """Raise a UserError if a file that is to be written is there and is of no comparison."""
+    own: set[str] = set()
+    if os.path.lexists(out / COMPARISON):
+        found = runs.read_json(out / COMPARISON, Comparison)
+        # One of an earlier version does not name them.
+        own = set(found.get("files") or WRITTEN)
+    for name in sorted(WRITTEN):
+        check_no_link(out, name)
+        if (out / name).exists() and not (name in own and (out / name).is_file()):
+            raise UserError(f"{out / name}: is not of a comparison, and is not replaced; move it")
+
+
+def _work(
+    todo: Sequence[Run], jobs: int, seconds: dict[str, float], say: Callable[[str], None]
+) -> list[str]:
+    """Do the runs, several at once in processes of their own; their seconds are added up.
+
+    Returns:
+        A line for each run whose process was killed.
+    """
+    lost = []
+    for count, (run, result) in enumerate(_results(todo, jobs), 1):
+        try:
+            spent = result()
+        except NonFiniteLoss as error:
+            outcome = str(error)
+        except BrokenProcessPool:
+            outcome = "its process was killed, or out of memory; the same command goes on with it"
+            lost.append(f"{run.label}, seed {run.seed}: {outcome}")
+        else:
+            outcome = f"{sum(spent.values()):.0f} s"
+            for name, value in spent.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+        say(f"{count}/{len(todo)}  {run.label}, seed {run.seed}: {outcome}")
+    return lost
+
+
+def _results(
+    todo: Sequence[Run], jobs: int
+) -> Iterator[tuple[Run, Callable[[], dict[str, float]]]]:
+    """Each run, as it ends, with a function that gives its result or raises its error."""
+    if jobs == 1:
+        for run in todo:
+            yield run, partial(_do, run)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def process() -> ProcessPoolExecutor:
+        # Not forked: torch's threads do not survive a fork.
+        return ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    # Not one pool of all: it ends them all where one is killed.
+    idle = [process() for _ in range(min(jobs, len(todo)))]
+    waiting = list(reversed(todo))
+    busy: dict[Future[dict[str, float]], tuple[Run, ProcessPoolExecutor]] = {}
+    try:
+        while waiting or busy:
+            while waiting and idle:
+                run, pool = waiting.pop(), idle.pop()
+                try:
+                    future = pool.submit(_do, run)
+                except BrokenProcessPool:
+                    # It was killed while it had nothing to do.
+                    pool = process()
+                    future = pool.submit(_do, run)
+                busy[future] = run, pool
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                run, pool = busy.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    pool.shutdown()
+                    pool = process()
+                idle.append(pool)
+                yield run, future.result
+    except Interrupted:
+        # It came to this process alone; a terminal's Ctrl-C comes to all of them.
+        for worker in active_children():
+            worker.terminate()
+        raise
+    finally:
+        for pool in (*idle, *(pool for _, pool in busy.values())):
+            pool.shutdown(cancel_futures=True)
+
+
+def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
+    found: dict[str, list[dict[str, Any]]] = {run.pair: [] for run in planned}
+    seeds: dict[str, list[int]] = {run.pair: [] for run in planned}
+    labels = {run.pair: run.label for run in planned}
+    factors: int | None = None
+    for run in planned:
+        if run.evaluated:
+            numbers = evaluation.load_evaluation(run.folder)
+            metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
+            found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
+            seeds[run.pair].append(run.seed)
+            factors = known_count(numbers.get("factors"))
+    spec = planned[0].spec
+    return {
+        "data": spec.data.name,
+        "factors": factors,
+        "latent_size": spec.model.latent_size,
+        "seeds": sorted({run.seed for run in planned}),
+        "command": command,
+        "files": sorted(WRITTEN),
+        "models": [
+            {"pair": pair, "label": labels[pair], "runs": len(found[pair]), "seeds": seeds[pair]}
+            for pair in found
+        ],
+        "metrics": table.describe(),
+        "values": table.summarise(found, factors),
+        "failed": [
+            f"{run.label}, seed {run.seed}: the training diverged; its weights are in {run.folder}"
+            for run in planned
+            if run.diverged
+        ],
+    }
+
+
+def elpds(out: str | Path, seed: int) -> dict[str, Any]:
+    """The runs of one seed as what ``az.compare`` takes: held-out log likelihoods of each image.
+
+    They are relative to the best run of each image, in nats, because ``az.compare`` takes their
+    exponentials, and those of thousands of nats are infinite; differences and weights are the same.
+
+    >>> az.compare(elpds("runs/comparison", seed=0))  # doctest: +SKIP
+
+    Args:
+        out: Folder of a comparison.
+        seed: Of the runs; those of one seed have the same held-out images.
+
+    Raises:
+        UserError: If the folder has no evaluated runs of that seed, or they differ in images.
+    """
+    folders = sorted(Path(out).glob(f"*/seed-{seed}/evaluation.json"))
+    if not folders:
+        raise UserError(f"{out}: no evaluated runs of seed {seed}")
+    known = [runs.load_record(path.parent).get("images") for path in folders]
+    # Of different machines, sprites differ by rounding.
+    held_out = {(i["held_out"], i.get("renderer")) for i in known if i is not None}
+    if len(held_out) > len({renderer for _, renderer in held_out}):
+        raise UserError(f"{out}: runs of seed {seed} have different held-out images")
+    found = {path.parent.parent.name: evaluation.load_evaluation(path.parent) for path in folders}
+    values = {
+        pair: np.array(numbers["per_image"]["log_likelihood"]) for pair, numbers in found.items()
+    }
+    if len({len(value) for value in values.values()}) > 1:
+        raise UserError(f"{out}: runs of seed {seed} were evaluated on different numbers of images")
+    best = np.max(list(values.values()), axis=0)
+    return {
+        pair: _arviz.elpd(
+            values[pair] - best,
+            np.array(numbers["per_image"]["k"]),
+            numbers["log_likelihood"]["draws"],
+        )
+        for pair, numbers in found.items()
+    }

@@ -1,0 +1,1 @@
+"""Stochastic variational inference: the trainer, its actions, its checkpoints and its fast step."""

@@ -1,0 +1,249 @@
+"""What a training does once, at a fraction of its steps: moves, silence, rotation, exactness.
+
+An action is an object that acts on a :class:`ngvae_pyro.svi.Trainer`. Those of a schedule come from
+:func:`actions_of`; ``fit`` takes further ones of one's own::
+
+    @dataclass(frozen=True)
+    class Report(Action):
+        def apply(self, trainer):
+            print(trainer.step, trainer.loss())
+
+    ngvae_pyro.fit(model, guide, data, actions=[Report(at=0.5)])
+
+An action asks the guide for a capability and never for its class: ``needs`` names what the guide
+must be able to do, and is looked at before the first step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngvae_pyro import axes
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
+from ngvae_pyro.latents import INFORMATIVE, LEAK, is_informative
+from ngvae_pyro.specs import ScheduleSpec
+from ngvae_pyro.training.selection import MoveRecord
+
+if TYPE_CHECKING:
+    from ngvae_pyro.training.trainer import Trainer
+
+# Images that are looked at together where latents are rotated.
+LOOK_IMAGES = 1024
+
+# Images over which latents are made independent, so many because a correlation of M latents over
+# N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
+ROTATION_IMAGES = 20_000
+
+# What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
+FREE = 0.1
+
+
+@dataclass(frozen=True)
+class Action(ABC):
+    """Something that a training does once.
+
+    A training that is resumed does what was not done yet; its checkpoints know the actions by
+    their ``repr``, which therefore has to say all that they are.
+
+    Args:
+        at: When, as a fraction of the steps of the training.
+    """
+
+    at: float
+
+    # What the guide must be able to do.
+    needs: ClassVar[type] = Guide
+
+    @abstractmethod
+    def apply(self, trainer: "Trainer") -> None:
+        """Act on a training, between two of its steps."""
+
+
+@dataclass(frozen=True)
+class Propose(Action):
+    """Fork the training for the most promising latent, and for the next one while that pays.
+
+    Args:
+        at: When, as a fraction of the steps of the training.
+        kind: ``birth`` lets a latent that leaks become informative, ``death`` makes an informative
+            one uninformative.
+        steps: How many steps each branch of a fork is trained for.
+    """
+
+    kind: Literal["birth", "death"]
+    steps: int = 100
+
+    needs = SwitchableLatents
+
+    def apply(self, trainer: "Trainer") -> None:
+        tried: set[int] = set()
+        while trainer.step < trainer.spec.steps:
+            latents, loc = self.candidates(trainer)
+            latents = [k for k in latents if k not in tried]
+            if not latents:
+                return
+            tried.add(latents[0])
+            if not self.fork(trainer, latents[0], loc[:, latents[0]]).accepted:
+                return
+
+    @torch.no_grad()
+    def candidates(self, trainer: "Trainer") -> tuple[list[int], Tensor]:
+        """Latents to try, most promising first, and the posterior means (N, K) behind it."""
+        codes = trainer.codes(trainer.monitor_images)
+        informative = codes.informative
+        if self.kind == "birth":
+            variance = codes.loc.var(0)
+            leaks = (~informative & (variance > LEAK)).nonzero().flatten().tolist()
+            return sorted(leaks, key=lambda k: -variance[k].item()), codes.loc
+        state, harm = trainer.state(), {}
+        for k in informative.nonzero().flatten().tolist():
+            _switch(trainer, k, False, codes.loc[:, k])
+            harm[k] = trainer.loss()
+            trainer.set_state(state)
+        return sorted(harm, key=harm.__getitem__), codes.loc
+
+    def fork(self, trainer: "Trainer", latent: int, loc: Tensor) -> MoveRecord:
+        """Train with and without a switch of one latent; go on with the better branch."""
+        before = trainer.state()
+        steps = min(self.steps, trainer.spec.steps - trainer.step)
+        name = f"{self.kind} of z{latent}"
+        trainer.bar.trying(name, trainer.step, steps, 0)
+        loss_without, rows_without = trainer.train_and_judge(steps)
+        without = trainer.state()
+        trainer.set_state(before)
+        trainer.bar.trying(name, trainer.step, steps, 1)
+        _switch(trainer, latent, self.kind == "birth", loc)
+        loss_with, rows_with = trainer.train_and_judge(steps)
+        record = MoveRecord(self.kind, latent, before["step"], loss_without, loss_with)
+        if not record.accepted:
+            trainer.set_state(without)
+        trainer.fit.extra_steps += steps
+        trainer.fit.moves.append(record)
+        trainer.record(rows_with if record.accepted else rows_without)
+        trainer.bar.decided(record, trainer.step)
+        return record
+
+
+@dataclass(frozen=True)
+class Silence(Action):
+    """Make latents uninformative that carry next to nothing, and take their last trace out.
+
+    What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork. In
+    uninformative latents it otherwise fades so slowly that it outlasts the training. In informative
+    ones, of data that hardly vary, it costs their price all the same, and only as many as there are
+    moves would be tried.
+    """
+
+    needs = SwitchableLatents
+
+    @torch.no_grad()
+    def apply(self, trainer: "Trainer") -> None:
+        codes = trainer.codes(trainer.monitor_images)
+        # Times the precision it is the ratio of signal to noise; the uninformative have about 1.
+        informative = codes.probs.mean(0) >= INFORMATIVE
+        precision = torch.where(informative, codes.precision.mean(0), 1.0)
+        faint = codes.loc.var(0) * precision < LEAK
+        for k in faint.nonzero().flatten().tolist():
+            _switch(trainer, k, False, codes.loc[:, k])
+
+
+@dataclass(frozen=True)
+class Rotate(Action):
+    """Rotate the informative latents to independent components, where that is free.
+
+    Their posteriors have much the same precision, so the ELBO hardly knows a rotation of them.
+    Where it costs more than FREE nats they are only made uncorrelated, and stay as they are where
+    that does too; of Gaussian latents there is no more to do than that.
+    """
+
+    needs = SwitchableLatents
+
+    @torch.no_grad()
+    def apply(self, trainer: "Trainer") -> None:
+        guide = trainer.guide
+        assert isinstance(guide, SwitchableLatents)
+        images = trainer.batches.data.images[:ROTATION_IMAGES].split(LOOK_IMAGES)
+        codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
+        probs = torch.cat([code.probs for code in codes]).mean(0)
+        latents = is_informative(probs).nonzero().flatten()
+        if not 2 <= len(latents) <= axes.MOST:
+            return
+        loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
+        if (found := axes.find(loc)) is None:
+            return
+        changes: dict[axes.Outcome, np.ndarray] = {"uncorrelated": found.uncorrelated}
+        if found.found:
+            changes = {"independent": found.change, **changes}
+        before, loss = trainer.state(), trainer.loss()
+        costs: dict[axes.Outcome, float] = {}
+        outcome: axes.Outcome
+        for outcome, change in changes.items():
+            matrix = trainer.team.agreed(torch.tensor(change).to(codes[0].loc))
+            trainer.forget(guide.recombine(trainer.model.decoder, latents, matrix))
+            costs[outcome] = trainer.loss() - loss
+            if costs[outcome] <= FREE:
+                break
+            trainer.set_state(before)
+        else:
+            outcome, change = "kept", np.eye(len(latents))
+        tried, cost = next(iter(costs.items()))
+        trainer.fit.rotation = axes.Rotation.of(
+            loc @ change.T, trainer.step, latents.tolist(), outcome, tried, cost
+        )
+
+
+@dataclass(frozen=True)
+class BecomeExact(Action):
+    """Let a guide leave the relaxation as which its training began."""
+
+    needs = Relaxable
+
+    @torch.no_grad()
+    def apply(self, trainer: "Trainer") -> None:
+        assert isinstance(trainer.guide, Relaxable)
+        trainer.forget(trainer.guide.become_exact())
+
+
+def actions_of(schedule: ScheduleSpec) -> list[Action]:
+    """What a schedule does once, in the order in which it declares it."""
+    actions: list[Action]
+    actions = [Propose(move.at, move.kind, move.steps) for move in schedule.moves]
+    if schedule.silence < 1.0:
+        actions.append(Silence(schedule.silence))
+    if schedule.independent < 1.0:
+        actions.append(Rotate(schedule.independent))
+    if schedule.exact > 0.0:
+        actions.append(BecomeExact(schedule.exact))
+    return actions
+
+
+def check_actions(actions: Iterable[Any], guide: Guide) -> None:
+    """Refuse what is no action, is due at no time of a training, or is too much for a guide.
+
+    Raises:
+        UserError: With the first such.
+    """
+    for action in actions:
+        expect("actions", action, Action, "objects of subclasses of ngvae_pyro.actions.Action")
+        if not (isinstance(action.at, int | float) and 0.0 <= action.at <= 1.0):
+            raise UserError(
+                f"actions: at: expected a fraction in [0, 1], got {described(action.at)}"
+            )
+        if not isinstance(guide, action.needs):
+            raise UserError(
+                f"actions: a {type(action).__name__} needs a guide that is "
+                f"{action.needs.__name__}, got {type(guide).__name__}"
+            )
+
+
+def _switch(trainer: "Trainer", latent: int, on: bool, loc: Tensor) -> None:
+    guide = trainer.guide
+    assert isinstance(guide, SwitchableLatents)
+    trainer.forget(guide.switch(trainer.model.decoder, latent, on, loc))

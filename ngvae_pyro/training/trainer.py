@@ -1,0 +1,692 @@
+"""Stochastic variational inference: one ``fit`` for every model and guide.
+
+The loss is Pyro's ELBO, divided by the batch size, so that losses and KLs read in nats per image.
+Sites are weighed during training by the effect handler :class:`SiteWeights`, so a model or guide
+never knows of its schedule.
+"""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from ngvae_pyro import axes, provenance
+from ngvae_pyro.contexts import evaluating, fitting
+from ngvae_pyro.data import Images, as_images
+from ngvae_pyro.data.batches import Batches
+from ngvae_pyro.data.images import ImageData, check_images
+from ngvae_pyro.distributed import ALONE, SharedLoss, Team
+from ngvae_pyro.errors import Notice, UserError, expect
+from ngvae_pyro.fitted import Fit, site_terms
+from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
+from ngvae_pyro.interrupts import Interrupted, Stop, deferred
+from ngvae_pyro.machine import resolve_device, seeded
+from ngvae_pyro.model import VAE, check_likelihood
+from ngvae_pyro.objectives import with_adversary
+from ngvae_pyro.objectives.base import TraceELBO
+from ngvae_pyro.specs import (
+    IMMATERIAL,
+    BaseGuideSpec,
+    FitSpec,
+    ScheduleSpec,
+    merge,
+    parse,
+)
+from ngvae_pyro.training import restoring
+from ngvae_pyro.training.actions import Action, BecomeExact, actions_of, check_actions
+from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
+from ngvae_pyro.training.progress import TrainingBar
+from ngvae_pyro.training.selection import MoveRecord
+from ngvae_pyro.training.steps import NonFiniteLoss, Steps
+from ngvae_pyro.verdict import leaks
+
+# Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
+# well under one nat, few enough to cost less than ten training steps.
+MONITOR_IMAGES = 1024
+
+# Steps between updates of the bar.
+SHOWN_EVERY = 10
+
+# A team asks its processes for signals in one of so many steps: each asking takes a message.
+HEED_EVERY = 10
+
+# Inputs of a linear layer up to which its weights have the learning rate as it is. A first step of
+# Adam moves all weights by that, and each output by as much for every input: with more of them the
+# encoder's outputs are thrown to where float32 has no precision. With the rate divided by the
+# number of inputs they move alike at all sizes (Yang and Hu, 2021, "Tensor programs IV: feature
+# learning in infinite-width neural networks", arXiv:2011.14522). 12,288 are RGB images of 64x64.
+MOST_INPUTS = 12_288
+
+
+class SiteWeights(Messenger):
+    """Multiplies the log probability of named sites, in model and guide alike.
+
+    Weighing a latent site by w in both weighs its KL term by w. Unlike ``poutine.scale`` it takes
+    single sites and the weight 0.
+
+    Args:
+        weights: Weight of each named site; other sites keep 1.
+    """
+
+    def __init__(self, weights: Mapping[str, float | Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _process_message(self, msg: Message) -> None:
+        weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
+        if weight is not None:
+            msg["scale"] = msg["scale"] * weight
+
+
+def convolutional(*modules: torch.nn.Module) -> bool:
+    """Whether there are convolutions among them."""
+    return any(p.dim() == 4 for module in modules for p in module.parameters())
+
+
+def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list[dict[str, Any]]:
+    """Groups of Adam: the weights of layers of very many inputs have a smaller rate."""
+    wide = [p for p in parameters if p.dim() == 2 and p.shape[1] > MOST_INPUTS]
+    # By identity, because tensors compare by their values.
+    rest = [p for p in parameters if all(p is not other for other in wide)]
+    rates = [learning_rate * MOST_INPUTS / p.shape[1] for p in wide]
+    return [
+        {"params": rest, "initial_lr": learning_rate},
+        *({"params": [p], "initial_lr": rate} for p, rate in zip(wide, rates, strict=True)),
+    ]
+
+
+def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient with the strides of its parameter, which fused kernels take for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+class Trainer:
+    """Model, guide, optimizer and position in the schedule; ``fit`` drives it."""
+
+    def __init__(
+        self,
+        model: VAE,
+        guide: Guide,
+        data: ImageData,
+        spec: FitSpec,
+        schedule: ScheduleSpec,
+        team: Team = ALONE,
+        actions: Sequence[Action] = (),
+    ) -> None:
+        if isinstance(guide.spec, BaseGuideSpec):
+            for key, owner in guide.spec.foreign(schedule).items():
+                raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
+        self.actions = [*actions_of(schedule), *actions]
+        check_actions(self.actions, guide)
+        # In order of time, and at one time in that of the schedule.
+        self.actions.sort(key=lambda action: action.at)
+        self.own_actions = tuple(actions)
+        if isinstance(guide, Relaxable):
+            guide.exact = not any(isinstance(action, BecomeExact) for action in self.actions)
+        self.device = resolve_device(spec.device)
+        self.model, self.guide = model.to(self.device), guide.to(self.device)
+        self.spec, self.schedule, self.team = spec, schedule, team
+        # Convolutions of a 64x64 batch of 128 took two thirds of the time with channels last, on
+        # two cores of an EPYC virtual machine; on CUDA it is not measured.
+        last = spec.fast and self.device.type == "cpu" and convolutional(model, guide)
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self.set_networks(self.memory_format, getattr(torch, spec.network_dtype))
+        self.batches = Batches(
+            data,
+            spec.batch_size,
+            spec.seed,
+            self.device,
+            spec.resident_bytes,
+            spec.workers,
+            team,
+        )
+        self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
+        pair = [*self.model.parameters(), *self.guide.parameters()]
+        groups = parameter_groups(pair, spec.learning_rate)
+        objective = guide.objective(guide.spec, spec, self.model, len(data))
+        expect("the guide's objective", objective, TraceELBO, "one of ngvae_pyro.objectives")
+        self.elbo = with_adversary(objective, spec, self.model)
+        own = self.elbo.parameter_groups(self.device)
+        groups += own
+        # Those of the objective, such as a discriminator's.
+        self.own_parameters: list[Tensor] = [p for group in own for p in group["params"]]
+        self.parameters: list[Tensor] = [*pair, *self.own_parameters]
+        # Of a batch that is shared with other processes.
+        self.shared_loss = (
+            SharedLoss(team, self.elbo, self.model, self.guide, self.own_parameters)
+            if team.size > 1
+            else None
+        )
+        self.site_ramps = {"z": schedule.z, "precision": schedule.precision}
+        if schedule.signal_nats > 0:
+            signal = self.model.likelihood.signal(self.monitor_images)
+            initial = max(1.0, signal / schedule.signal_nats)
+            self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
+        self.step = 0
+        # How many of the actions are done.
+        self.acted = 0
+        self.seconds_before, self.began = 0.0, time.perf_counter()
+        self.fit = Fit(
+            self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form
+        )
+        self.steps = self._steps(groups)
+        self.stop = Stop()
+        self.bar = TrainingBar(spec.steps, enabled=False)
+
+    def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+        """How the networks lay out images and in what type they compute."""
+        self.model.to(memory_format=memory_format)
+        self.guide.to(memory_format=memory_format)
+        self.model.decoder.compute_dtype = self.guide.encoder.compute_dtype = dtype
+
+    def _steps(self, groups: list[dict[str, Any]]) -> Steps:
+        """What carries out the steps: optimizer, and the schedule as a table for the device."""
+        columns: list[Callable[[float], float]]
+        columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
+        ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
+        columns += ramps.values()
+        columns += [partial(self.annealed, name) for name in self.guide.annealed]
+        columns.append(float)
+        row = torch.empty(1, len(columns), device=self.device)
+        numbers = iter(row[0])
+        for group in groups:
+            group["lr"] = next(numbers)
+        self.weights = {name: next(numbers) for name in ramps}
+        self.buffers = {name: next(numbers) for name in self.guide.annealed}
+        self.elbo.fraction = next(numbers)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
+        return Steps(
+            self.gradients,
+            self.parameters,
+            self.optimizer,
+            self.batches,
+            self.spec.steps,
+            lambda step: [column(step / self.spec.steps) for column in columns],
+            row,
+            clip_norm=self.spec.clip_norm,
+            modules={"model": self.model, "guide": self.guide},
+            key=self.phase,
+            fast=self.spec.fast and self.team.size == 1,
+        )
+
+    # One step --------------------------------------------------------------------------------
+
+    def learning_rate(self, initial: float, fraction: float) -> float:
+        """Learning rate at a fraction of training: constant, then falling linearly to 0."""
+        return initial * min(1.0, (1.0 - fraction) / (1.0 - self.spec.decay_begin + 1e-12))
+
+    def annealed(self, name: str, fraction: float) -> float:
+        """A number of the guide that the schedule multiplies, at a fraction of training."""
+        return getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+
+    def phase(self) -> Hashable:
+        """What decides over the operations of the next step, besides the tensors."""
+        return self.guide.phase, self.elbo.advance(self.step / self.spec.steps)
+
+    def batch_loss(self, x: Tensor) -> Tensor:
+        """-ELBO per image of a batch, weighed as the schedule says."""
+        for name, value in self.buffers.items():
+            getattr(self.guide, name).copy_(value)
+        x = x.contiguous(memory_format=self.memory_format)
+        with SiteWeights(self.weights):
+            if self.shared_loss is not None:
+                return self.shared_loss(x)
+            return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
+
+    def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        """The loss of a batch and its gradients by the parameters."""
+        loss = self.batch_loss(x)
+        if self.shared_loss is not None:
+            # They are averaged over the processes where they arrive at the parameters.
+            self.optimizer.zero_grad()
+            loss.backward()
+            return loss.detach(), *(p.grad for p in self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), *map(laid_out, gradients, self.parameters)
+
+    def train_step(self) -> None:
+        """One optimizer step at the current position of the schedule.
+
+        Raises:
+            Interrupted: Instead, if a signal has asked for the end.
+        """
+        self.heed()
+        self.steps(self.step)
+        self.step += 1
+        if self.step % SHOWN_EVERY == 0:
+            self.bar.advance(self.step)
+
+    # Looking at the state --------------------------------------------------------------------
+
+    def fixed_noise(self) -> AbstractContextManager[None]:
+        """Common random numbers for every look, and none taken from the training stream."""
+        return seeded(self.spec.seed, self.device)
+
+    def loss(self) -> float:
+        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it.
+
+        Raises:
+            NonFiniteLoss: If the last step has left weights whose posterior cannot be drawn from.
+        """
+        self.finite_codes(self.monitor_images)
+        looks = evaluating(self.model, self.guide)
+        with looks, self.fixed_noise(), torch.no_grad(), pyro.validation_enabled(False):
+            x = self.monitor_images
+            return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
+
+    def finite_codes(self, x: Tensor) -> Codes:
+        """What the guide says of images.
+
+        Raises:
+            NonFiniteLoss: If the last step has left weights that say nothing finite of them.
+        """
+        with evaluating(self.guide), pyro.validation_enabled(False):
+            codes = self.guide.codes(x)
+        # A variance may be infinite, that of z where its precision is often near 0.
+        if not (codes.loc.isfinite().all() and codes.probs.isfinite().all()):
+            raise NonFiniteLoss(self.step, math.nan, math.nan)
+        return codes
+
+    def codes(self, x: Tensor) -> Codes:
+        """What the guide says of images, agreed on likewise."""
+        codes = self.finite_codes(x)
+        return Codes(**{name: self.team.agreed(value) for name, value in vars(codes).items()})
+
+    def look(self) -> dict[str, Any]:
+        """A row of the history."""
+        self.steps.check()
+        looks = evaluating(self.model, self.guide)
+        with looks, self.fixed_noise(), pyro.validation_enabled(False):
+            # First, because what is not finite cannot be drawn from.
+            codes = self.finite_codes(self.monitor_images)
+            probs = codes.probs.detach().mean(0)
+            log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
+        kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
+        loss = -log_likelihood.mean().item() + sum(kl_sites.values())
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(self.step, loss, math.nan)
+        return {
+            "step": self.step,
+            "loss": loss,
+            "kl": kl_sites,
+            "informative": int(codes.informative.sum()),
+            "probs": probs.tolist(),
+            "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
+        }
+
+    def record(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows to the history, and show the last of them."""
+        self.fit.history += rows
+        if rows:
+            selects = isinstance(self.guide, SwitchableLatents)
+            found = None if self.model.discrete else len(leaks(rows[-1], selects))
+            self.bar.show(rows[-1], found)
+            self.bar.advance(self.step)
+
+    # Forks -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that a step changes, copied."""
+        return {
+            "model": copy.deepcopy(self.model.state_dict()),
+            "guide": copy.deepcopy(self.guide.state_dict()),
+            "objective": [p.detach().clone() for p in self.own_parameters],
+            "optimizer": [
+                {name: value.clone() for name, value in self.optimizer.state[p].items()}
+                for p in self.parameters
+            ],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
+            "step": self.step,
+        }
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.guide.load_state_dict(state["guide"])
+        with torch.no_grad():
+            for own, value in zip(self.own_parameters, state["objective"], strict=True):
+                own.copy_(value)
+            # In place, as all of this is, because recordings hold these tensors.
+            for own, saved in zip(self.parameters, state["optimizer"], strict=True):
+                moments = self.optimizer.state[own]
+                for name, value in moments.items():
+                    # Nothing was saved before the first step, where all of it is 0.
+                    value.copy_(saved.get(name, 0.0))
+                for name in saved.keys() - moments.keys():
+                    # Laid out as the parameter, which a fused Adam takes for granted.
+                    like = own if saved[name].dim() else torch.empty((), device=self.device)
+                    moments[name] = torch.empty_like(like).copy_(saved[name])
+        torch.set_rng_state(state["rng"])
+        if self.on_cuda:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.step = state["step"]
+
+    def train_and_judge(self, steps: int) -> tuple[float, list[dict[str, Any]]]:
+        """Train for some steps, which are a branch of a fork.
+
+        Returns:
+            Its loss, at the parameters averaged over the second half of the steps: single iterates
+            scatter by 10 nats and more at a high learning rate, as much as a latent is worth; their
+            average does not. And its rows of the history, where looks were due.
+        """
+        rows: list[dict[str, Any]] = []
+        for _ in range(steps // 2):
+            self._step_of_branch(rows)
+        averaged = [torch.zeros_like(p) for p in self.parameters]
+        rest = steps - steps // 2
+        for _ in range(rest):
+            self._step_of_branch(rows)
+            torch._foreach_add_(averaged, [p.detach() for p in self.parameters], alpha=1.0 / rest)
+        last = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, averaged)
+            loss = self.loss()
+            torch._foreach_copy_(self.parameters, last)
+        self.steps.check()
+        return loss, rows
+
+    def _step_of_branch(self, rows: list[dict[str, Any]]) -> None:
+        """A step, and a look where one is due; that at the last step is for the end of all."""
+        self.train_step()
+        if self.step % self.spec.monitor_every == 0 and self.step < self.spec.steps:
+            rows.append(self.look())
+
+    def forget(self, touched: Touched) -> None:
+        """Set Adam's running means of parts of parameters to 0; before its first step it has none.
+
+        Args:
+            touched: Parameters, and where in them somebody other than the optimizer has written.
+        """
+        for parameter, index in touched:
+            state = self.optimizer.state[parameter]
+            if "exp_avg" in state:
+                state["exp_avg"][index] = 0.0
+
+    # The whole training --------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last look, after the last step, is done."""
+        history = self.fit.history
+        looked = bool(history) and history[-1]["step"] == self.spec.steps
+        return looked and self.step == self.spec.steps
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the training, before an interruption too."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def _look_at(self) -> int:
+        """The step at which the next look is due; moves have looks of their own."""
+        history = self.fit.history
+        return self._next(history[-1]["step"], self.spec.monitor_every) if history else 0
+
+    @staticmethod
+    def _next(step: int, every: int) -> int:
+        """The first multiple after a step."""
+        return step - step % every + every
+
+    def run(self, bar: TrainingBar, checkpoints: Checkpoints | None) -> None:
+        """Go on to the last step, act as the schedule says, and look now and then.
+
+        Raises:
+            Interrupted: If a signal has asked for the end; a checkpoint is there then.
+        """
+        actions, last = self.actions, self.spec.steps
+        self.bar = bar
+        bar.begin(self.step)
+        look_at = self._look_at()
+        # The first one after the first step, which shows what is wrong with what was asked for.
+        save_at = self._next(self.step, checkpoints.every) if checkpoints and self.step else 1
+        while not self.finished:
+            # A fork may jump over the step at which an action was due.
+            looks = look_at <= self.step < last
+            acts = not looks and self.acted < len(actions)
+            acts = acts and (self.step == last or self.step >= actions[self.acted].at * last)
+            # An action is not interrupted half done: what it did is done again.
+            if checkpoints is not None and (self.step >= save_at or acts):
+                self.save(checkpoints)
+                save_at = self._next(self.step, checkpoints.every)
+            if acts:
+                actions[self.acted].apply(self)
+                self.acted += 1
+                look_at = self._look_at()
+            elif looks or self.step == last:
+                self.record([self.look()])
+                look_at = self._look_at()
+            else:
+                try:
+                    self.train_step()
+                except Interrupted:
+                    if checkpoints is not None:
+                        self.save(checkpoints)
+                    raise
+        if checkpoints is not None:
+            self.save(checkpoints)
+        self.heed(now=True)
+
+    def heed(self, now: bool = False) -> None:
+        """End if a signal has asked for it, all processes of a team at the same step."""
+        if self.team.size > 1 and self.step % HEED_EVERY and not now:
+            return
+        if signum := self.team.most(self.stop.signum or 0):
+            raise Interrupted(signum)
+
+    # Checkpoints ---------------------------------------------------------------------------
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint; one process does it for all."""
+        with self.team.together():
+            if self.team.leads:
+                checkpoints.save(self.snapshot())
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the training is, as plain values: a checkpoint is of this and of nothing else."""
+        versions = provenance.versions()
+        own = {"actions": [repr(action) for action in self.own_actions]} if self.own_actions else {}
+        return {
+            "model": self.model.spec.model_dump(mode="json"),
+            # The schedule may be another than the guide's own.
+            "guide": self.guide.spec.model_dump(
+                mode="json", exclude=IMMATERIAL["guide"] | {"schedule"}
+            ),
+            "schedule": self.schedule.model_dump(mode="json"),
+            "fit": self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"]),
+            "images": {
+                "shape": list(self.batches.data.images.shape),
+                "SHA-256": self.fit.digest,
+            },
+            "versions": {name: versions[name] for name in provenance.DECISIVE},
+            "device": self.device.type,
+            **own,
+        }
+
+    def snapshot(self) -> Snapshot:
+        """All that :meth:`restore` needs."""
+        state = self.state()
+        weights = {
+            f"{part}.{name}": value
+            for part in ("model", "guide")
+            for name, value in state[part].items()
+        }
+        weights |= {f"objective.{i}": value for i, value in enumerate(state["objective"])}
+        optimizer = {
+            f"{i}.{name}": value
+            for i, moments in enumerate(state["optimizer"])
+            for name, value in moments.items()
+        }
+        optimizer |= {name: state[name] for name in ("rng", "cuda_rng") if state[name] is not None}
+        position = {
+            "step": self.step,
+            "acted": self.acted,
+            "exact": isinstance(self.guide, Relaxable) and self.guide.exact,
+            "steps": self.steps.state(),
+            "history": self.fit.history,
+            "moves": [asdict(move) for move in self.fit.moves],
+            "rotation": self.fit.rotation.as_dict() if self.fit.rotation else None,
+            "extra_steps": self.fit.extra_steps,
+            "seconds": self.seconds,
+            "starts": self.fit.starts,
+        }
+        return Snapshot(weights, optimizer, position, self.identity)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken: the next step is to the last bit what it was to be.
+
+        Raises:
+            UserError: If it is no state of such a training, whatever its identity says; nothing is
+                changed then.
+        """
+        restoring.check(self, snapshot)
+        self._restore(snapshot)
+        # They decide over the order of sums, and so over the last bits.
+        before, now = self.fit.starts[-2:]
+        for name in ("threads", "processes"):
+            if before[name] != now[name]:
+                warnings.warn(
+                    f"the training goes on with {now[name]} {name} where it had {before[name]}: "
+                    "the same but for rounding",
+                    Notice,
+                    stacklevel=2,
+                )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        position = snapshot.position
+        state: dict[str, Any] = {"step": snapshot.step, "rng": None, "cuda_rng": None}
+        state |= {name: {} for name in ("model", "guide", "objective")}
+        state["optimizer"] = [{} for _ in self.parameters]
+        for name, value in snapshot.weights.items():
+            part, _, rest = name.partition(".")
+            state[part][rest] = value
+        state["objective"] = [state["objective"][str(i)] for i in range(len(self.own_parameters))]
+        for name, value in snapshot.optimizer.items():
+            number, _, rest = name.partition(".")
+            if rest:
+                state["optimizer"][int(number)][rest] = value
+            else:
+                state[name] = value
+        if isinstance(self.guide, Relaxable):
+            self.guide.exact = position["exact"]
+        self.set_state(state)
+        self.acted = position["acted"]
+        self.steps.set_state(position["steps"], self.step)
+        self.fit.history = list(position["history"])
+        self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
+        self.fit.rotation = axes.Rotation.read(position.get("rotation"))
+        self.fit.extra_steps = position["extra_steps"]
+        self.seconds_before = position["seconds"]
+        self.fit.starts = [*position["starts"], *self.fit.starts]
+
+
+def fit(
+    model: VAE,
+    guide: Guide,
+    data: Images,
+    spec: FitSpec | None = None,
+    *,
+    schedule: ScheduleSpec | None = None,
+    progress: bool = True,
+    team: Team = ALONE,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+    actions: Sequence[Action] = (),
+    **changes: Any,
+) -> Fit:
+    """Train a model and a guide by stochastic variational inference.
+
+    Minimises -ELBO / batch size with Adam, the KL of each site weighed by the schedule. Model and
+    guide are in ``train()`` in the steps, and in ``eval()`` where they are looked at.
+
+    Args:
+        model: From :func:`ngvae_pyro.load_model`.
+        guide: From :func:`ngvae_pyro.load_guide` for that model.
+        data: Training images of the model's shape, or vectors, as
+            :func:`ngvae_pyro.data.as_images` reads them. Their form becomes that of the fit.
+        spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
+        schedule: Annealing and moves; the guide's own by default.
+        progress: Show a bar with the informative and the leaking latents, the move that is tried,
+            the loss and the KL of each site.
+        team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
+            of them calls ``fit`` with the same arguments and gets the same result.
+        checkpoints: Where the training is kept, every so many steps, at the end, and when SIGINT or
+            SIGTERM asks for the end.
+        resume: Go on from the newest of the checkpoints, for a model and a guide as they were
+            before their training. The result is that of an uninterrupted training to the last bit,
+            on the same machine with the same number of threads.
+        actions: What is done once at some fraction of the steps, besides what the schedule says
+            (:mod:`ngvae_pyro.actions`).
+        changes: Keys of the spec to change, e.g. ``steps=600``.
+
+    Returns:
+        The same model and guide, trained in place, with the record of the training.
+
+    Raises:
+        UserError: If an argument is not what it should be, the guide or the images do not fit the
+            model, weights are not float32, the device is not there, another fit is under way in
+            this process, the processes of the team cannot share a batch evenly, or a checkpoint
+            cannot be written, cannot be read or is of another training.
+        NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
+        Interrupted: If a signal asked for the end and there are checkpoints.
+    """
+    check_pair(model, guide)
+    data = as_images(data)
+    check_images(data, model.image_shape)
+    check_likelihood(model, data)
+    spec = FitSpec() if spec is None else spec
+    expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")
+    if schedule is not None:
+        expect("schedule", schedule, ScheduleSpec, "a ScheduleSpec")
+    if checkpoints is not None:
+        expect("checkpoints", checkpoints, Checkpoints, "ngvae_pyro.Checkpoints(folder)")
+    if changes:
+        spec = parse(FitSpec, merge(spec.model_dump(exclude_unset=True), changes), "fit")
+    if len(data) < 2:
+        raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
+    if team.leads and not data.varies:
+        warnings.warn(
+            f"data '{data.name}': all {len(data):,} images are the same, so that no latent has "
+            "anything to tell; the training goes on, and 0 informative latents are right",
+            Notice,
+            stacklevel=2,
+        )
+    if resume and checkpoints is None:
+        raise UserError("resume: expected checkpoints to go on from, got none")
+    if checkpoints is not None and not resume and checkpoints.names():
+        raise UserError(f"{checkpoints.folder}: holds checkpoints already; resume or move them")
+    random = seeded(spec.seed, resolve_device(spec.device))
+    # The store's scope keeps two fits of one process apart: Pyro names parameters by their
+    # attribute path, which is the same in every model.
+    with fitting(model, guide), pyro.get_param_store().scope(), random:
+        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team, actions)
+        trainer.fit.digest = data.digest
+        trainer.fit.starts.append(provenance.here(trainer.device, team.size))
+        # What is not kept may as well end at once.
+        signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
+        with TrainingBar(spec.steps, enabled=progress) as bar, signals as trainer.stop:
+            try:
+                if resume and checkpoints is not None:
+                    trainer.restore(checkpoints.load(trainer.identity))
+                trainer.run(bar, checkpoints)
+            finally:
+                trainer.set_networks(torch.contiguous_format, torch.float32)
+                trainer.fit.steps = trainer.step
+                trainer.fit.seconds = trainer.seconds
+    return trainer.fit
