@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from sklearn.decomposition import FastICA
 
-from ngvae_pyro import axes
+from ngvae_pyro import axes, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.evaluation import diagnostics, metrics
 from ngvae_pyro.fitted import locs
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training import actions
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.variants import run_spec

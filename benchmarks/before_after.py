@@ -17,10 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ngvae_pyro import runs
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.evaluation.traversals import typical
 from ngvae_pyro.fitted import locs
-from ngvae_pyro.runs import folder as runs
 
 STEPS, GAP = 9, 2
 TITLES = ("As trained", "Rotated to independent axes")

@@ -48,6 +48,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch import nn
 
+from ngvae_pyro import runs
 from ngvae_pyro.distributions import (
     NormalGamma,
     NormalGammaMixture,
@@ -55,7 +56,6 @@ from ngvae_pyro.distributions import (
     RelaxedNormalGammaMixture,
 )
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 
 LATENTS, PIXELS = 2, 6
 PROBS, SLAB, SPIKE = 0.3, (2.0, 4.0), (100.0, 25.0)

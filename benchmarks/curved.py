@@ -49,11 +49,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy, spearmanr
 from torch import Tensor
 
-from ngvae_pyro import axes
+from ngvae_pyro import axes, runs
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import metrics
 from ngvae_pyro.fitted import locs
-from ngvae_pyro.runs import folder as runs
 
 # Training images that coordinates are found from, and images drawn anew that are scored.
 FITTED, SCORED = 15_000, 10_000

@@ -19,13 +19,13 @@ from pathlib import Path
 import pyro
 import torch
 
+from ngvae_pyro import runs
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import ConvSpec, FitSpec, MLPSpec, ScheduleSpec
 from ngvae_pyro.training.trainer import Trainer
 

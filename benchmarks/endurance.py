@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ngvae_pyro.runs import folder as runs
+from ngvae_pyro import runs
 from ngvae_pyro.training.checkpoints import OPTIMIZER, WEIGHTS, Checkpoints
 from ngvae_pyro.variants import run_spec
 

@@ -32,7 +32,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ngvae_pyro.runs import folder as runs
+from ngvae_pyro import runs
 from ngvae_pyro.training.checkpoints import Checkpoints
 
 STEPS = 400

@@ -36,14 +36,13 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ngvae_pyro import machine
+from ngvae_pyro import machine, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import conditional_kl, kl_bound
 from ngvae_pyro.guide import ScoreGuide, load_guide
 from ngvae_pyro.model import NormalGammaVAE
 from ngvae_pyro.objectives import MixtureELBO
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import MLPSpec, ModelSpec
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.variants import run_spec

@@ -30,8 +30,7 @@ from pathlib import Path
 
 import torch
 
-from ngvae_pyro import files
-from ngvae_pyro.runs import folder as runs
+from ngvae_pyro import files, runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 try:

@@ -29,10 +29,10 @@ from pyro.distributions import Normal, Poisson
 from scipy import stats
 from torch.distributions import kl_divergence
 
+from ngvae_pyro import runs
 from ngvae_pyro.distributions import normal_gamma as ng
 from ngvae_pyro.distributions.location_scale import Epanechnikov, GaussianMixture
 from ngvae_pyro.distributions.poisson import RelaxedPoisson
-from ngvae_pyro.runs import folder as runs
 
 try:
     import mpmath as mp

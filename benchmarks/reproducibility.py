@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from ngvae_pyro import variants
+from ngvae_pyro import runs, variants
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import MLPSpec
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.variants import run_spec

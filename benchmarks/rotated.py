@@ -42,18 +42,16 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import Isomap, LocallyLinearEmbedding
 from sklearn.neighbors import kneighbors_graph
 
-from ngvae_pyro import axes
+from ngvae_pyro import axes, evaluation, runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.data.images import ImageData, known_count
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.evaluation import diagnostics, metrics
 from ngvae_pyro.fitted import locs, site_terms
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, recombine
 from ngvae_pyro.machine import seeded
 from ngvae_pyro.report import table
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training.actions import ROTATION_IMAGES
 
 NG = "normal_gamma+relaxed"

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from ngvae_pyro import runs
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.variants import run_spec
 

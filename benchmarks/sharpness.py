@@ -28,13 +28,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ngvae_pyro import machine
+from ngvae_pyro import machine, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.evaluation import diagnostics, metrics
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, ResNetV2Spec
 from ngvae_pyro.training import trainer as svi
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import kinds
 import torch
 
+from ngvae_pyro import runs
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.machine import seeded
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.variants import run_spec
 
 IMAGES, FEW = 22_000, 3_000

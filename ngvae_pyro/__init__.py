@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.guide import load_guide
     from ngvae_pyro.model import load_model
     from ngvae_pyro.report import plots
-    from ngvae_pyro.runs.folder import load_run, save_run
+    from ngvae_pyro.runs import load_run, save_run
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
     from ngvae_pyro.training.checkpoints import Checkpoints
     from ngvae_pyro.training.trainer import fit
@@ -44,9 +44,9 @@ _HOMES = {
     "load_data": "data",
     "load_guide": "guide",
     "load_model": "model",
-    "load_run": "runs.folder",
+    "load_run": "runs.reading",
     "log_likelihood": "evaluation.evidence",
-    "save_run": "runs.folder",
+    "save_run": "runs.saving",
     "sprites": "data.rendering",
     "to_arviz": "evaluation.diagnostics",
 }

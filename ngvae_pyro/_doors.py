@@ -35,7 +35,7 @@ MOVED = {
     "rendering": "data.rendering",
     "restoring": "training.restoring",
     "scores": "evaluation.scores",
-    "selection": "training.selection",
+    "selection": "training.actions",
     "steps": "training.steps",
     "svi": "training.trainer",
     "table": "report.table",

@@ -372,7 +372,7 @@ def train(
                 f"--resume: takes from {resume} what to train; leave out "
                 + ", ".join(name.removesuffix("_folder") for name in others)
             )
-        from ngvae_pyro.runs import folder as runs
+        from ngvae_pyro import runs
 
         if runs.finished(resume):
             say(f"{resume}: was finished already")
@@ -389,7 +389,7 @@ def train(
     values = _values(data, latents, steps, device, data_root, download, settings, seed)
     spec = variants.run_spec(model, guide, values, "command line")
 
-    from ngvae_pyro.runs import folder as runs
+    from ngvae_pyro import runs
 
     run = partial(runs.train, spec, out_folder, overwrite=overwrite)
     fit = _train(out_folder, context.obj, run)
@@ -405,8 +405,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit | None":
     """Train or go on, and say how it ended; the fit for the process that speaks."""
-    from ngvae_pyro import distributed
-    from ngvae_pyro.runs import folder as runs
+    from ngvae_pyro import distributed, runs
     from ngvae_pyro.training.steps import NonFiniteLoss
 
     team = team or distributed.ALONE
@@ -472,8 +471,8 @@ def inspect(
     folder: FolderArgument,
 ) -> None:
     """Show the latents of a run, most informative first, and where its figures are."""
+    from ngvae_pyro import runs
     from ngvae_pyro.evaluation import diagnostics
-    from ngvae_pyro.runs import folder as runs
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
@@ -549,7 +548,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Add disentanglement metrics and the held-out log likelihood to a trained run."""
-    from ngvae_pyro.evaluation import assessment as evaluation
+    from ngvae_pyro import evaluation
     from ngvae_pyro.report.table import DASH, footnotes, of_run
 
     with err.status("evaluating"):
@@ -584,10 +583,11 @@ def check(
 ) -> None:
     """Compare the guide's posterior of some images with draws of NUTS; takes minutes."""
     from ngvae_pyro.evaluation import checking
+    from ngvae_pyro.runs.checking import check_run
 
     given = {"images": images, "warmup": warmup, "draws": draws}
     settings = {name: value for name, value in given.items() if value is not None}
-    result = checking.check_run(folder, device, stage=err.status, **settings)
+    result = check_run(folder, device, stage=err.status, **settings)
     table = _titled(f"{folder}: the guide against NUTS, {result['images']} held-out images")
     table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
     table.add_column("latent", no_wrap=True)
@@ -663,10 +663,10 @@ def score(
     elif settings or fit_images or data_root or download:
         raise UserError("--set, --fit-images, --data-root and --download need --data")
 
-    from ngvae_pyro.evaluation import scores
+    from ngvae_pyro.runs import scoring
 
     with err.status("scoring"):
-        result = scores.score_run(
+        result = scoring.score_run(
             folder, other, size=size, fit_images=fit_images, out=out_file, device=device
         )
     if result["fitted"]:

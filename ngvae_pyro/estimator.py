@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro import variants
+from ngvae_pyro import runs, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData, number_array
 from ngvae_pyro.errors import UserError, described, expect
@@ -30,7 +30,6 @@ from ngvae_pyro.fitted import (
     near,
     read_latents,
 )
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import GUIDE_SPECS, DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.verdict import Verdict

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyro
@@ -25,7 +25,6 @@ from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
-from ngvae_pyro.training.selection import MoveRecord
 from ngvae_pyro.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -40,6 +39,21 @@ if TYPE_CHECKING:
 BATCH = 512
 # Images of a row of a traversal.
 STEPS = 11
+
+
+@dataclass(frozen=True)
+class MoveRecord:
+    """What became of one proposed move; losses are -ELBO per image in nats, after the fork."""
+
+    kind: Literal["birth", "death"]
+    latent: int
+    step: int
+    loss_without: float
+    loss_with: float
+
+    @property
+    def accepted(self) -> bool:
+        return self.loss_with < self.loss_without
 
 
 @dataclass(repr=False)
@@ -314,7 +328,7 @@ class Fit:
         Raises:
             UserError: As :func:`ngvae_pyro.save_run`.
         """
-        from ngvae_pyro.runs.folder import save_run
+        from ngvae_pyro.runs import save_run
         from ngvae_pyro.specs import DataSpec, RunSpec
 
         check_folder(folder)

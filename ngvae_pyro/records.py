@@ -179,7 +179,7 @@ class RunRecord(Record):
 
 
 class SavedMove(Spec):
-    """A :class:`ngvae_pyro.selection.MoveRecord`."""
+    """A :class:`ngvae_pyro.fitted.MoveRecord`."""
 
     kind: Literal["birth", "death"]
     latent: Count

@@ -27,13 +27,13 @@ from input_cases import Bench, Result, Slow, impatient, lightened, npz, snapshot
 from matplotlib.figure import Figure
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.data import sources as loading
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import normal_gamma as distributions
 from ngvae_pyro.errors import LONGEST, Notice, UserError
 from ngvae_pyro.evaluation import evidence
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 # The names are imported on first use, which must not be while a part is taken out.

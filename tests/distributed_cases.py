@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import Gamma, Normal, TorchDistribution
 from torch import Tensor
 
-from ngvae_pyro import contexts, distributed
+from ngvae_pyro import contexts, distributed, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.distributed import ALONE, Team
@@ -25,7 +25,6 @@ from ngvae_pyro.distributions.poisson import RelaxedPoisson
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import AdversarialSpec, FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import fit

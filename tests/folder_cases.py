@@ -46,11 +46,10 @@ from input_cases import (
 from rich.console import Console
 from safetensors.numpy import load, save
 
-from ngvae_pyro import cli
+from ngvae_pyro import cli, runs
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training import checkpoints
 from ngvae_pyro.training.steps import NonFiniteLoss
 

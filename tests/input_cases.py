@@ -45,15 +45,13 @@ import numpy as np
 import tomli_w
 from hypothesis import strategies as st
 
-from ngvae_pyro import cli, machine
+from ngvae_pyro import cli, evaluation, machine, runs
 from ngvae_pyro.data import rendering
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.evaluation import scores
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import run as specs
 from ngvae_pyro.training.steps import NonFiniteLoss
 

@@ -13,6 +13,7 @@ from torch.distributions import Gamma
 from typer.testing import CliRunner
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.distributions import GammaMixture, SpikeSlabPrior, kl_bound, kl_monte_carlo
 from ngvae_pyro.errors import UserError
@@ -20,7 +21,6 @@ from ngvae_pyro.evaluation import diagnostics, metrics, scores
 from ngvae_pyro.guide import RelaxedGuide
 from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, ModelSpec, RelaxedGuideSpec, RunSpec, ScheduleSpec
 from ngvae_pyro.training.trainer import Trainer
 

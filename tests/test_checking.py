@@ -12,11 +12,11 @@ from test_runs import SHORT, ngvae
 from torch import nn
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import checking
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec
 
 SCALE = 0.5

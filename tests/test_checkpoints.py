@@ -20,10 +20,9 @@ from test_runs import SHORT, ngvae
 from test_steps import CONV, SMALL, load
 
 import ngvae_pyro as ng
-from ngvae_pyro import _arviz, axes, files
+from ngvae_pyro import _arviz, axes, files, runs
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import (
     AdversarialSpec,
     FactorSpec,

@@ -10,12 +10,11 @@ import pytest
 from test_checkpoints import cut
 from test_runs import ngvae
 
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro._arviz import az
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.report import table
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.runs import folder as runs
 
 PAIRS = "gaussian+beta_27,normal_gamma+relaxed"
 SMALL = ["--steps", "8", "--latents", "4", "--device", "cpu", "--jobs", "1"]

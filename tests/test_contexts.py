@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 import ngvae_pyro as ng
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.evaluation import diagnostics, scores, uncertainty
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, MLPSpec, RunSpec
 
 SMALL = MLPSpec(width=16, depth=2)

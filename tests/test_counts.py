@@ -12,12 +12,12 @@ from scipy import integrate, stats
 from torch.distributions import kl_divergence
 from typer.testing import CliRunner
 
+from ngvae_pyro import runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.poisson import RelaxedPoisson
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.fitted import site_terms
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.training.trainer import Trainer
 

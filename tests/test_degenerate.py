@@ -6,14 +6,13 @@ import torch
 from conftest import SMALL
 from typer.testing import CliRunner
 
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.evaluation import diagnostics, scores
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, RunSpec
 from ngvae_pyro.training.actions import Rotate
 from ngvae_pyro.training.steps import NonFiniteLoss

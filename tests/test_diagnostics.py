@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import ngvae_pyro as ng
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.evaluation import diagnostics, metrics, scores
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec, RunSpec
 
 

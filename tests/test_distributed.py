@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ngvae_pyro import distributed
+from ngvae_pyro import distributed, runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.distributed import Team
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training.trainer import fit
 
 SHORT = ["--steps", "24", "--latents", "4", "--device", "cpu", "--set", "fit.batch_size=8"]

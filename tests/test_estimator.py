@@ -21,9 +21,9 @@ from test_runs import ngvae
 from torch.utils.data import DataLoader
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.estimator import NGVAE
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import (
     GaussianGuideSpec,
     GaussianPriorSpec,

@@ -12,14 +12,13 @@ from conftest import SMALL
 from test_report import Page, said_by, saved
 
 import ngvae_pyro as ng
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.forms import standardising
 from ngvae_pyro.data.images import ImageData
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.report import explorer
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import ConvSpec, FitSpec, LikelihoodSpec, MLPSpec, RunSpec
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

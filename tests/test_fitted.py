@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import MLPSpec
 from ngvae_pyro.training.trainer import fit
 

@@ -23,11 +23,9 @@ import worker_cases
 from test_checkpoints import cut, in_a_child
 from test_runs import ngvae
 
-from ngvae_pyro import cli, distributed, files
+from ngvae_pyro import cli, distributed, evaluation, files, runs
 from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 PAIR = ["gaussian", "gaussian", "--latents", "2", "--device", "cpu", "--steps", "4"]

@@ -13,13 +13,13 @@ from test_plots import measured, texts
 from test_runs import SHORT, ngvae
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, metrics
 from ngvae_pyro.evaluation.diagnostics import Followed, followed
 from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec
 
 # The rule -------------------------------------------------------------------------------------

@@ -22,13 +22,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ngvae_pyro import cli, files, machine, variants
+from ngvae_pyro import cli, files, machine, runs, variants
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import LONGEST, UserError, one_line
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training import memory
 
 

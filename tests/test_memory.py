@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ngvae_pyro import fit, machine
+from ngvae_pyro import fit, machine, runs
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.variants import run_spec
 
 SIZE = 128 * 2**20

@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
+from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.specs import FitSpec, Move, ScheduleSpec
 from ngvae_pyro.training import progress
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.training.progress import TrainingBar
-from ngvae_pyro.training.selection import MoveRecord
 from ngvae_pyro.training.trainer import fit
 
 ROW = {"step": 1500, "loss": -4210.3, "kl": {"precision": 35.9, "z": 36.5}, "informative": 12}

@@ -17,15 +17,14 @@ from test_checkpoints import cut
 from typer.testing import CliRunner
 
 import ngvae_pyro as ng
+from ngvae_pyro import evaluation, runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.evaluation import assessment as evaluation
 from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report import table
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import SavedRun, parse
 from ngvae_pyro.training import checkpoints
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from ngvae_pyro import runs
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.variants import run_spec
 

@@ -15,11 +15,11 @@ from input_cases import once
 from typer.testing import CliRunner
 
 import ngvae_pyro
+from ngvae_pyro import runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
 from ngvae_pyro.cli import app, main
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS
 
 SHORT = ["--steps", "6", "--latents", "4", "--set", "fit.batch_size=8", "--device", "cpu"]

@@ -11,12 +11,12 @@ import torch
 from conftest import PAIRS
 from test_runs import SHORT, ngvae
 
+from ngvae_pyro import runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.evaluation import scores
 from ngvae_pyro.evaluation.diagnostics import codes
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import FitSpec
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import json
 import pytest
 from test_runs import SHORT, ngvae
 
+from ngvae_pyro import runs
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.runs import folder as runs
 
 
 @pytest.fixture(scope="module")

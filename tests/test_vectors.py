@@ -10,8 +10,7 @@ from conftest import SMALL
 from test_runs import ngvae
 
 import ngvae_pyro as ng
-from ngvae_pyro import locks
-from ngvae_pyro.runs import folder as runs
+from ngvae_pyro import locks, runs
 
 WORDS = ["--steps", "4", "--latents", "3", "--set", "fit.batch_size=8", "--device", "cpu"]
 WORDS += ["--set", "model.decoder.width=8", "--set", "guide.encoder.width=8"]

@@ -12,12 +12,11 @@ if TYPE_CHECKING:
         POINTS,
         Sample,
         assess,
-        evaluate_run,
         evaluation_images,
-        load_evaluation,
         sample,
         varying_factors,
     )
+    from ngvae_pyro.runs.evaluating import evaluate_run, load_evaluation
 
 __getattr__ = lazily(
     __name__,
@@ -28,9 +27,9 @@ __getattr__ = lazily(
         "POINTS": "evaluation.assessment",
         "Sample": "evaluation.assessment",
         "assess": "evaluation.assessment",
-        "evaluate_run": "evaluation.assessment",
+        "evaluate_run": "runs.evaluating",
         "evaluation_images": "evaluation.assessment",
-        "load_evaluation": "evaluation.assessment",
+        "load_evaluation": "runs.evaluating",
         "sample": "evaluation.assessment",
         "varying_factors": "evaluation.assessment",
     },

@@ -8,16 +8,15 @@ for sprites (as many as Locatello et al., 2019, take), the held-out ones for all
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ngvae_pyro import locks
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import sources as data
+from ngvae_pyro.data.declared import data_seed, rendered
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import aggregate, diagnostics, evidence, metrics
@@ -25,16 +24,14 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import ACTIVE
 from ngvae_pyro.machine import seeded
-from ngvae_pyro.records import Evaluation
-from ngvae_pyro.report import pages as report
-from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.runs import folder as runs
 from ngvae_pyro.specs import RunSpec
 
 POINTS = 15_000
+
 # Held-out images and draws behind the log likelihood; their mean has a standard error of half a nat
 # on sprites.
 LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 100
+
 # Added to a run's data seed for the images that codes are measured on.
 NEW_SEED = 1_000_003
 
@@ -59,8 +56,8 @@ def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
 def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
     """The images that codes are measured on, and a few words on what they are."""
     # Images from elsewhere may come with a spec that names sprites, its default.
-    if runs.rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
-        seed, resolution = runs.data_seed(spec) + NEW_SEED, spec.data.resolution
+    if rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
+        seed, resolution = data_seed(spec) + NEW_SEED, spec.data.resolution
         images = data.load(spec.data.name, seed=seed, n=POINTS, resolution=resolution)
         return images, f"{POINTS:,} new sprites"
     images = held_out.subset(slice(0, POINTS))
@@ -159,32 +156,3 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
         "per_image": {"log_likelihood": found.values.tolist(), "k": found.pareto_k.tolist()},
         "seconds": seconds,
     }
-
-
-def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
-    """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
-
-    Raises:
-        UserError: If the folder is not a run that can be read, another process writes it, its
-            images are not there or not those that it was trained with, or somebody's file is where
-            one is to be written.
-    """
-    folder, written = Path(folder), ("evaluation.json", "report.html")
-    runs.load_spec(folder)
-    with locks.held(folder):
-        # Before the work, which takes minutes.
-        runs.check_own(folder, written)
-        fit, spec = runs.load_run(folder, device)
-        _, held_out = runs.run_images(folder, spec, fit.device)
-        numbers = runs.load_metrics(folder)
-        result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
-        runs.claim(folder, written)
-        runs.write_json(folder / "evaluation.json", result)
-        record, explorer = runs.load_record(folder), explore(fit, held_out, numbers)
-        report.write_run_report(folder, spec, numbers, result, record, explorer)
-    return result
-
-
-def load_evaluation(folder: str | Path) -> dict[str, Any]:
-    """``evaluation.json`` of a run folder."""
-    return runs.read_json(Path(folder) / "evaluation.json", Evaluation)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -24,29 +23,31 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ngvae_pyro import files, locks, machine
+from ngvae_pyro import machine
+from ngvae_pyro._doors import lazily
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.machine import seeded
 from ngvae_pyro.model import VAE
-from ngvae_pyro.report import plots
-from ngvae_pyro.runs import folder as runs
 
 IMAGES, WARMUP, DRAWS = 8, 300, 500
+
 # Fewer say nothing of quantiles, and NUTS adapts in windows of some tens.
 LEAST_DRAWS = 50
+
 # Of the guide, for each image: its quantiles are then known to a hundredth of their level.
 GUIDE_DRAWS = 4000
+
 # Images that share a chain of NUTS: that many cost a network hardly more than one.
 TOGETHER = 8
 INTERVALS = {"50%": 0.5, "80%": 0.8}
 WRITTEN = ("check.json", "figures/check.png")
+
 # Latents of which the figure has a row.
 SHOWN = 60
 
@@ -312,89 +313,5 @@ def mean_field(result: Check) -> str:
     )
 
 
-def check_run(
-    folder: str | Path,
-    device: str = "auto",
-    *,
-    stage: Callable[[str], AbstractContextManager[Any]] = lambda text: nullcontext(),
-    **settings: int,
-) -> Check:
-    """Check the guide of a run on held-out images, and write ``check.json`` and its figure.
-
-    Args:
-        folder: The run folder.
-        device: As for :func:`ngvae_pyro.load_run`.
-        stage: As for :func:`check`.
-        settings: ``images``, ``warmup`` and ``draws`` of :func:`check`; its seed is the run's.
-
-    Raises:
-        UserError: As :func:`check`; if the folder is not a run that can be read, another process
-            writes it, its images are not those that it was trained with, or somebody's file is
-            where one is to be written.
-    """
-    folder = Path(folder)
-    runs.load_spec(folder)
-    with locks.held(folder):
-        # Before the work, which takes minutes.
-        runs.check_own(folder, WRITTEN)
-        fit, spec = runs.load_run(folder, device)
-        _, held_out = runs.run_images(folder, spec, fit.device)
-        result = check(fit, held_out, seed=spec.fit.seed, stage=stage, **settings)
-        runs.claim(folder, WRITTEN)
-        files.make_folder(folder / "figures")
-        draw(folder / "figures" / "check.png", result)
-        runs.write_json(folder / "check.json", result)
-    return result
-
-
-def draw(path: str | Path, result: Check) -> None:
-    """Coverage, ratio of standard deviations and shift of each latent, as a picture.
-
-    Args:
-        path: The file to write.
-        result: From :func:`check`; of very many latents the first ones have a row.
-    """
-    rows = result["latents"][:SHOWN]
-    colours = [
-        plots.INFORMATIVE if is_informative(r["probs"]) else plots.UNINFORMATIVE for r in rows
-    ]
-    with plots.new_figure(path, 10.0, 1.9 + 0.26 * len(rows)) as figure:
-        coverage, ratio, shift = figure.subplots(1, 3, sharey=True)
-        for y, (row, colour) in enumerate(zip(rows, colours, strict=True)):
-            held = [row["coverage"][name] for name in INTERVALS]
-            coverage.plot(held, [y, y], color=colour, lw=1.0, alpha=0.5)
-            coverage.plot(held[0], y, "o", color=colour, ms=6)
-            coverage.plot(held[1], y, "s", mfc="white", mec=colour, mew=1.5, ms=6)
-            for axes, name in ((ratio, "sd_ratio"), (shift, "shift")):
-                each = [image[row["latent"]] for image in result["per_image"][name]]
-                axes.plot(each, [y] * len(each), "o", color=colour, ms=4.5, alpha=0.45, mew=0)
-                axes.plot(np.median(each), y, "|", color=colour, ms=12, mew=2.2)
-            ratio.plot(row["mean_field"], y, "D", mfc="white", mec=colour, mew=1.5, ms=5)
-        for axes, references in ((coverage, INTERVALS.values()), (ratio, [1.0]), (shift, [0.0])):
-            for reference in references:
-                axes.axvline(reference, color=plots.ACCENT, lw=1.2, ls="--", zorder=0.9)
-        coverage.set(xlim=(0, 1), xlabel="share of NUTS's draws inside", title="Guide's intervals")
-        coverage.set_yticks(range(len(rows)), [f"z{row['latent']}" for row in rows])
-        coverage.invert_yaxis()
-        ratio.set_xscale("log", base=2)
-        ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ratio.set(xlabel="standard deviation, NUTS / guide", title="Width")
-        shift.set(xlabel="mean, NUTS - guide, in the guide's sd", title="Shift")
-        figure.legend(handles=_handles(), loc="outside lower center", ncols=4)
-
-
-def _handles() -> list[Any]:
-    with needed("plots"):
-        from matplotlib.lines import Line2D
-
-    grey = "#333333"
-    return [
-        Line2D([], [], color=plots.INFORMATIVE, lw=3, label="informative"),
-        Line2D([], [], color=plots.UNINFORMATIVE, lw=3, label="uninformative"),
-        Line2D([], [], color=grey, marker="o", ls="", ms=6, label="50 % interval"),
-        Line2D([], [], color=grey, marker="s", mfc="white", ls="", ms=6, label="80 % interval"),
-        Line2D([], [], color=grey, marker="o", ls="", ms=4.5, alpha=0.45, label="an image"),
-        Line2D([], [], color=grey, marker="|", ls="", ms=12, mew=2.2, label="their median"),
-        Line2D([], [], color=grey, marker="D", mfc="white", ls="", ms=5, label="mean field's part"),
-        Line2D([], [], color=plots.ACCENT, lw=1.2, ls="--", label="exact posterior"),
-    ]
+# What writes into run folders and draws lives above, and is found here too.
+__getattr__ = lazily(__name__, {"check_run": "runs.checking", "draw": "report.checks"})

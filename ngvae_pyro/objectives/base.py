@@ -10,12 +10,15 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from pyro.distributions import Normal
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import check_fully_reparametrized, is_validation_enabled
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from ngvae_pyro.distributed import ALONE
 
 
 class Objective:
@@ -110,3 +113,27 @@ class MeanFieldELBO(TraceELBO, TraceMeanField_ELBO):
             if q["type"] == "sample" and name not in model_trace.nodes:
                 loss = loss + q["score_parts"].entropy_term.sum()
         return loss.detach(), loss
+
+
+class PenalisedELBO(MeanFieldELBO):
+    """-ELBO, its KL in closed form where there is one, plus a penalty."""
+
+    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
+        """What a batch adds to its -ELBO, nats.
+
+        Args:
+            z: Draws of q, shape (B, K).
+            q: q(z | x), batch shape (B, K).
+            p: Prior p(z), batch shape (B, K) or one that broadcasts to it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it adds to the ELBO")
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
+        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
+        # then computes all of it, and has its share of that.
+        team = site["infer"].get("team", ALONE)
+        parts = (site["value"], site["fn"].base_dist, prior)
+        penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size
+        return loss + penalty.detach(), surrogate + penalty

@@ -1,46 +1,24 @@
-"""Objectives other than the plain ELBO: the flat guide's, and the baselines'.
+"""Objectives of the baselines: the ELBO with a penalty.
 
-Every class is a :class:`pyro.infer.ELBO`, so it goes where ``Trace_ELBO()`` does::
-
-    svi = SVI(model, guide, optimizer, loss=FlatELBO(draws=4))
-    svi = SVI(model, guide, optimizer, loss=BetaELBO(beta=4.0))
-
-Losses are summed over the batch, in nats. The baselines' have a penalty on the site ``z`` on top
-of -ELBO, and ask of a guide only that its site ``z`` is Normal (a :class:`GaussianMixture` for
+They ask of a guide only that its site ``z`` is Normal (a :class:`GaussianMixture` for
 :class:`GaussianMixtureELBO`), and of a model that its prior of ``z`` has a KL from that.
-:class:`AdversarialELBO` adds a discriminator of images to any of them, or to a plain ELBO.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro.distributions import Normal
-from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
-from torch.nn.functional import softplus
 
-from ngvae_pyro.distributed import ALONE
-from ngvae_pyro.distributions import (
-    NormalGammaMarginal,
-    NormalGammaPrior,
-    SpikeSlabPrior,
-    conditional_kl,
-    kl_bound,
-)
 from ngvae_pyro.distributions.location_scale import GaussianMixture
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE
-from ngvae_pyro.nn import PatchDiscriminator
-from ngvae_pyro.objectives.base import MeanFieldELBO, TraceELBO
+from ngvae_pyro.objectives.base import MeanFieldELBO, PenalisedELBO, TraceELBO
 from ngvae_pyro.specs import (
     BetaSpec,
     BetaTCSpec,
@@ -56,120 +34,10 @@ from ngvae_pyro.specs import (
 
 # Of posterior means over a batch: the square of a float32 rounding of values of about 10.
 LEAST_VARIANCE = 1e-12
-
 ELBOS: dict[str, type[TraceELBO]] = {
     "Trace_ELBO": TraceELBO,
     "TraceMeanField_ELBO": MeanFieldELBO,
 }
-
-
-class MixtureELBO(TraceELBO):
-    """-ELBO of a :class:`~ngvae_pyro.distributions.NormalGammaMixture` posterior, its KL closed.
-
-        E[-log p(x | z)] + sum_k [KL of z_k given the precision + bound of KL of the precision_k]
-
-    with :func:`~ngvae_pyro.distributions.conditional_kl` and
-    :func:`~ngvae_pyro.distributions.kl_bound`: nothing but the reconstruction is sampled, and that
-    depends on z alone, whose gradient by p is pathwise. It goes with a guide that draws z from the
-    posterior's ``marginal``; for any other guide it is ``Trace_ELBO``. Site weights act on the two
-    parts by the names of the sites, ``z`` and ``precision``.
-
-    Args:
-        prior: Of (z, precision), batch shape (K,).
-    """
-
-    def __init__(self, prior: SpikeSlabPrior | NormalGammaPrior, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.prior = prior
-
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        marginal = guide_trace.nodes["z"]["fn"].base_dist
-        if not isinstance(marginal, NormalGammaMarginal):
-            return super()._differentiable_loss_particle(model_trace, guide_trace)
-        q = marginal.joint
-        observed = [site for site in model_trace.nodes.values() if site.get("is_observed")]
-        loss = -sum(site["log_prob_sum"] for site in observed if site["type"] == "sample")
-        parts = {
-            "z": conditional_kl(q, self.prior),
-            "precision": kl_bound(q.precision, self.prior.precision),
-        }
-        for name, kl in parts.items():
-            loss = loss + (guide_trace.nodes[name]["scale"] * kl).sum()
-        return loss.detach(), loss
-
-
-class Repeated(Messenger):
-    """Draws every site M times but the precision, each draw with the weight 1 / M.
-
-    To Pyro it is a plate of size M around the plate of the data, scaled by 1 / M, that leaves the
-    precision out. Model and guide need not know of it: z becomes (M, B, K), which the decoder
-    takes in one pass.
-    """
-
-    def __init__(self, draws: int) -> None:
-        super().__init__()
-        self.draws = draws
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] == "precision" or site_is_subsample(msg):
-            return
-        frame = CondIndepStackFrame("draws", -2, self.draws, 0)
-        msg["cond_indep_stack"] = (frame, *msg["cond_indep_stack"])
-        fn: Any = msg["fn"]
-        msg["fn"] = fn.expand((self.draws, fn.batch_shape[-1]))
-        msg["scale"] = msg["scale"] / self.draws
-
-
-class FlatELBO(TraceELBO):
-    """The ELBO of a flat hierarchical posterior: M draws of z share one precision.
-
-        L = E_q(precision | x) [ 1/M sum_m log p(x | z_m) + log p(z_m | precision) / q(z_m |
-            precision, x) ] - KL(q(precision | x) || p(precision)),   z_m ~ q(z | precision, x)
-
-    With M = 1 it is ``Trace_ELBO``, and for every M it has the same expectation, because the mean
-    over m enters linearly (Rainforth et al., 2018, "On nesting Monte Carlo estimators",
-    arXiv:1709.06181): the bound is that of the relaxed guide. Its variance is v + w / M, where v is
-    due to the precision and w to z given the precision. On sprites v is small: of a trained pair,
-    4 draws divide the variance of the gradient by 4, at twice the time of a step.
-
-    Args:
-        draws: M. Each costs a pass of the decoder, none of the encoder.
-    """
-
-    def __init__(self, draws: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.draws = draws
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return super()._get_trace(self.repeated(model), self.repeated(guide), args, kwargs)
-
-    def repeated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """A model or a guide whose sites below the precision are drawn M times."""
-        return Repeated(self.draws)(fn)
-
-
-class PenalisedELBO(MeanFieldELBO):
-    """-ELBO, its KL in closed form where there is one, plus a penalty."""
-
-    def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
-        """What a batch adds to its -ELBO, nats.
-
-        Args:
-            z: Draws of q, shape (B, K).
-            q: q(z | x), batch shape (B, K).
-            p: Prior p(z), batch shape (B, K) or one that broadcasts to it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it adds to the ELBO")
-
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
-        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
-        # then computes all of it, and has its share of that.
-        team = site["infer"].get("team", ALONE)
-        parts = (site["value"], site["fn"].base_dist, prior)
-        penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size
-        return loss + penalty.detach(), surrogate + penalty
 
 
 class BetaELBO(PenalisedELBO):
@@ -397,106 +265,6 @@ class GamixELBO(PenalisedELBO):
         return of_the_batch - alone + self.regulariser * collapse(q).sum()
 
 
-class AdversarialELBO(TraceELBO):
-    """Any of the objectives, or a plain ELBO, against a discriminator of images.
-
-    To the loss is added what a discriminator D with one logit for each patch says of the
-    reconstructions E[x | z] at draws of q(z | x),
-
-        w E[-log D(E[x | z])],
-
-    averaged over the patches, and D learns by cross-entropy to tell them from the images. Both in
-    one backward pass: the first term sees D's weights as constants, the second sees the
-    reconstructions as constant. The cross-entropy does not saturate where D is sure, as a hinge
-    does, and reads in nats like the rest. ``loss`` and the value of a step are those of the inner
-    objective: D is only in the gradient. Larsen, Sonderby, Larochelle and Winther (2016),
-    "Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300, for VAE and
-    GAN together; Rivera (2024), arXiv:2309.13160, for the PatchGAN.
-
-    Args:
-        elbo: The inner objective.
-        image_shape: (C, H, W).
-        weight: w, nats per image.
-        channels: Of the discriminator's first layer.
-        layers: How many of its layers have stride 2.
-        learning_rate: Its own, for ``fit``.
-        begin: Fraction of training from which it acts and learns.
-
-    Raises:
-        UserError: If the images are too small for the patches.
-    """
-
-    def __init__(
-        self,
-        elbo: Any,
-        image_shape: Sequence[int],
-        weight: float,
-        channels: int = 32,
-        layers: int = 2,
-        learning_rate: float = 1e-3,
-        begin: float = 0.0,
-    ) -> None:
-        super().__init__(
-            num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles
-        )
-        self.max_plate_nesting = elbo.max_plate_nesting
-        self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
-        self.acts = True
-        self.draws = elbo.draws
-        self._elbo = elbo
-        self.discriminator = PatchDiscriminator(image_shape, channels, layers)
-
-    def numbers_kept(self, rows: int, latents: int) -> int:
-        return self.elbo.numbers_kept(rows, latents)
-
-    @property
-    def elbo(self) -> Any:
-        """The inner objective, at the same fraction of training."""
-        self._elbo.fraction = self.fraction
-        return self._elbo
-
-    def advance(self, fraction: float) -> Hashable:
-        self.acts = fraction >= self.begin
-        return self.acts, self.elbo.advance(fraction)
-
-    def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
-        own = list(self.discriminator.to(device).parameters())
-        # The betas are those of Isola et al. (2017).
-        groups = [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.999)}]
-        return groups + self.elbo.parameter_groups(device)
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.elbo.loss(model, guide, *args, **kwargs)
-
-    def _get_trace(self, *args: Any) -> Any:
-        # The inner one's, which may draw some sites more than once.
-        return self.elbo._get_trace(*args)
-
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        loss, surrogate = self.elbo._differentiable_loss_particle(model_trace, guide_trace)
-        if not self.acts:
-            return loss, surrogate
-        site = model_trace.nodes["x"]
-        return loss, surrogate + self.contest(site["value"], site["fn"].mean)
-
-    def contest(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Both sides' loss, summed over the batch.
-
-        Args:
-            x: Images (B, C, H, W).
-            mean: E[x | z], the same shape, or with further axes in front for the particles.
-        """
-        # Known to Pyro, so that a literal SVI trains it too.
-        pyro.module("image_discriminator", self.discriminator)
-        mean = mean.reshape(-1, *x.shape[-3:])
-        frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
-        # softplus(-logit) is -log D, softplus(logit) is -log(1 - D).
-        recognised = softplus(-functional_call(self.discriminator, frozen, (mean,))).mean()
-        logits_real, logits_made = self.discriminator(x), self.discriminator(mean.detach())
-        learned = softplus(-logits_real).mean() + softplus(logits_made).mean()
-        return len(x) * (self.weight * recognised + learned)
-
-
 def plain_elbo(fit: FitSpec, kind: type[TraceELBO] | None = None) -> TraceELBO:
     """-ELBO by the estimator that ``fit.elbo`` names, or by ``kind``."""
     # With the nesting given, Pyro need not run the pair once to guess it, hidden from the handlers
@@ -542,25 +310,3 @@ def baseline(spec: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
             return GamixELBO(spec.regulariser, **particles)
         case _:
             raise TypeError(f"no objective is known for {type(spec).__name__}")
-
-
-def with_adversary(elbo: TraceELBO, fit: FitSpec, model: VAE) -> TraceELBO:
-    """An objective, against a discriminator of images where ``fit.adversarial`` asks for one."""
-    if (spec := fit.adversarial) is None:
-        return elbo
-    return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())
-
-
-def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
-    """The Pyro ELBO that a declared guide is trained with, and its adversary where there is one.
-
-    Args:
-        guide: Spec of the guide.
-        fit: The estimator of a plain ELBO, the number of particles, the adversary.
-        model: What is trained.
-        data_size: Number of training images.
-    """
-    from ngvae_pyro.guide import GUIDES
-
-    elbo = GUIDES[type(guide)].objective(guide, fit, model, data_size)
-    return with_adversary(elbo, fit, model)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ngvae_pyro.evaluation import assessment as evaluation
-from ngvae_pyro.evaluation import traversals as paths
+from ngvae_pyro.evaluation.assessment import Sample
 from ngvae_pyro.extras import needed
 from ngvae_pyro.files import make_folder
 from ngvae_pyro.report.plots import (
@@ -23,16 +22,12 @@ from ngvae_pyro.report.plots import (
     UNINFORMATIVE,
     Row,
     are_vectors,
-    colours,
     draw_covariance,
     draw_curves,
     draw_grid,
-    latent_rows,
     literal,
-    moved_rows,
     new_figure,
 )
-from ngvae_pyro.runs import folder as runs
 
 with needed("plots"):
     from matplotlib.figure import Figure, SubFigure
@@ -40,8 +35,6 @@ with needed("plots"):
 # Okabe and Ito (2008), without the yellow, and markers for who sees no colours.
 COLOURS = ("#555555", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
-IMAGES = 2_000
-COLUMNS = 9
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Look:
 
     label: str
     seed: int
-    code: evaluation.Sample
+    code: Sample
     rows: list[Row]
     traversals: Tensor
     names: list[str]
@@ -61,38 +54,15 @@ class Look:
         return self.code.codes.informative.numpy()
 
 
-def look(label: str, folder: Path) -> Look:
-    """Read a run and the codes of some images that it has not seen."""
-    fit, spec = runs.load_run(folder, "cpu")
-    _, held_out = runs.load_data(spec)
-    images, _ = evaluation.evaluation_images(spec, held_out)
-    few = images.subset(slice(0, IMAGES))
-    rows = latent_rows(runs.load_metrics(folder))
-    moved, names = moved_rows(rows)
-    support = paths.Support.of(fit, few)
-    (base,) = paths.typical(support.loc, 1)
-    pictures, _ = paths.walk(fit, support, moved, COLUMNS, base)
-    # All that move in one row are of one kind.
-    known = {row["latent"]: row for row in rows}
-    inks = colours([known[latents[0]] for latents in moved])
-    code = evaluation.sample(fit, few)
-    return Look(literal(label), spec.fit.seed, code, rows, pictures, names, inks)
-
-
-def save_all(folder: Path, done: Sequence[tuple[str, str, Path]], comparison: Any) -> None:
+def save_all(folder: Path, looks: Sequence[Look], comparison: Any) -> None:
     """Write every figure of a comparison as PNG into ``folder``.
 
     Args:
         folder: Where to; made if it is not there.
-        done: (pair, label, run folder) of the evaluated runs; the first of each pair is looked at.
+        looks: One for each pair of model and guide.
         comparison: Content of ``comparison.json``.
     """
     make_folder(folder)
-    first: dict[str, Look] = {}
-    for pair, label, path in done:
-        if pair not in first:
-            first[pair] = look(label, path)
-    looks = list(first.values())
     across = min(len(looks), 4)
     down = math.ceil(len(looks) / across)
     rows = max(len(one.traversals) for one in looks)

@@ -20,16 +20,30 @@ import numpy as np
 import torch
 
 from ngvae_pyro import _arviz, locks
+from ngvae_pyro.data.declared import load_data, located, paths, rendered
 from ngvae_pyro.data.images import ImageData, known_count
 from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.evaluation import assessment as evaluation
+from ngvae_pyro.evaluation.assessment import evaluation_images, sample
+from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.files import check_no_link, whole
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.records import Comparison
 from ngvae_pyro.report import comparison_plots, table
 from ngvae_pyro.report import pages as report
-from ngvae_pyro.runs import folder as runs
+from ngvae_pyro.report.plots import colours, latent_rows, literal, moved_rows
+from ngvae_pyro.runs.evaluating import evaluate_run, load_evaluation
+from ngvae_pyro.runs.folder import (
+    finished,
+    load_metrics,
+    load_record,
+    load_spec,
+    read_json,
+    unfinished,
+    write_json,
+)
+from ngvae_pyro.runs.reading import check_recorded, load_pair, load_run
+from ngvae_pyro.runs.start import resume, train
 from ngvae_pyro.specs import IMMATERIAL, RunSpec
 from ngvae_pyro.training.checkpoints import first_difference
 from ngvae_pyro.training.steps import NonFiniteLoss
@@ -71,11 +85,11 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        return self.begun and not runs.unfinished(self.folder)
+        return self.begun and not unfinished(self.folder)
 
     @property
     def diverged(self) -> bool:
-        return self.trained and not runs.finished(self.folder)
+        return self.trained and not finished(self.folder)
 
     @property
     def evaluated(self) -> bool:
@@ -116,8 +130,8 @@ def plan(
             spec = run_spec(model, guide, {**changes, "fit": fit}, "command line")
             if not planned or planned[-1].pair != name:
                 # That guide, model and images fit each other shows when the pair is built.
-                images = images or runs.load_data(spec)[0]
-                runs.load_pair(spec, images)
+                images = images or load_data(spec)[0]
+                load_pair(spec, images)
             folder = Path(out) / name / f"seed-{seed}"
             planned.append(Run(name, spec.guide.label or name, spec, folder))
     # Two models under one guide have one label; their pairs tell them apart.
@@ -144,7 +158,7 @@ def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
 
 
 def _check_same(run: Run) -> None:
-    saved = runs.load_spec(run.folder)
+    saved = load_spec(run.folder)
     # What was left to the images is decided in what is saved.
     binary = saved.model.likelihood.family == "bernoulli"
     model = run.spec.model.model_copy(
@@ -160,8 +174,8 @@ def _check_same(run: Run) -> None:
 
 def _material(spec: RunSpec) -> dict[str, Any]:
     """What is run, as plain values."""
-    data = runs.located(spec)
-    if "name" in runs.paths(data):
+    data = located(spec)
+    if "name" in paths(data):
         # However it is written, and wherever it starts from.
         data = data.model_copy(update={"name": os.path.abspath(data.name)})
     parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}
@@ -184,8 +198,8 @@ def _check_images(planned: Sequence[Run], now: bool = False) -> None:
     Raises:
         UserError: If some have others.
     """
-    done = [run for run in planned if runs.finished(run.folder)]
-    known = [(run, runs.load_record(run.folder).get("images")) for run in done]
+    done = [run for run in planned if finished(run.folder)]
+    known = [(run, load_record(run.folder).get("images")) for run in done]
     if unknown := [run for run, images in known if images is None]:
         warnings.warn(
             f"{len(unknown)} of {len(known)} runs, {unknown[0].folder} for one, do not say what "
@@ -200,8 +214,8 @@ def _check_images(planned: Sequence[Run], now: bool = False) -> None:
             continue
         if run.seed not in first:
             first[run.seed] = run, images
-            if now and not runs.rendered(run.spec.data):
-                runs.check_recorded(run.folder, run.spec, runs.load_data(run.spec), "cpu")
+            if now and not rendered(run.spec.data):
+                check_recorded(run.folder, run.spec, load_data(run.spec), "cpu")
         _check_alike(*first[run.seed], run, images)
 
 
@@ -223,7 +237,7 @@ def _do(run: Run) -> dict[str, float]:
     began = time.perf_counter()
     if not run.trained:
         if run.begun:
-            fit, _ = runs.resume(
+            fit, _ = resume(
                 run.folder,
                 device=run.spec.fit.device,
                 data_root=run.spec.data.root,
@@ -231,12 +245,12 @@ def _do(run: Run) -> dict[str, float]:
                 progress=False,
             )
         else:
-            fit, _ = runs.train(run.spec, run.folder, progress=False)
+            fit, _ = train(run.spec, run.folder, progress=False)
         seconds = {"training": fit.seconds}
         seconds["run folders"] = time.perf_counter() - began - fit.seconds
         began = time.perf_counter()
     if not run.evaluated:
-        parts = evaluation.evaluate_run(run.folder, run.spec.fit.device)["seconds"]
+        parts = evaluate_run(run.folder, run.spec.fit.device)["seconds"]
         seconds |= {f"evaluation: {name}": value for name, value in parts.items()}
         rest = time.perf_counter() - began - sum(parts.values())
         seconds["evaluation: reading and writing"] = rest
@@ -300,14 +314,16 @@ def _compare(
     result = _collect(planned, command)
     result["failed"] += lost
     # It names the files before they are there, so that they are its own if it ends here.
-    runs.write_json(out / COMPARISON, result)
+    write_json(out / COMPARISON, result)
     done = [run for run in planned if run.evaluated]
     if done:
-        figures = out / "figures"
-        comparison_plots.save_all(figures, [(r.pair, r.label, r.folder) for r in done], result)
+        # The first of each pair is looked at.
+        first = {run.pair: run for run in reversed(done)}
+        looks = [look(first[pair]) for pair in dict.fromkeys(run.pair for run in done)]
+        comparison_plots.save_all(out / "figures", looks, result)
     seconds["tables and figures"] = time.perf_counter() - drawing
     result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
-    runs.write_json(out / COMPARISON, result)
+    write_json(out / COMPARISON, result)
     with whole(out / "table.md") as path:
         path.write_text(table.markdown(result), encoding="utf-8", errors="replace")
     with whole(out / "table.csv") as path:
@@ -320,7 +336,7 @@ def _check_own(out: Path) -> None:
     """Raise a UserError if a file that is to be written is there and is of no comparison."""
     own: set[str] = set()
     if os.path.lexists(out / COMPARISON):
-        found = runs.read_json(out / COMPARISON, Comparison)
+        found = read_json(out / COMPARISON, Comparison)
         # One of an earlier version does not name them.
         own = set(found.get("files") or WRITTEN)
     for name in sorted(WRITTEN):
@@ -409,8 +425,8 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
     factors: int | None = None
     for run in planned:
         if run.evaluated:
-            numbers = evaluation.load_evaluation(run.folder)
-            metrics, record = runs.load_metrics(run.folder), runs.load_record(run.folder)
+            numbers = load_evaluation(run.folder)
+            metrics, record = load_metrics(run.folder), load_record(run.folder)
             found[run.pair].append({"metrics": metrics, "run": record, "evaluation": numbers})
             seeds[run.pair].append(run.seed)
             factors = known_count(numbers.get("factors"))
@@ -454,12 +470,12 @@ def elpds(out: str | Path, seed: int) -> dict[str, Any]:
     folders = sorted(Path(out).glob(f"*/seed-{seed}/evaluation.json"))
     if not folders:
         raise UserError(f"{out}: no evaluated runs of seed {seed}")
-    known = [runs.load_record(path.parent).get("images") for path in folders]
+    known = [load_record(path.parent).get("images") for path in folders]
     # Of different machines, sprites differ by rounding.
     held_out = {(i["held_out"], i.get("renderer")) for i in known if i is not None}
     if len(held_out) > len({renderer for _, renderer in held_out}):
         raise UserError(f"{out}: runs of seed {seed} have different held-out images")
-    found = {path.parent.parent.name: evaluation.load_evaluation(path.parent) for path in folders}
+    found = {path.parent.parent.name: load_evaluation(path.parent) for path in folders}
     values = {
         pair: np.array(numbers["per_image"]["log_likelihood"]) for pair, numbers in found.items()
     }
@@ -474,3 +490,27 @@ def elpds(out: str | Path, seed: int) -> dict[str, Any]:
         )
         for pair, numbers in found.items()
     }
+
+
+# Images that are looked at of each model, and those of a row of a traversal.
+IMAGES, COLUMNS = 2_000, 9
+
+
+def look(run: Run) -> comparison_plots.Look:
+    """Read a run and the codes of some images that it has not seen."""
+    fit, spec = load_run(run.folder, "cpu")
+    _, held_out = load_data(spec)
+    images, _ = evaluation_images(spec, held_out)
+    few = images.subset(slice(0, IMAGES))
+    rows = latent_rows(load_metrics(run.folder))
+    moved, names = moved_rows(rows)
+    support = Support.of(fit, few)
+    (base,) = typical(support.loc, 1)
+    pictures, _ = walk(fit, support, moved, COLUMNS, base)
+    # All that move in one row are of one kind.
+    known = {row["latent"]: row for row in rows}
+    inks = colours([known[latents[0]] for latents in moved])
+    code = sample(fit, few)
+    return comparison_plots.Look(
+        literal(run.label), spec.fit.seed, code, rows, pictures, names, inks
+    )

@@ -1,7 +1,7 @@
 """What a training does once, at a fraction of its steps: moves, silence, rotation, exactness.
 
-An action is an object that acts on a :class:`ngvae_pyro.svi.Trainer`. Those of a schedule come from
-:func:`actions_of`; ``fit`` takes further ones of one's own::
+An action is an object that acts on a :class:`ngvae_pyro.training.trainer.Trainer`. Those of a
+schedule come from :func:`actions_of`; ``fit`` takes further ones of one's own::
 
     @dataclass(frozen=True)
     class Report(Action):
@@ -12,6 +12,26 @@ An action is an object that acts on a :class:`ngvae_pyro.svi.Trainer`. Those of 
 
 An action asks the guide for a capability and never for its class: ``needs`` names what the guide
 must be able to do, and is looked at before the first step.
+
+Moves between informative and uninformative latents do what gradients alone do not. The price of an
+informative latent is flat once the latent is informative, and its relaxation is flat once it is
+not, so gradient steps neither switch a redundant latent off nor let a missing one in. A move is a
+jump in the parameters of one latent, kept only if it pays (as birth and delete moves do for
+variational mixtures; Hughes and Sudderth, 2013):
+
+- *birth*. An uninformative latent has precision 1, so it can only carry information by a wide
+  loc; the variance of its loc tells on it. The jump divides loc by its standard deviation and
+  multiplies the decoder's column by it, which leaves the reconstruction unchanged, and sets
+  p near 1: the same code with a hundredth of the noise.
+- *death*. The jump sets loc to 0 and p near 0, and the decoder's column to 0 (its mean
+  contribution goes into the bias).
+
+Training is then forked: a fixed number of steps with and without the jump, on the same batches
+and the same noise, and the branch with the higher ELBO on a fixed part of the training data
+continues.
+
+At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data alike, those in which
+the informative latents are independent.
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +46,10 @@ from torch import Tensor
 from ngvae_pyro import axes
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import INFORMATIVE, LEAK, is_informative
 from ngvae_pyro.specs import ScheduleSpec
-from ngvae_pyro.training.selection import MoveRecord
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ngvae_pyro.extras import needed
-from ngvae_pyro.training.selection import MoveRecord
+from ngvae_pyro.fitted import MoveRecord
 
 with needed("train"):
     from rich.cells import cell_len

@@ -28,7 +28,7 @@ from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData, check_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, site_terms
+from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.machine import resolve_device, seeded
@@ -47,7 +47,6 @@ from ngvae_pyro.training import restoring
 from ngvae_pyro.training.actions import Action, BecomeExact, actions_of, check_actions
 from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.training.progress import TrainingBar
-from ngvae_pyro.training.selection import MoveRecord
 from ngvae_pyro.training.steps import NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
 

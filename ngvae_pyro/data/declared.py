@@ -1,0 +1,84 @@
+"""The data that a run declares: where they are, and how they are read again."""
+
+from pathlib import Path
+
+import torch
+
+from ngvae_pyro.data import sources as data
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.extras import needed
+from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun
+
+with needed("cli"):
+    pass
+with needed("train"):
+    pass
+
+
+def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
+    """(train, held-out) images of a run, on the CPU; both follow from the run's seeds.
+
+    Args:
+        spec: What is run. Its own device is not looked at: a run may be read on another machine.
+        device: Where images are rendered, if they are.
+
+    Raises:
+        UserError: If the images are not there, or were given in Python.
+    """
+    seed = data_seed(spec)
+    return load_images(located(spec), seed, device).split(spec.data.held_out, seed, in_place=True)
+
+
+def located(spec: RunSpec) -> DataSpec:
+    """The data of a run; a saved one's relative paths start from the folder it was trained in.
+
+    Where there is nothing, as on another machine, they start from the current folder.
+
+    Raises:
+        UserError: If the images were given in Python, and no name leads to them.
+    """
+    if not isinstance(spec, SavedRun):
+        return spec.data
+    if spec.images is not None:
+        raise UserError(
+            f"data '{spec.data.name}': the images of this run were given in Python, and the "
+            "command line does not know them; evaluate them there: ng.evaluate(fit, images)"
+        )
+    found = {}
+    for key in paths(spec.data) if spec.folder is not None else ():
+        text = getattr(spec.data, key)
+        path = Path(spec.folder or "", text)
+        if path.exists() or not Path(text).exists():
+            found[key] = str(path)
+    return spec.data.model_copy(update=found)
+
+
+def paths(spec: DataSpec) -> list[str]:
+    """The keys that are paths: of a file or a folder, or torchvision's folder where it is used."""
+    if rendered(spec):
+        return []
+    return ["root"] if spec.name in data.TORCHVISION else ["name"]
+
+
+def rendered(spec: DataSpec) -> bool:
+    """Whether the images are computed, and read from no file."""
+    return spec.name.partition(":")[0] == "sprites"
+
+
+def data_seed(spec: RunSpec) -> int:
+    """The seed of the images, by default that of the training."""
+    return spec.fit.seed if spec.data.seed is None else spec.data.seed
+
+
+def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -> ImageData:
+    """All images that a spec names, on the CPU; its own seed is not looked at."""
+    return data.load(
+        spec.name,
+        seed=seed,
+        n=spec.size,
+        resolution=spec.resolution,
+        root=spec.root,
+        download=spec.download,
+        device=device,
+    )

@@ -1,0 +1,460 @@
+"""Files of images, and what torchvision has: each format read a part at a time, and checked."""
+
+import gzip
+import math
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngvae_pyro import machine
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import (
+    BLOCK,
+    ImageData,
+    channels_axis,
+    checked_values,
+    image_tensor,
+    layout_of,
+    parts,
+    stored_dtype,
+    tensor_of,
+)
+from ngvae_pyro.errors import Notice, UserError, nearest
+from ngvae_pyro.extras import needed
+
+_Found = TypeVar("_Found")
+
+
+def named_path(name_or_path: object) -> str | Path:
+    if not isinstance(name_or_path, (str, Path)):
+        raise UserError(
+            "expected data by name or path, as str or Path, got "
+            f"{type(name_or_path).__name__}; ngvae_pyro.ImageData(name, images) takes arrays and "
+            "tensors"
+        )
+    return name_or_path
+
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+# Pillow's names of what has one byte for grey, or for each of its colours; palettes have RGB ones.
+_GREY = ("1", "L", "LA")
+_COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+_KINDS = {"buf": "uint8, bool or float", "biuf": "bool, integer or float", "U": "unicode (U)"}
+
+# torchvision's name of each of its data sets, and its folder.
+TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+}
+
+
+def _blocks(memory: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
+    """Views of the memory in the order of its indices, each about as much as is read at once."""
+    row = memory[:1].size * itemsize
+    if memory.ndim > 1 and row > BLOCK:
+        for part in memory:
+            yield from _blocks(part, itemsize)
+    else:
+        rows = max(1, BLOCK // max(1, row))
+        for start in range(0, len(memory), rows):
+            yield memory[start : start + rows]
+
+
+def _read_into(
+    room: np.ndarray, file: IO[bytes] | gzip.GzipFile, dtype: np.dtype, where: str
+) -> None:
+    """Exactly the bytes of one C-ordered array, up to the end of the file.
+
+    The room for them has the array's shape, and may be of another layout and type.
+    """
+    claim = f"{where}: expected {room.size * dtype.itemsize} bytes of data for {room.shape}"
+    filled = 0
+    for block in _blocks(room, dtype.itemsize):
+        content = file.read(block.size * dtype.itemsize)
+        filled += len(content)
+        if len(content) < block.size * dtype.itemsize:
+            raise UserError(f"{claim}, got {filled}")
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused later
+            block[...] = np.frombuffer(content, dtype).reshape(block.shape)
+    # Reading past the end is also what makes zip and gzip verify their checksum.
+    if file.read(1):
+        raise UserError(f"{claim}, got more")
+
+
+def make_room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> np.ndarray:
+    """Memory for an array, if there is enough for it and for what is made of it."""
+    size = math.prod(shape) * dtype.itemsize
+    machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        # ValueError: more elements than an index can count, e.g. (0, 2**62, 2**62).
+        raise UserError(f"{where}: no room for the claimed shape {shape}: {error}") from error
+
+
+def _read_array(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+) -> np.ndarray:
+    """One array of a file, in the machine's own byte order, which is all that torch knows."""
+    array = make_room(shape, dtype.newbyteorder("="), where)
+    _read_into(np.atleast_1d(array.T if fortran else array), file, dtype, where)
+    return array
+
+
+def _read_images(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+) -> tuple[Tensor, Form]:
+    """The images of a file as they are stored, with no second copy of them on the way."""
+    axis, stored = channels_axis(shape, where), stored_dtype(dtype, where)
+    count, *sizes = shape
+    if count < 2:
+        raise UserError(f"{where}: expected at least 2 images, got shape {shape}")
+    channels = 1 if axis is None else sizes.pop(axis - 1)
+    images = make_room((count, channels, *sizes), stored, where)
+    # The same memory with the axes of the file.
+    room = images[:, 0] if axis is None else np.moveaxis(images, 1, axis)
+    boolean = dtype.kind == "b"
+    _read_into(room.T if fortran else room, file, np.dtype(np.uint8) if boolean else dtype, where)
+    # Black and white are 0 and 1, and no bytes.
+    shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
+    form = Form(layout_of(shape, where), in_bytes=shades)
+    return torch.from_numpy(checked_values(images, where, boolean, own=True)), form
+
+
+def _read_any(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+) -> tuple[Tensor, Form]:
+    """The images or the vectors of a file as they are stored."""
+    if len(shape) != 2:
+        return _read_images(file, shape, dtype, where, fortran)
+    if shape[0] < 2:
+        raise UserError(f"{where}: expected at least 2 vectors, got shape {shape}")
+    return image_tensor(_read_array(file, shape, dtype, where, fortran), where)
+
+
+def _check_file(path: Path, kind: str) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: expected {kind}, got a directory")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: expected {kind}, found no such file")
+
+
+def load_npz(path: str | Path) -> ImageData:
+    """An `.npz` file with the keys of dSprites.
+
+    Keys:
+        imgs: an array as `ImageData` takes it, of at least 2 images.
+        latents_values (or, without it, latents_classes): optional, (N, F) or (N,), numbers.
+        latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
+
+    Other keys are never read and named by a `Notice`, but for the pickled `metadata` of dSprites,
+    and nothing is ever unpickled. Raises `UserError` for anything that does not fit, into memory
+    neither: a member is not inflated beyond the shape in its own header.
+    """
+    path = Path(named_path(path))
+    _check_file(path, "an .npz file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _parse_npz(path, archive)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+        raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
+    except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
+        # RuntimeError: encrypted members, or features which zipfile does not know;
+        # OverflowError: offsets beyond any file; UnicodeDecodeError: members' names.
+        raise UserError(f"{path}: cannot read the .npz file: {error}") from error
+
+
+def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
+    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    if "imgs" not in keys:
+        raise UserError(f"{path}: imgs: expected this key, got {keys}")
+    images, form = _read_npy(path, archive, "imgs", "biuf", _read_any)
+    source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
+    used = {"imgs", source, "latents_names" if source else None}
+    # What dSprites has besides says nothing that is missed.
+    if unused := [key for key in keys if key not in {*used, "metadata", "latents_classes"}]:
+        warnings.warn(
+            f"{path}: not used: {', '.join(unused[:10])}; factors are read from latents_values and "
+            "latents_names",
+            Notice,
+            stacklevel=2,
+        )
+    if source is None:
+        return ImageData.stored(path.stem, images, form=form)
+
+    values = _read_npy(path, archive, source, "biuf", _read_array)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] == 0 or len(values) != len(images):
+        raise UserError(
+            f"{path}: {source}: expected shape ({len(images)}, F) for {len(images)} images, "
+            f"got {values.shape}"
+        )
+    # What overflows becomes inf, which is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: {source}: expected finite float32 values, got NaN or inf")
+
+    names = tuple(f"factor_{i}" for i in range(values.shape[1]))
+    if "latents_names" in keys:
+        array = _read_npy(path, archive, "latents_names", "U", _read_array)
+        try:
+            # numpy itself never checks the code points, and Python may stop on a wrong one.
+            array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: latents_names: expected unicode, got {error}") from error
+        names = tuple(array.reshape(-1).tolist())
+        good = all(name and name.isprintable() for name in names) and len(set(names)) == len(names)
+        if array.shape != (values.shape[1],) or not good:
+            raise UserError(
+                f"{path}: latents_names: expected {values.shape[1]} different printable names, "
+                f"got shape {array.shape}: {', '.join(map(repr, names))}"
+            )
+    return ImageData.stored(path.stem, images, torch.from_numpy(values), names, form)
+
+
+def _read_npy(
+    path: Path, archive: zipfile.ZipFile, key: str, kinds: str, read: Callable[..., _Found]
+) -> _Found:
+    """What is read of one array of an `.npz`, if its dtype's kind is in `kinds`."""
+    where = f"{path}: {key}"
+    name = f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{where}: expected the zip's stored or deflate method, got another one")
+    with archive.open(name) as file:
+        return _read_plain(file, archive.getinfo(name).file_size, where, kinds, read)
+
+
+def _read_plain(
+    file: IO[bytes], file_size: int, where: str, kinds: str, read: Callable[..., _Found]
+) -> _Found:
+    """What is read of one array in numpy's format, if its dtype's kind is in `kinds`.
+
+    numpy's own reader evaluates the header as Python and, on a broken one, may raise almost
+    anything; plain numeric and string headers need no more than three patterns.
+    """
+    start = file.read(8)
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
+    if width is None:
+        raise UserError(f"{where}: expected a numpy array (.npy 1.0 or 2.0), got {start!r}")
+    length = int.from_bytes(file.read(width), "little")
+    header = file.read(min(length, 2**16)).decode("latin-1")
+    descr = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,6})['"]""", header)
+    order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
+    # The L is of Python 2, which wrote dSprites.
+    dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,4})\)""", header)
+    if descr is None or order is None or dims is None:
+        raise UserError(f"{where}: expected the header of a plain array, got {header[:80]!r}")
+    # By the letter, before numpy sees it; so an object array is refused unread.
+    if descr[1].lstrip("<>|=")[0] not in kinds:
+        raise UserError(f"{where}: expected dtype {_KINDS[kinds]}, got {_dtype_name(descr[1])}")
+    try:
+        dtype = np.dtype(descr[1])
+    except TypeError as error:
+        raise UserError(f"{where}: expected a numpy dtype, got {descr[1]!r}") from error
+    shape = tuple(int(size) for size in re.findall("[0-9]+", dims[1]))
+    # Before any of it is inflated; a size that a zip itself has wrong is found in reading.
+    size = math.prod(shape) * dtype.itemsize
+    there = file_size - len(start) - width - length
+    if size != there:
+        raise UserError(f"{where}: expected {size} bytes of data for {shape}, got {there}")
+    return read(file, shape, dtype, where, order[1] == "True")
+
+
+def load_npy(path: str | Path) -> ImageData:
+    """An `.npy` file of images as `ImageData` takes them, or of vectors (N, D), at least 2.
+
+    Nothing is ever unpickled. Raises `UserError` for anything that does not fit.
+    """
+    path = Path(named_path(path))
+    _check_file(path, "an .npy file")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            images, form = _read_plain(file, size, str(path), "biuf", _read_any)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the .npy file: {error}") from error
+    return ImageData.stored(path.stem, images, form=form)
+
+
+def load_pictures(folder: str | Path) -> ImageData:
+    """The PNG and JPEG files of a folder, in the order of their names; others are passed over.
+
+    All are of one size. They are grey if all of them are, else RGB; what is transparent is as if it
+    were not. Raises `UserError` for less than 2, for another size, for more than 8 bits, and for
+    what cannot be read.
+    """
+    folder = Path(named_path(folder))
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(PICTURES))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    paths = [folder / name for name in names]
+    if len(paths) < 2:
+        raise UserError(
+            f"{folder}: expected at least 2 pictures ({', '.join(PICTURES)}), got {len(paths)}"
+        )
+    # Of the headers alone.
+    kinds = [_opened(path, lambda picture: (picture.size, picture.mode)) for path in paths]
+    (width, height), _ = kinds[0]
+    for path, ((across, down), mode) in zip(paths, kinds, strict=True):
+        if (across, down) != (width, height):
+            raise UserError(
+                f"{path}: expected {width}x{height} pixels as '{names[0]}', got {across}x{down}"
+            )
+        if mode not in _GREY + _COLOURS:
+            raise UserError(f"{path}: expected 8 bits of grey or of each colour, got mode {mode!r}")
+    grey = all(mode in _GREY for _, mode in kinds)
+    mode, shape = ("L", (height, width)) if grey else ("RGB", (height, width, 3))
+    images = make_room((len(paths), *shape), np.dtype(np.uint8), str(folder))
+    for path, room in zip(paths, images, strict=True):
+        room[...] = _opened(path, lambda picture: np.asarray(picture.convert(mode)))
+    form = Form("grey" if grey else "channels_last", in_bytes=True)
+    tensor = tensor_of(images, form, str(folder))
+    return ImageData.stored(folder.name or str(folder), tensor, form=form)
+
+
+def _opened(path: Path, look: Callable[[Any], _Found]) -> _Found:
+    """What is seen of a picture."""
+    with needed("images"):
+        from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            return look(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # What Pillow makes of damaged files, and of those of billions of pixels.
+        raise UserError(f"{path}: cannot read the picture: {error}") from error
+
+
+def _dtype_name(descr: str) -> str:
+    return "object (pickled)" if "O" in descr else repr(descr)
+
+
+def load_idx(path: str | Path) -> ImageData:
+    """The images of one IDX file (MNIST's format), gzipped or not.
+
+    The labels become the factor `label` where their file lies beside it under its usual
+    name: `t10k-labels-idx1-ubyte` for `t10k-images-idx3-ubyte`. Raises `UserError` for a
+    wrong magic number, truncation, broken gzip, and labels of another length.
+    """
+    path = Path(named_path(path))
+    images, form = _read_idx(path, 3, _read_images)
+    stem = path.name.removesuffix(".gz")
+    labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
+    labels_path = _plain_or_gz(path.with_name(labels_stem))
+    if labels_stem == stem or labels_path is None:
+        return ImageData.stored(stem, images, form=form)
+    labels = _read_idx(labels_path, 1, _read_array)
+    if len(labels) != len(images):
+        raise UserError(
+            f"{labels_path}: expected {len(images)} labels for {path.name}, got {len(labels)}"
+        )
+    factors = torch.from_numpy(labels.astype(np.float32))[:, None]
+    return ImageData.stored(stem, images, factors, ("label",), form)
+
+
+def _plain_or_gz(path: Path) -> Path | None:
+    """The file, or else the gzipped file, where one of them exists."""
+    candidates = (path, path.with_name(f"{path.name}.gz"))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def _read_idx(path: Path, dims: int, read: Callable[..., _Found]) -> _Found:
+    """What is read of the unsigned bytes of one IDX file of `dims` dimensions."""
+    _check_file(path, "an IDX file")
+    try:
+        with path.open("rb") as start:
+            zipped = start.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            # http://yann.lecun.com/exdb/mnist: 0, 0, 8 for unsigned bytes, dimensions, sizes.
+            header = file.read(4 + 4 * dims)
+            magic = bytes([0, 0, 8, dims])
+            if header[:4] != magic or len(header) < 4 + 4 * dims:
+                raise UserError(
+                    f"{path}: expected an IDX header 0x{magic.hex()} and {dims} sizes, "
+                    f"got 0x{header.hex()}"
+                )
+            shape = struct.unpack(f">{dims}I", header[4:])
+            return read(file, shape, np.dtype(np.uint8), str(path))
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read the IDX file: {error}") from error
+
+
+def torchvision_data(name: str, root: str | Path = "data", download: bool = False) -> ImageData:
+    """The training set of `mnist`, `fashion_mnist` or `cifar10`, with the factor `label`.
+
+    Arguments:
+        name: one of the three.
+        root: torchvision's folder; the files lie where torchvision puts them below it.
+        download: fetch what is missing; without it, nothing is ever fetched.
+
+    The files of `cifar10` are pickles, the only ones that are ever read: torchvision loads them
+    once the MD5 of each is that of the published file, and refuses all others.
+
+    Raises `UserError` for an unknown name, missing or broken files, and a failed download.
+    """
+    if name not in TORCHVISION:
+        raise UserError(
+            f"unknown torchvision data {name!r}; expected one of {', '.join(TORCHVISION)}"
+            + nearest(name, TORCHVISION)
+        )
+    folder = Path(root, TORCHVISION[name][1])
+    if not download and not folder.is_dir():
+        raise UserError(f"{name}: found no data in {folder}; --download fetches it")
+
+    if name == "cifar10":
+        source = _from_torchvision(name, root, download)
+        labels = torch.tensor(source.targets, dtype=torch.float32)
+        return ImageData(name, source.data, labels, ("label",))
+
+    if download:
+        _from_torchvision(name, root, download)
+    # Read here rather than by torchvision, whose reader asserts on a broken file.
+    path = _plain_or_gz(folder / "train-images-idx3-ubyte")
+    if path is None:
+        raise UserError(
+            f"{name}: found no train-images-idx3-ubyte in {folder}; --download fetches it"
+        )
+    data = load_idx(path)
+    return ImageData.stored(name, data.images, data.factors, data.factor_names, data.form)
+
+
+def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
+    """torchvision's own training set, which has the attributes `data` and `targets`."""
+    with needed("images"):
+        from torchvision import datasets
+    class_name, folder = TORCHVISION[name]
+    try:
+        return getattr(datasets, class_name)(str(root), train=True, download=download)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "" if download else "; --download fetches it"
+        raise UserError(
+            f"{name}: cannot load it from {Path(root, folder)}: {reason}{hint}"
+        ) from error

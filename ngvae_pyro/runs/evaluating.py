@@ -1,0 +1,49 @@
+"""The evaluation of a run folder, and the check of its posterior."""
+
+from pathlib import Path
+from typing import Any
+
+from ngvae_pyro import locks
+from ngvae_pyro.evaluation.assessment import assess
+from ngvae_pyro.records import Evaluation
+from ngvae_pyro.report import pages as report
+from ngvae_pyro.report.explorer import explore
+from ngvae_pyro.runs.folder import (
+    check_own,
+    claim,
+    load_metrics,
+    load_record,
+    load_spec,
+    read_json,
+    write_json,
+)
+from ngvae_pyro.runs.reading import load_run, run_images
+
+
+def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
+    """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
+
+    Raises:
+        UserError: If the folder is not a run that can be read, another process writes it, its
+            images are not there or not those that it was trained with, or somebody's file is where
+            one is to be written.
+    """
+    folder, written = Path(folder), ("evaluation.json", "report.html")
+    load_spec(folder)
+    with locks.held(folder):
+        # Before the work, which takes minutes.
+        check_own(folder, written)
+        fit, spec = load_run(folder, device)
+        _, held_out = run_images(folder, spec, fit.device)
+        numbers = load_metrics(folder)
+        result = assess(fit, spec, held_out, numbers["kl"]["z"]["per_latent"])
+        claim(folder, written)
+        write_json(folder / "evaluation.json", result)
+        record, explorer = load_record(folder), explore(fit, held_out, numbers)
+        report.write_run_report(folder, spec, numbers, result, record, explorer)
+    return result
+
+
+def load_evaluation(folder: str | Path) -> dict[str, Any]:
+    """``evaluation.json`` of a run folder."""
+    return read_json(Path(folder) / "evaluation.json", Evaluation)

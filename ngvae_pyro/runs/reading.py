@@ -1,0 +1,195 @@
+"""A run folder, read again: its pair, its images and its posterior draws."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngvae_pyro import _arviz, provenance
+from ngvae_pyro.axes import Rotation
+from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.extras import needed
+from ngvae_pyro.fitted import Fit, MoveRecord
+from ngvae_pyro.guide import Guide, load_guide
+from ngvae_pyro.machine import resolve_device, seeded
+from ngvae_pyro.model import VAE, load_model
+from ngvae_pyro.records import History
+from ngvae_pyro.specs import RunSpec, SavedRun
+from ngvae_pyro.training import memory
+
+with needed("cli"):
+    pass
+with needed("train"):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+from ngvae_pyro.data.declared import load_data, rendered
+from ngvae_pyro.runs.folder import (
+    METRICS,
+    UNITS,
+    _check_finished,
+    load_metrics,
+    load_record,
+    load_spec,
+    read_json,
+)
+
+
+def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Guide]:
+    """The untrained model and guide of a run; their first weights follow from its seed.
+
+    Args:
+        spec: What is run.
+        images: Training images, or their shape (C, H, W) where the pair is only read.
+
+    Raises:
+        UserError: If the two do not fit each other, or the pair does not fit into memory.
+    """
+    if isinstance(images, ImageData):
+        device = resolve_device(spec.fit.device)
+        memory.check_pair(spec, images.image_shape, len(images), device)
+    else:
+        memory.check_pair(spec, images)
+    with seeded(spec.fit.seed, torch.device("cpu")):
+        model = load_model(spec.model, images)
+        return model, load_guide(spec.guide, model)
+
+
+def check_recorded(
+    folder: Path, spec: RunSpec, images: tuple[ImageData, ImageData], device: torch.device | str
+) -> None:
+    """Refuse images that are not those of a run; one that does not say so is a Notice.
+
+    So is another rounding, of sprites that were rendered elsewhere than here.
+
+    Args:
+        folder: The run folder, of which ``run.json`` is read.
+        spec: What was run.
+        images: (train, held-out) images, as the data of the run are now.
+        device: Where they were rendered, if they were.
+
+    Raises:
+        UserError: If they are others.
+    """
+    known, name = load_record(folder).get("images"), spec.data.name
+    if known is None:
+        warnings.warn(
+            f"{folder}: does not say what its images were, as runs of older versions do not: "
+            f"whether {name} still holds them is not checked",
+            Notice,
+            stacklevel=2,
+        )
+        return
+    for key, part in zip(("train", "held_out"), images, strict=True):
+        if known[key] is None or known[key] == (digest := part.digest):
+            continue
+        if rendered(spec.data):
+            here = provenance.renderer(torch.device(device))
+            if known.get("renderer") != here:
+                warnings.warn(
+                    f"{folder}: its sprites were rendered by {known.get('renderer')}, and here by "
+                    f"{here}: they are the same but for rounding",
+                    Notice,
+                    stacklevel=2,
+                )
+                return
+        what = {"train": "training", "held_out": "held-out"}[key]
+        raise UserError(
+            f"{folder}: its {what} images are not those that {name} holds now (SHA-256 "
+            f"{known[key][:12]}..., not {digest[:12]}...); put back the file and the [data] of "
+            "config.toml that it was trained with, or train again"
+        )
+
+
+def run_images(
+    folder: Path, spec: RunSpec, device: torch.device | str = "cpu"
+) -> tuple[ImageData, ImageData]:
+    """(train, held-out) images of a run folder, as :func:`load_data` finds them, checked.
+
+    Raises:
+        UserError: If they are not there, or not those of the run.
+    """
+    images = load_data(spec, device)
+    check_recorded(folder, spec, images, device)
+    return images
+
+
+def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
+    """The trained pair of a run folder, with its history, and what was run.
+
+    Raises:
+        UserError: If a file is missing, damaged or does not fit the others.
+    """
+    spec = load_spec(folder)
+    folder = Path(folder)
+    _check_finished(folder)
+    model, guide = load_pair(spec, spec.image_shape)
+    weights = folder / "weights.safetensors"
+    try:
+        tensors = load_file(weights)
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{weights}: {name}: expected finite numbers, got NaN or inf")
+        for part, module in (("model", model), ("guide", guide)):
+            own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
+            module.load_state_dict(own)
+        form = _form(spec, tensors)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{weights}: cannot be loaded: {reason}") from None
+    target = resolve_device(device)
+    fit = Fit(model.to(target), guide.to(target), spec.fit, form=form)
+    history = read_json(folder / "history.json", History)
+    fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
+    fit.rotation = Rotation.read(history.get("rotation"))
+    metrics, record = load_metrics(folder), load_record(folder)
+    if len(metrics["probs"]) != model.latent_size:
+        raise UserError(
+            f"{folder / METRICS}: expected {model.latent_size} latents as in config.toml, "
+            f"got {len(metrics['probs'])}"
+        )
+    fit.steps, fit.extra_steps = metrics["steps"], metrics["extra_steps"]
+    fit.seconds, fit.starts = record["seconds"], record["starts"]
+    images = record.get("images") or {}
+    fit.schedule, fit.digest = spec.guide.schedule, images.get("train")
+    return fit, spec
+
+
+def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
+    """The form of the data of a run; those of older versions have images, channels first.
+
+    Raises:
+        RuntimeError: If its units are not there, or do not fit its images.
+    """
+    if spec.form is None:
+        return Form()
+    units = {name: tensors[f"form.{name}"] for name in UNITS if f"form.{name}" in tensors}
+    vectors = spec.form.layout == "vectors"
+    shape = spec.image_shape[2:] if vectors else ()
+    whole = len(units) == len(UNITS) or not (units or vectors)
+    if not whole or any(
+        unit.shape != shape or unit.dtype != torch.float64 for unit in units.values()
+    ):
+        raise RuntimeError(f"form: expected loc and scale, float64 of shape {shape}")
+    arrays = {name: unit.numpy() for name, unit in units.items()}
+    if units and not (arrays["scale"] > 0).all():
+        raise RuntimeError("form.scale: expected numbers above 0")
+    return Form(spec.form.layout, spec.form.in_bytes, **arrays)
+
+
+def load_posterior(folder: str | Path) -> Any:
+    """``posterior.nc`` of a run folder as an ArviZ object."""
+    path = Path(folder) / "posterior.nc"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        posterior = _arviz.from_netcdf(str(path))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # Whatever h5netcdf and xarray say of a file that is damaged, or no NetCDF.
+        raise UserError(f"{path}: cannot be loaded: {error}") from None
+    if not hasattr(posterior, "posterior"):
+        raise UserError(f"{path}: cannot be loaded: no group 'posterior'")
+    return posterior

@@ -1,0 +1,469 @@
+"""Specs of networks, models and guides: what p(x, z, precision) and q(z, precision | x) are."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from ngvae_pyro.extras import needed
+
+with needed("train"):
+    from pydantic import (
+        BeforeValidator,
+        Field,
+        SerializerFunctionWrapHandler,
+        TypeAdapter,
+        model_serializer,
+        model_validator,
+    )
+from ngvae_pyro.specs.base import (
+    MAX_SHARPNESS,
+    Channels,
+    ChosenBy,
+    Concentrations,
+    Copies,
+    Depth,
+    GammaPair,
+    Label,
+    LearningRate,
+    PositiveWeight,
+    Rates,
+    Sharpness,
+    Spec,
+    Weight,
+    Width,
+    members_of,
+    to_tuple,
+)
+from ngvae_pyro.specs.schedule import (
+    COOL,
+    SELECT,
+    SELECT_EXACT,
+    SELECT_THEN_EXACT,
+    Ramp,
+    ScheduleSpec,
+    on_top_of,
+)
+
+# Networks ------------------------------------------------------------------------------------
+
+
+class MLPSpec(Spec):
+    """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units.
+
+    A decoder that is declared without a depth has 8 layers: what it cannot draw from few latents
+    is drawn from more of them, so a shallow decoder finds too many.
+    """
+
+    kind: Literal["mlp"] = "mlp"
+    width: Width = 256
+    depth: Depth = 3
+
+
+class ConvSpec(Spec):
+    """Stride-2 convolutions down to (or up from) a small grid, then two dense layers.
+
+    For 64x64 images this is the network of Burgess et al. (2018).
+    """
+
+    kind: Literal["conv"] = "conv"
+    channels: Channels = 32
+    width: Width = 256
+
+
+class ResNetV2Spec(Spec):
+    """Pre-activation residual blocks, ``blocks`` of them at each size, then one dense layer.
+
+    ``channels`` are those of the full size; each halving of the grid doubles them, up to eight
+    times as many.
+    """
+
+    kind: Literal["resnet_v2"] = "resnet_v2"
+    channels: Channels = 16
+    blocks: Annotated[int, Field(gt=0, le=100)] = 1
+    width: Width = 256
+
+
+NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec, ChosenBy("kind")]
+
+
+def _deep(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("kind", "mlp") == "mlp":
+        return {"depth": 8, **value}
+    return value
+
+
+# Model: p(x, z, precision) -------------------------------------------------------------------
+
+
+class NormalGammaPriorSpec(Spec):
+    """Prior on (z, precision) with a spike-and-slab mixture of Gammas on the precision.
+
+    precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike) with pi = exp(-price): the spike at
+    precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
+    precision of an informative one free, and ``price`` is what one informative latent costs, in
+    nats: up to 87, beyond which float32 has no exp(-price). ``joint`` false: z ~ Normal(0, 1)
+    independent of the precision (the abstract's p(z) p(lambda)); ``joint`` true:
+    z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
+    """
+
+    family: Literal["normal_gamma"] = "normal_gamma"
+    joint: bool = False
+    price: Annotated[float, Field(ge=1e-6, le=87.0)] = 4.0
+    slab: GammaPair = (1.0, 1e-4)
+    spike: GammaPair = (100.0, 100.0)
+
+    @property
+    def slab_probs(self) -> float:
+        """Prior weight of the slab, pi = exp(-price)."""
+        return math.exp(-self.price)
+
+
+class GaussianPriorSpec(Spec):
+    """Prior of a vanilla VAE: z ~ Normal(0, 1), no precision site."""
+
+    family: Literal["gaussian"] = "gaussian"
+
+
+# A posterior's rates are softly bounded by exp(5), and of one of exp(-20) no count is ever seen.
+LogRate = Annotated[float, Field(ge=-20.0, le=5.0)]
+
+
+class PoissonPriorSpec(Spec):
+    """Prior of a Poisson VAE: counts z ~ Poisson(rate), with a learned rate for each latent.
+
+    The logarithms of the rates start uniformly between the two numbers ``log_rate``. The code of
+    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, has -6 and -2 there, for 512
+    latents; of 15 on sprites, 13 such rare counts were silent after 60 steps and stayed so.
+    """
+
+    family: Literal["poisson"] = "poisson"
+    log_rate: Annotated[tuple[LogRate, LogRate], BeforeValidator(to_tuple)] = (0.0, 2.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.log_rate
+        if high < low:
+            raise ValueError(f"log_rate: expected (low, high), got ({low:g}, {high:g})")
+        return self
+
+
+PriorSpec = Annotated[
+    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec,
+    ChosenBy("family"),
+]
+
+
+class LikelihoodSpec(Spec):
+    """Likelihood of a pixel in [0, 1] given the decoder's output.
+
+    ``auto`` is bernoulli for images that hold only 0 and 1, and gaussian for all others.
+    ``scale`` is the standard deviation of the gaussian; ``learned`` makes it a parameter (one
+    for the whole data set) that starts there. The other families have neither.
+    """
+
+    family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
+    scale: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.1
+    learned: bool = False
+
+    @property
+    def _of_the_gaussian(self) -> list[str]:
+        return sorted(self.model_fields_set & {"scale", "learned"})
+
+    @model_validator(mode="after")
+    def _scale_is_gaussian(self) -> Self:
+        if self.family not in ("auto", "gaussian") and (keys := self._of_the_gaussian):
+            raise ValueError(
+                f"{' and '.join(keys)} belongs to the gaussian likelihood, not to {self.family}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _own_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is read again must neither be refused nor look as if it had been given.
+        values: dict[str, Any] = serialize(self)
+        if self.family == "gaussian":
+            return values
+        keys = {"family", *self._of_the_gaussian}
+        return {key: value for key, value in values.items() if key in keys}
+
+    def resolved(self, binary: bool) -> Self:
+        """With ``auto`` decided by whether the images hold only 0 and 1.
+
+        A ``scale`` or ``learned`` that was given asks for the gaussian.
+        """
+        if self.family != "auto":
+            return self
+        family = "bernoulli" if binary and not self._of_the_gaussian else "gaussian"
+        return self.model_copy(update={"family": family})
+
+
+class ModelSpec(Spec):
+    """What p(x, z, precision) is: latent size, prior, likelihood and decoder."""
+
+    latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
+    prior: PriorSpec = NormalGammaPriorSpec()
+    likelihood: LikelihoodSpec = LikelihoodSpec()
+    decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
+
+
+# In float32 less may be 0.
+LEAST_ANNEALED = 1e-6
+
+
+def _annealed(spec: Any, name: str, most: float) -> Any:
+    """Refuses a schedule that takes a number of the guide out of its own range."""
+    ramp: Ramp = getattr(spec.schedule, name)
+    product = getattr(spec, name) * ramp.initial
+    if not LEAST_ANNEALED <= product <= most:
+        raise ValueError(
+            f"{name} times schedule.{name}.initial: expected a number >= {LEAST_ANNEALED:g} and "
+            f"<= {most:g}, got {product:g}"
+        )
+    return spec
+
+
+class BaseGuideSpec(Spec):
+    """What every guide declares besides the fields of its own class.
+
+    Those are its ``family``, an optional ``label``, an ``encoder`` and a ``schedule``.
+    """
+
+    # Keys of the schedule that mean something to this guide.
+    schedule_keys: ClassVar[frozenset[str]] = frozenset({"z", "signal_nats"})
+
+    def foreign(self, schedule: ScheduleSpec) -> dict[str, str]:
+        """Keys in use that mean nothing to this guide, each with a family it belongs to."""
+        return {
+            key: next(
+                spec.model_fields["family"].default
+                for spec in GUIDE_SPECS
+                if issubclass(spec, BaseGuideSpec) and key in spec.schedule_keys
+            )
+            for key in schedule.in_use
+            if key not in self.schedule_keys
+        }
+
+    @model_validator(mode="after")
+    def _own_schedule(self) -> Self:
+        values: Any = self
+        for key, owner in self.foreign(values.schedule).items():
+            raise ValueError(f"schedule.{key} belongs to the {owner} guide, not to {values.family}")
+        return self
+
+
+class NormalGammaGuideSpec(BaseGuideSpec):
+    """What all guides with the sites ``precision`` and ``z`` declare.
+
+    ``concentration`` and ``rate`` are (informative, uninformative). A declared ``schedule`` changes
+    only the keys that it names. ``label`` is what tables and figures call the guide; its name
+    otherwise.
+    """
+
+    schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
+        "precision",
+        "moves",
+        "silence",
+        "independent",
+    }
+
+    family: str
+    label: Label | None = None
+    concentration: Concentrations = (1000.0, 100.0)
+    rate: Rates = (0.1, 100.0)
+    encoder: NetworkSpec = MLPSpec()
+    schedule: Annotated[ScheduleSpec, on_top_of(SELECT)] = SELECT
+
+
+class SlidingGuideSpec(NormalGammaGuideSpec):
+    """Of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
+
+    schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {"sharpness"}
+
+    sharpness: Sharpness = 20.0
+
+    @model_validator(mode="after")
+    def _sharpness_of_the_schedule(self) -> Self:
+        return _annealed(self, "sharpness", MAX_SHARPNESS)
+
+
+class RelaxedGuideSpec(SlidingGuideSpec):
+    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select."""
+
+    family: Literal["relaxed"] = "relaxed"
+
+
+class FlatGuideSpec(SlidingGuideSpec):
+    """Flat hierarchical posterior: ``draws`` z share the one precision of each latent."""
+
+    family: Literal["flat"] = "flat"
+    draws: Copies = 4
+
+
+class GeneralizedGuideSpec(SlidingGuideSpec):
+    """The relaxed posterior with the slides' own gradient (Ruiz, Titsias and Blei, 2016)."""
+
+    family: Literal["generalized"] = "generalized"
+
+
+class MixtureGuideSpec(SlidingGuideSpec):
+    """The exact mixture, with an unbiased gradient of p; relaxed until ``schedule.exact``."""
+
+    schedule_keys: ClassVar[frozenset[str]] = SlidingGuideSpec.schedule_keys | {"exact"}
+
+    family: Literal["mixture"] = "mixture"
+    schedule: Annotated[ScheduleSpec, on_top_of(SELECT_THEN_EXACT)] = SELECT_THEN_EXACT
+
+
+class ScoreGuideSpec(NormalGammaGuideSpec):
+    """The exact mixture, with the plain score-function gradient of p."""
+
+    family: Literal["score"] = "score"
+    schedule: Annotated[ScheduleSpec, on_top_of(SELECT_EXACT)] = SELECT_EXACT
+
+
+class ElboSpec(Spec):
+    """The ELBO itself, estimated as ``fit.elbo`` says; the other objectives have the KL exact."""
+
+    kind: Literal["elbo"] = "elbo"
+
+
+class BetaSpec(Spec):
+    """The beta-VAE: ``beta`` weighs the KL."""
+
+    kind: Literal["beta"] = "beta"
+    beta: PositiveWeight = 4.0
+
+
+class CapacitySpec(Spec):
+    """Capacity annealing: gamma |KL - C|, C from 0 to ``capacity`` nats until ``end``."""
+
+    kind: Literal["capacity"] = "capacity"
+    gamma: PositiveWeight = 1000.0
+    capacity: PositiveWeight = 25.0
+    end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class BetaTCSpec(Spec):
+    """The beta-TCVAE: ``beta`` weighs the total correlation."""
+
+    kind: Literal["beta_tc"] = "beta_tc"
+    beta: PositiveWeight = 6.0
+
+
+class FactorSpec(Spec):
+    """The FactorVAE: ``gamma`` times the total correlation that a discriminator sees.
+
+    ``width`` and ``depth`` are the discriminator's hidden layers, ``learning_rate`` is its own.
+    """
+
+    kind: Literal["factor"] = "factor"
+    gamma: PositiveWeight = 35.0
+    width: Width = 1000
+    depth: Depth = 6
+    learning_rate: LearningRate = 1e-4
+
+
+class DIPISpec(Spec):
+    """The DIP-VAE-I: the covariance of the posterior means is drawn to the identity."""
+
+    kind: Literal["dip_i"] = "dip_i"
+    off_diagonal: Weight = 10.0
+    diagonal: Weight = 100.0
+
+
+class DIPIISpec(Spec):
+    """The DIP-VAE-II: the covariance of the posterior draws is drawn to the identity."""
+
+    kind: Literal["dip_ii"] = "dip_ii"
+    off_diagonal: Weight = 10.0
+    diagonal: Weight = 10.0
+
+
+class GamixSpec(Spec):
+    """The GAMIX-VAE: KL of the mixture over a batch, and ``regulariser`` against its collapse."""
+
+    kind: Literal["gamix"] = "gamix"
+    regulariser: Weight = 0.2
+
+
+ObjectiveSpec = Annotated[
+    ElboSpec | BetaSpec | CapacitySpec | BetaTCSpec | FactorSpec | DIPISpec | DIPIISpec | GamixSpec,
+    ChosenBy("kind"),
+]
+
+
+class GaussianGuideSpec(BaseGuideSpec):
+    """Gaussian posterior of a vanilla VAE, z ~ Normal(loc(x), scale(x)), and its objective."""
+
+    family: Literal["gaussian"] = "gaussian"
+    label: Label | None = None
+    encoder: NetworkSpec = MLPSpec()
+    objective: ObjectiveSpec = ElboSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
+class EpanechnikovGuideSpec(BaseGuideSpec):
+    """Epanechnikov posterior, a parabola at loc(x) with its half-width from the encoder."""
+
+    family: Literal["epanechnikov"] = "epanechnikov"
+    label: Label | None = None
+    encoder: NetworkSpec = MLPSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
+# Colder relaxed counts are steps, warmer ones half of the most events that are looked at.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e3
+
+
+class PoissonGuideSpec(BaseGuideSpec):
+    """Poisson posterior of a Poisson VAE, z ~ Poisson(rate factor(x)) with the prior's rate.
+
+    ``temperature`` is that of the relaxed counts at the end of training. A declared ``schedule``
+    changes only the keys that it names. The objective is the ELBO with the KL in closed form,
+    whatever ``fit.elbo`` says: relaxed counts have no density of their own to estimate it from.
+    """
+
+    schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {"temperature"}
+
+    family: Literal["poisson"] = "poisson"
+    label: Label | None = None
+    temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] = 0.05
+    encoder: NetworkSpec = MLPSpec()
+    schedule: Annotated[ScheduleSpec, on_top_of(COOL)] = COOL
+
+    @model_validator(mode="after")
+    def _temperature_of_the_schedule(self) -> Self:
+        return _annealed(self, "temperature", MAX_TEMPERATURE)
+
+
+class GaussianMixtureGuideSpec(BaseGuideSpec):
+    """Posterior of ``components`` Gaussians for each latent, with weights of their own.
+
+    ``regulariser`` weighs the term that keeps their variances from collapsing.
+    """
+
+    family: Literal["gaussian_mixture"] = "gaussian_mixture"
+    label: Label | None = None
+    components: Annotated[int, Field(gt=0, le=1_000)] = 3
+    regulariser: Weight = 0.2
+    encoder: NetworkSpec = MLPSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
+# The guides that may be declared; the first one where no family is.
+GuideSpec = Annotated[
+    RelaxedGuideSpec
+    | MixtureGuideSpec
+    | FlatGuideSpec
+    | GeneralizedGuideSpec
+    | ScoreGuideSpec
+    | GaussianGuideSpec
+    | GaussianMixtureGuideSpec
+    | EpanechnikovGuideSpec
+    | PoissonGuideSpec,
+    ChosenBy("family"),
+]
+GUIDE_SPECS = members_of(GuideSpec)
+
+# What the files in each folder of variants declare.
+DECLARED: dict[str, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}

@@ -1,0 +1,152 @@
+"""What changes during training: ramps, moves, and the schedules that guides have by default."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from ngvae_pyro.extras import needed
+
+with needed("train"):
+    from pydantic import (
+        BeforeValidator,
+        Field,
+        model_validator,
+    )
+from ngvae_pyro.specs.base import Fraction, Spec, Steps, Weight, merge, to_tuple
+
+
+class Ramp(Spec):
+    """A schedule: ``initial`` until the fraction ``begin`` of training, ``final`` from ``end`` on.
+
+    In between it is linear or geometric in the step. Fractions are of the whole run, so that a
+    longer run stretches the schedule. Without arguments it is 1 throughout.
+    """
+
+    initial: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    final: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+    begin: Fraction = 0.0
+    end: Fraction = 1.0
+    shape: Literal["linear", "geometric"] = "linear"
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is 1 throughout."""
+        return self.initial == self.final == 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end < self.begin:
+            raise ValueError(f"end ({self.end:g}) must not come before begin ({self.begin:g})")
+        if self.shape == "geometric" and self.initial == 0.0:
+            raise ValueError("a geometric ramp cannot start at 0")
+        return self
+
+    def __call__(self, fraction: float) -> float:
+        """Value at a fraction of training in [0, 1]."""
+        if fraction <= self.begin:
+            return self.initial
+        if fraction >= self.end:
+            return self.final
+        t = (fraction - self.begin) / (self.end - self.begin)
+        if self.shape == "geometric":
+            return self.initial ** (1.0 - t) * self.final**t
+        return self.initial + (self.final - self.initial) * t
+
+
+# Guide: q(z, precision | x) ------------------------------------------------------------------
+
+
+class Move(Spec):
+    """A trial jump of the posterior at the fraction ``at`` of training.
+
+    ``birth`` lets a latent that leaks information become informative, ``death`` makes an
+    informative one uninformative; see :mod:`ngvae_pyro.selection`. Both branches, with and
+    without the jump, are trained for ``steps`` steps and the one with the higher ELBO is kept.
+    """
+
+    kind: Literal["birth", "death"]
+    at: Fraction
+    steps: Steps = 100
+
+
+def renamed(values: Any) -> Any:
+    """Keys of a schedule with today's names; runs of older versions have one of before."""
+    if not (isinstance(values, Mapping) and "decorrelate" in values):
+        return values
+    if "independent" in values:
+        raise ValueError("decorrelate is the older name of independent; expected one of them")
+    rest = {key: value for key, value in values.items() if key != "decorrelate"}
+    return {**rest, "independent": values["decorrelate"]}
+
+
+class ScheduleSpec(Spec):
+    """What changes during training.
+
+    ``z`` and ``precision`` weigh the KL of these sites, ``sharpness`` and ``temperature`` multiply
+    those of the relaxations. All end at 1, so that what is maximised at the end is the ELBO itself,
+    for counts as near as their last temperature brings it.
+    ``signal_nats`` above 0 replaces ``z.initial`` by signal / signal_nats (at least 1), where
+    the signal is what the data carry above their mean image, in nats under the likelihood: the
+    weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
+    uninformative latents that leak too little for a birth lose the last trace of the data; at 1
+    nothing is left to do. At the fraction ``independent`` informative latents are rotated to
+    independent components, if that is free (:mod:`ngvae_pyro.axes`); at 1 they stay as they are.
+    Until the fraction ``exact`` the mixture guide is relaxed. The defaults leave the ELBO as it is
+    throughout.
+    """
+
+    z: Ramp = Ramp()
+    precision: Ramp = Ramp()
+    sharpness: Ramp = Ramp()
+    temperature: Ramp = Ramp()
+    signal_nats: Weight = 0.0
+    moves: Annotated[tuple[Move, ...], BeforeValidator(to_tuple), Field(max_length=1000)] = ()
+    silence: Fraction = 1.0
+    independent: Fraction = 1.0
+    exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    _older = model_validator(mode="before")(renamed)
+
+    @model_validator(mode="after")
+    def _ends_at_the_elbo(self) -> Self:
+        for name in ("z", "precision", "sharpness", "temperature"):
+            ramp = getattr(self, name)
+            if ramp.final != 1.0:
+                raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
+        return self
+
+    @property
+    def in_use(self) -> list[str]:
+        """The keys that are not as they are by default."""
+        fields = type(self).model_fields
+        return [key for key, field in fields.items() if getattr(self, key) != field.default]
+
+
+SELECT = ScheduleSpec(
+    z=Ramp(initial=40.0, begin=0.125, end=0.25, shape="geometric"),
+    precision=Ramp(initial=0.0, begin=0.15, end=0.225),
+    sharpness=Ramp(initial=0.5, begin=0.15, end=0.225),
+    signal_nats=60.0,
+    moves=(
+        Move(kind="birth", at=0.3, steps=200),
+        Move(kind="death", at=0.38, steps=800),
+        Move(kind="birth", at=0.5, steps=200),
+    ),
+    silence=0.8,
+    independent=0.98,
+)
+
+# The exact mixture decides for good within 200 steps, too early, so it starts out relaxed
+# (docs/posteriors.md); the score guide is exact throughout and has nothing to sharpen.
+SELECT_THEN_EXACT = SELECT.model_copy(update={"exact": 0.75})
+SELECT_EXACT = SELECT.model_copy(update={"sharpness": Ramp()})
+
+# Temperatures 1 to 0.05 over the first half of training, as Vafaii, Galor and Yates (2024).
+COOL = ScheduleSpec(temperature=Ramp(initial=20.0, end=0.5))
+
+
+def on_top_of(schedule: ScheduleSpec) -> BeforeValidator:
+    def merged(value: Any) -> Any:
+        own = isinstance(value, Mapping)
+        return merge(schedule.model_dump(), renamed(value)) if own else value
+
+    return BeforeValidator(merged)
