@@ -3,18 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oldest lint dist clean
+# A file of tests is one process's, as its fixtures are; there are as many processes as CPUs.
+PARALLEL := --numprocesses auto --dist loadfile
+
+.PHONY: demo test test-all oldest lint dist clean
 
 demo: .venv/.installed
 	$(BIN)/ngvae train normal_gamma relaxed --data sprites --out runs/demo --overwrite
 	$(BIN)/ngvae inspect runs/demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+# With the tests that take minutes each, which continuous integration runs once a day.
+test-all: .venv/.installed
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # With the oldest versions that setup.cfg admits; they use what is deprecated by now.
 oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

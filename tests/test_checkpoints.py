@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from input_cases import once
-from test_runs import SHORT, ngvae
-from test_steps import CONV, SMALL, load
+from support import CONV, SHORT, SMALL, cut, in_a_child, load, ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import _arviz, axes, files, runs, steps, svi
 from ngvae_pyro import checkpoints as module
+from ngvae_pyro._arviz import to_netcdf
 from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
+from ngvae_pyro.diagnostics import to_arviz
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.specs import (
@@ -33,6 +34,8 @@ from ngvae_pyro.specs import (
     Move,
     RelaxedGuideSpec,
 )
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (Move(kind="birth", at=0.2, steps=4), Move(kind="death", at=0.4, steps=4))
@@ -47,19 +50,6 @@ def recorded_soon(monkeypatch):
 @pytest.fixture(scope="module")
 def data():
     return ng.sprites(n=64, seed=0)
-
-
-def cut(monkeypatch, after=None):
-    """A signal before one of the next steps, those of forks included; never without a number."""
-    left = [after]
-
-    def heed(trainer, now=False):
-        if left[0] is not None and not now:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Interrupted(signal.SIGTERM)
-
-    monkeypatch.setattr(svi.Trainer, "heed", heed)
 
 
 def train(data, folder, pair, network, resume=False, **settings):
@@ -278,18 +268,6 @@ def dies_at(count):
 
     for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
-
-
-def in_a_child(work):
-    """Exit code of a copy of this process that does some work; it ends without tidying up."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -522,6 +500,8 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
 
 def test_a_disk_too_full_for_the_posterior_is_noticed_before(begun, monkeypatch):
     """HDF5 would end the process."""
+    monkeypatch.setattr(runs.diagnostics, "to_arviz", to_arviz)
+    monkeypatch.setattr(_arviz, "to_netcdf", to_netcdf)
     write = _arviz.files.reserve
 
     def full(path, size):

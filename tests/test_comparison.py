@@ -7,8 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from test_checkpoints import cut
-from test_runs import ngvae
+from support import cut, ngvae
 
 from ngvae_pyro import comparison, evaluation, runs, table
 from ngvae_pyro._arviz import az

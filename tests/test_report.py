@@ -2,27 +2,23 @@
 
 import base64
 import html
-import json
 import re
 import shutil
 import struct
-import subprocess
 import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support import Page, said_by, saved
 
 from ngvae_pyro import report
 from ngvae_pyro.diagnostics import most_informative_first
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.report import duration, number, write_comparison_report, write_run_report
-from ngvae_pyro.specs import SavedRun, parse
 from ngvae_pyro.table import SLIDES
 
 NASTY = "<script>alert(1)</script> [red] & \"quotes\" 'single' {{ 7 * 7 }}"
 LONG = "a_name_without_any_place_to_break_it_" * 6
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 WIDTHS = (360, 390, 1280)
 START = {"command": "ngvae train", "device": "cpu (a CPU)", "threads": 1, "processes": 1}
 
@@ -43,20 +39,6 @@ def draw(folder, *names):
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / "figures" / f"{name}.png").write_bytes(png())
-
-
-def saved(names="normal_gamma+relaxed", **tables):
-    model, _, guide = names.partition("+")
-    if guide == "gaussian":
-        tables = {"model": {"prior": {"family": "gaussian"}}, "guide": {"family": guide}} | tables
-    values = {
-        "model_name": model,
-        "guide_name": guide,
-        "image_shape": [3, 32, 32],
-        "versions": {"ngvae-pyro": "0.1.0", "torch": "2.15.0"},
-        **tables,
-    }
-    return parse(SavedRun, values, "test")
 
 
 def measured(size=15, informative=7, sites=("z", "precision")):
@@ -200,48 +182,6 @@ def compared(labels=("NG-VAE", "vanilla VAE", "beta-VAE (27)"), metrics=None):
         "values": {title: {pair: cell(i) for i, pair in enumerate(pairs)} for title in titles},
         "failed": [],
     }
-
-
-class Page(HTMLParser):
-    """A parsed page: fails on tags that do not match."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.tags, self.open, self.parts, self.tables = [], [], [], []
-        self.feed(self.source)
-        self.close()
-        assert not self.open, self.open
-        self.text = " ".join(" ".join(self.parts).split())
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), attrs
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.parts.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.tables[-1][-1][-1] += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def row(self, name):
-        """Cells of the first row whose heading starts so."""
-        return next(row for table in self.tables for row in table if row[0].startswith(name))
 
 
 @pytest.fixture
@@ -689,21 +629,6 @@ def test_colours_have_the_contrast_of_wcag_aa(run_page):
 
 
 # In a browser -------------------------------------------------------------------------------------
-
-
-def said_by(tmp_path, script, frames, milliseconds):
-    """What a script of a page with frames leaves as the JSON array that is its body."""
-    wrapper = tmp_path / "wrapper.html"
-    page = f'<!DOCTYPE html><meta charset="utf-8"><script>{script}</script><body>{frames}'
-    wrapper.write_text(page, encoding="utf-8")
-    command = [
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
-        *(f"--virtual-time-budget={milliseconds}", "--dump-dom", wrapper.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
 
 
 def in_browser(tmp_path, path):

@@ -11,32 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
-from input_cases import once
-from typer.testing import CliRunner
+from support import SHORT, ngvae
 
 import ngvae_pyro
 from ngvae_pyro import diagnostics, runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
 from ngvae_pyro.checkpoints import OPTIMIZER, STATE, WEIGHTS
-from ngvae_pyro.cli import app, main
-from ngvae_pyro.errors import UserError
-
-SHORT = ["--steps", "6", "--latents", "4", "--set", "fit.batch_size=8", "--device", "cpu"]
-SHORT += ["--set", "data.size=120", "--set", "model.decoder.width=8"]
-SHORT += ["--set", "guide.encoder.width=8", "--set", "fit.monitor_every=3"]
-
-
-def ngvae(*words, code=0):
-    """Runs the command line in this process; a UserError becomes what `main` makes of it.
-
-    A later word of a test takes the place of an earlier one, of SHORT for instance.
-    """
-    result = CliRunner().invoke(app, once(words))
-    if isinstance(result.exception, UserError):
-        assert code == 2, result.exception
-        return str(result.exception)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
+from ngvae_pyro.cli import main
 
 
 def flat(value, path=""):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
-from test_runs import SHORT, ngvae
+from support import SHORT, ngvae
 
 from ngvae_pyro import runs, scores
 from ngvae_pyro.diagnostics import codes

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from support import CONV, load
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,8 +22,6 @@ from ngvae_pyro import cli, steps, svi
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.specs import AdversarialSpec, FitSpec
 
-SMALL = {"width": 16, "depth": 2}
-CONV = {"kind": "conv", "channels": 4, "width": 16}
 # Older versions of torch record some gradients as the formulas they are, and rounding grows.
 EXACT = torch.__version__ >= "2.15"
 PAIRS = [
@@ -42,12 +41,6 @@ def recorded_soon(monkeypatch):
 @pytest.fixture(scope="module")
 def data():
     return ng.sprites(n=64, seed=0)
-
-
-def load(data, model="normal_gamma", guide="relaxed", network=SMALL):
-    torch.manual_seed(0)
-    model = ng.load_model(model, data, decoder=network, latent_size=4)
-    return model, ng.load_guide(guide, model, encoder=network)
 
 
 def trained(pair, data, schedule=None, count=8, **settings):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
-from test_runs import ngvae
+from support import SMALL, ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import locks, runs
