@@ -1,5 +1,7 @@
 """What several files of tests need: small pairs, the command line in this process, pages."""
 
+import ctypes
+import gc
 import html
 import json
 import os
@@ -68,6 +70,28 @@ def cut(monkeypatch, after=None):
                 raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(svi.Trainer, "heed", heed)
+
+
+def status(key):
+    """Bytes that Linux states of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+needs_peak = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is Linux's"
+)
+
+
+def growth(work):
+    """Bytes that this process needs at most while it does some work, and had not before."""
+    gc.collect()
+    # Memory that was used before and is kept would hide as much of the growth.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
 
 
 def in_a_child(work):

@@ -75,24 +75,41 @@ def contents(folder):
     return [(newest / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)], position
 
 
+RESUMED = {
+    "relaxed": (("normal_gamma", "relaxed"), SMALL, {}),
+    "conv": (("normal_gamma", "relaxed"), CONV, {}),
+    "mixture": (("normal_gamma", "mixture"), SMALL, {}),
+    "streamed": (("normal_gamma", "score"), SMALL, {"resident_bytes": 1, "workers": 1}),
+    "capacity": (("gaussian", "capacity"), SMALL, {}),
+    "factor": (("gaussian", FACTOR), SMALL, {}),
+    "adversarial": (
+        ("gaussian", "gaussian"),
+        CONV,
+        {"adversarial": AdversarialSpec(channels=4, begin=0.5)},
+    ),
+    "poisson": (("poisson", "poisson"), SMALL, {}),
+}
+# Recording a step takes a second or more, and these trainings record it about ten times. What of
+# a training is kept is told by its literal steps, and that recordings are by two of them.
+RECORDED = {"relaxed", "adversarial", "poisson"}
+
+
 @pytest.mark.parametrize(
-    ("pair", "network", "settings"),
+    ("case", "fast"),
     [
-        (("normal_gamma", "relaxed"), SMALL, {}),
-        (("normal_gamma", "relaxed"), CONV, {}),
-        (("normal_gamma", "relaxed"), SMALL, {"fast": False}),
-        (("normal_gamma", "mixture"), SMALL, {}),
-        (("normal_gamma", "score"), SMALL, {"resident_bytes": 1, "workers": 1}),
-        (("gaussian", "capacity"), SMALL, {}),
-        (("gaussian", FACTOR), SMALL, {}),
-        (("gaussian", "gaussian"), CONV, {"adversarial": AdversarialSpec(channels=4, begin=0.5)}),
-        (("poisson", "poisson"), SMALL, {}),
+        *((case, False) for case in RESUMED),
+        *(
+            pytest.param(case, True, marks=() if case in RECORDED else pytest.mark.slow)
+            for case in RESUMED
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:training goes step by step:ngvae_pyro.errors.Notice")
 def test_a_resumed_training_is_the_uninterrupted_one(
-    data, tmp_path, monkeypatch, recorded_soon, pair, network, settings
+    data, tmp_path, monkeypatch, recorded_soon, case, fast
 ):
+    pair, network, settings = RESUMED[case]
+    settings = {**settings, "fast": fast}
     cut(monkeypatch)
     whole = train(data, tmp_path / "whole", pair, network, **settings)
     resumed, steps_until = False, [3, 16, 19, None]
@@ -110,19 +127,20 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         assert all(left[key].equal(right[key]) for key in right)
 
 
-def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon):
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon, fast):
     """Cut before it and after it; of so short a training it would not be free."""
     monkeypatch.setattr(svi, "FREE", float("inf"))
     monkeypatch.setattr(axes, "gaussian", lambda codes: np.zeros(codes.shape[1], bool))
     pair = ("normal_gamma", RelaxedGuideSpec(schedule={"independent": 0.6}))
     cut(monkeypatch)
-    whole = train(data, tmp_path / "whole", pair, SMALL)
+    whole = train(data, tmp_path / "whole", pair, SMALL, fast=fast)
     assert whole.rotation.outcome == "independent" and whole.rotation.step < 40
     resumed = False
     for after in (20, 13, 9, None):
         cut(monkeypatch, after)
         try:
-            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed)
+            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed, fast=fast)
         except Interrupted:
             resumed = True
     assert parts.rotation == whole.rotation and parts.history == whole.history
