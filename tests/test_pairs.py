@@ -109,11 +109,11 @@ def test_sites_can_be_conditioned_blocked_and_replayed(small_pair, x):
 
 
 def test_joint_prior_scales_z_by_the_precision(small_pair):
-    model, _ = small_pair("normal_gamma_joint")
+    model, _ = small_pair("normal_gamma_joint", image_shape=(1, 2, 2))
     trace = pyro.poutine.trace(model).get_trace(None, size=20_000)
     z, precision = trace.nodes["z"]["value"], trace.nodes["precision"]["value"]
     assert (z * precision.sqrt()).std().item() == pytest.approx(1.0, abs=0.02)
-    independent, _ = small_pair("normal_gamma")
+    independent, _ = small_pair("normal_gamma", image_shape=(1, 2, 2))
     trace = pyro.poutine.trace(independent).get_trace(None, size=20_000)
     assert trace.nodes["z"]["value"].std().item() == pytest.approx(1.0, abs=0.02)
 
