@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from typer.testing import CliRunner
+from support import SMALL, ngvae
 
 from ngvae_pyro import diagnostics, evaluation, runs, scores
 from ngvae_pyro.actions import Rotate
-from ngvae_pyro.cli import app
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.images import ImageData
@@ -120,11 +118,6 @@ def test_a_run_on_one_grey_goes_through_all_commands(tmp_path):
     ]
     words = [*("--latents", "3", "--steps", "6", "--set", "fit.batch_size=8"), *network]
     words += ["--set", "guide.schedule.moves=[]", "--device", "cpu"]
-
-    def ngvae(*words):
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        assert result.exit_code == 0, (result.output, result.exception)
-        return result.output
 
     run = tmp_path / "run"
     said = ngvae(

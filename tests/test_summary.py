@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from test_runs import SHORT, ngvae
+from support import SHORT, ngvae
 
 from ngvae_pyro import diagnostics, runs
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.fixture(scope="module")
