@@ -3,18 +3,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oldest lint dist clean
+# A process for each CPU, which therefore computes with one thread. A file of tests is in one of
+# them, because its tests share what they train.
+PARALLEL := --numprocesses auto --dist loadfile
+
+.PHONY: demo test test-all oldest lint dist clean
 
 demo: .venv/.installed
 	$(BIN)/ngvae train normal_gamma relaxed --data sprites --out runs/demo --overwrite
 	$(BIN)/ngvae inspect runs/demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+# With the tests that take minutes each, which continuous integration runs once a day.
+test-all: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # With the oldest versions that setup.cfg admits; they use what is deprecated by now.
 oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

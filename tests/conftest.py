@@ -3,12 +3,12 @@
 import pyro
 import pytest
 import torch
+from support import SMALL, undrawn
 
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import MLPSpec
 
 PAIRS = [
     ("normal_gamma", "relaxed"),
@@ -23,7 +23,6 @@ PAIRS = [
     ("poisson", "poisson"),
     ("gaussian", "gaussian_mixture"),
 ]
-SMALL = MLPSpec(width=16, depth=2)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +31,13 @@ def seeded():
     torch.set_num_threads(1)
     # Pyro names parameters by their path, which is the same in every pair.
     with pyro.get_param_store().scope():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_drawing():
+    """The runs of a file of tests are :func:`support.undrawn`."""
+    with undrawn():
         yield
 
 

@@ -2,19 +2,18 @@
 
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from matplotlib.figure import Figure
+from support import SMALL, ngvae
 from torch.distributions import Gamma
-from typer.testing import CliRunner
 
 import ngvae_pyro as ng
 from ngvae_pyro import runs
-from ngvae_pyro.cli import app
 from ngvae_pyro.distributions import GammaMixture, SpikeSlabPrior, kl_bound, kl_monte_carlo
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, metrics, scores
@@ -193,7 +192,7 @@ def test_figures_take_names_and_metrics(kit, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "b.svg"]
 
 
-def test_save_run_makes_its_folder(kit, tmp_path):
+def test_save_run_makes_its_folder(kit, tmp_path, no_drawing):
     spec = RunSpec(model=kit.model.spec, guide=kit.guide.spec, fit=kit.fit.spec)
     ng.save_run(tmp_path / "new" / "run", kit.fit, spec, kit.data)
     assert ng.load_run(tmp_path / "new" / "run", "cpu")[0].model.latent_size == 3
@@ -223,10 +222,7 @@ def test_weights_of_very_many_inputs_have_a_smaller_rate():
 # The command line ----------------------------------------------------------------------------
 
 
-def said(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert isinstance(result.exception, UserError), (result.output, result.exception)
-    return str(result.exception)
+said = partial(ngvae, code=2)
 
 
 def test_a_mistyped_variant_comes_before_a_missing_option():

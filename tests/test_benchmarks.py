@@ -1,27 +1,19 @@
 """A step is timed with the package's loss, and curved axes are found where there are any."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from support import script
 
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.evaluation import metrics
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def step(monkeypatch):
-    """benchmarks/step.py, which imports its neighbours as a script does."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import step
-
-    yield step
-    for name in ("step", "measuring"):
-        del sys.modules[name]
+def step():
+    """benchmarks/step.py, which imports its neighbour as a script does."""
+    with script("step", "measuring") as step:
+        yield step
 
 
 @pytest.fixture(params=["mlp", "conv64"])
@@ -69,13 +61,10 @@ def test_a_wrong_gradient_of_the_right_value_is_told(step, small, monkeypatch):
 @pytest.fixture
 def curved(monkeypatch):
     """benchmarks/curved.py, with batches that take less time."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import curved
-
-    monkeypatch.setattr(curved, "BATCH", 1000)
-    monkeypatch.setattr(curved, "LAYERS", 1)
-    yield curved
-    del sys.modules["curved"]
+    with script("curved") as curved:
+        monkeypatch.setattr(curved, "BATCH", 1000)
+        monkeypatch.setattr(curved, "LAYERS", 1)
+        yield curved
 
 
 def test_the_jacobian_of_curved_axes_is_that_of_autograd(curved):

@@ -1,8 +1,6 @@
 """The ELBO against an integrated evidence, and ranks of truths in exact posteriors."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -12,13 +10,13 @@ from pyro.infer import Trace_ELBO
 from scipy import stats
 from scipy.integrate import trapezoid
 from scipy.special import logsumexp
+from support import script
 
 from ngvae_pyro.distributions import NormalGammaPrior
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import MLPSpec
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = MLPSpec(width=16, depth=2)
 SIGMAS = 4.0
 
@@ -142,12 +140,9 @@ def test_the_gap_of_the_bound_is_the_kl(name, family, monkeypatch):
 
 
 @pytest.fixture
-def calibration(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import calibration
-
-    yield calibration
-    del sys.modules["calibration"]
+def calibration():
+    with script("calibration") as calibration:
+        yield calibration
 
 
 def test_truths_of_the_prior_are_calibrated_in_the_exact_posterior(calibration):

@@ -7,8 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import SMALL
-from test_runs import SHORT, ngvae
+from support import SHORT, SMALL, ngvae
 from torch import nn
 
 import ngvae_pyro as ng
@@ -20,6 +19,8 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec
 
 SCALE = 0.5
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 class Linear(nn.Module):
@@ -176,8 +177,23 @@ def folder(tmp_path_factory):
 FEW = ["--images", "2", "--warmup", "50", "--draws", "50", "--device", "cpu"]
 
 
-def test_a_run_is_checked(folder):
-    said = ngvae("check", folder, *FEW)
+@pytest.fixture(scope="module")
+def checked(folder):
+    """What the first check of the run says."""
+    return ngvae("check", folder, *FEW)
+
+
+def quickly(monkeypatch):
+    """Draws that nobody looks at."""
+
+    def drawn(*words):
+        return checking.Chain(torch.randn(50, 2, 4), torch.full((2, 4), 50.0), 0)
+
+    monkeypatch.setattr(checking, "posterior_draws", drawn)
+
+
+def test_a_run_is_checked(folder, checked, monkeypatch):
+    said = checked
     result = json.loads((folder / "check.json").read_text())
     assert (folder / "figures" / "check.png").read_bytes().startswith(b"\x89PNG")
     assert {"check.json", "figures/check.png"} <= set(runs.load_record(folder)["files"])
@@ -187,6 +203,7 @@ def test_a_run_is_checked(folder):
         assert f"z{row['latent']}" in said and f"{row['sd_ratio']:.2f}" in said
     assert checking.mean_field(result) in said and "figures/check.png" in said
     # Again, and its figure is one of the run's.
+    quickly(monkeypatch)
     ngvae("check", folder, *FEW)
     assert "figures/check.png" in ngvae("inspect", folder)
 
@@ -203,7 +220,8 @@ def test_a_result_is_not_put_in_the_place_of_another_file(folder):
     path.unlink()
 
 
-def test_other_weights_have_no_check(folder, tmp_path):
+def test_other_weights_have_no_check(folder, tmp_path, monkeypatch):
+    quickly(monkeypatch)
     fit, spec = runs.load_run(folder, device="cpu")
     _, held_out = runs.load_data(spec)
     ng.save_run(tmp_path / "run", fit, spec, held_out)

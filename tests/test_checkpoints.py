@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from input_cases import once
-from test_runs import SHORT, ngvae
-from test_steps import CONV, SMALL, load
+from support import CONV, SHORT, SMALL, cut, in_a_child, load, ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import _arviz, axes, files, runs
+from ngvae_pyro._arviz import to_netcdf
 from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.evaluation.diagnostics import to_arviz
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.specs import (
     AdversarialSpec,
@@ -36,6 +37,8 @@ from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (Move(kind="birth", at=0.2, steps=4), Move(kind="death", at=0.4, steps=4))
 
@@ -49,19 +52,6 @@ def recorded_soon(monkeypatch):
 @pytest.fixture(scope="module")
 def data():
     return ng.sprites(n=64, seed=0)
-
-
-def cut(monkeypatch, after=None):
-    """A signal before one of the next steps, those of forks included; never without a number."""
-    left = [after]
-
-    def heed(trainer, now=False):
-        if left[0] is not None and not now:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Interrupted(signal.SIGTERM)
-
-    monkeypatch.setattr(svi.Trainer, "heed", heed)
 
 
 def train(data, folder, pair, network, resume=False, **settings):
@@ -87,24 +77,41 @@ def contents(folder):
     return [(newest / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)], position
 
 
+RESUMED = {
+    "relaxed": (("normal_gamma", "relaxed"), SMALL, {}),
+    "conv": (("normal_gamma", "relaxed"), CONV, {}),
+    "mixture": (("normal_gamma", "mixture"), SMALL, {}),
+    "streamed": (("normal_gamma", "score"), SMALL, {"resident_bytes": 1, "workers": 1}),
+    "capacity": (("gaussian", "capacity"), SMALL, {}),
+    "factor": (("gaussian", FACTOR), SMALL, {}),
+    "adversarial": (
+        ("gaussian", "gaussian"),
+        CONV,
+        {"adversarial": AdversarialSpec(channels=4, begin=0.5)},
+    ),
+    "poisson": (("poisson", "poisson"), SMALL, {}),
+}
+# Recording a step takes a second or more, and these trainings record it about ten times. What of
+# a training is kept is told by its literal steps, and that recordings are by two of them.
+RECORDED = {"relaxed", "adversarial", "poisson"}
+
+
 @pytest.mark.parametrize(
-    ("pair", "network", "settings"),
+    ("case", "fast"),
     [
-        (("normal_gamma", "relaxed"), SMALL, {}),
-        (("normal_gamma", "relaxed"), CONV, {}),
-        (("normal_gamma", "relaxed"), SMALL, {"fast": False}),
-        (("normal_gamma", "mixture"), SMALL, {}),
-        (("normal_gamma", "score"), SMALL, {"resident_bytes": 1, "workers": 1}),
-        (("gaussian", "capacity"), SMALL, {}),
-        (("gaussian", FACTOR), SMALL, {}),
-        (("gaussian", "gaussian"), CONV, {"adversarial": AdversarialSpec(channels=4, begin=0.5)}),
-        (("poisson", "poisson"), SMALL, {}),
+        *((case, False) for case in RESUMED),
+        *(
+            pytest.param(case, True, marks=() if case in RECORDED else pytest.mark.slow)
+            for case in RESUMED
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:training goes step by step:ngvae_pyro.errors.Notice")
 def test_a_resumed_training_is_the_uninterrupted_one(
-    data, tmp_path, monkeypatch, recorded_soon, pair, network, settings
+    data, tmp_path, monkeypatch, recorded_soon, case, fast
 ):
+    pair, network, settings = RESUMED[case]
+    settings = {**settings, "fast": fast}
     cut(monkeypatch)
     whole = train(data, tmp_path / "whole", pair, network, **settings)
     resumed, steps_until = False, [3, 16, 19, None]
@@ -122,19 +129,20 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         assert all(left[key].equal(right[key]) for key in right)
 
 
-def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon):
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon, fast):
     """Cut before it and after it; of so short a training it would not be free."""
     monkeypatch.setattr("ngvae_pyro.actions.FREE", float("inf"))
     monkeypatch.setattr(axes, "gaussian", lambda codes: np.zeros(codes.shape[1], bool))
     pair = ("normal_gamma", RelaxedGuideSpec(schedule={"independent": 0.6}))
     cut(monkeypatch)
-    whole = train(data, tmp_path / "whole", pair, SMALL)
+    whole = train(data, tmp_path / "whole", pair, SMALL, fast=fast)
     assert whole.rotation.outcome == "independent" and whole.rotation.step < 40
     resumed = False
     for after in (20, 13, 9, None):
         cut(monkeypatch, after)
         try:
-            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed)
+            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed, fast=fast)
         except Interrupted:
             resumed = True
     assert parts.rotation == whole.rotation and parts.history == whole.history
@@ -280,18 +288,6 @@ def dies_at(count):
 
     for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
-
-
-def in_a_child(work):
-    """Exit code of a copy of this process that does some work; it ends without tidying up."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -524,6 +520,8 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
 
 def test_a_disk_too_full_for_the_posterior_is_noticed_before(begun, monkeypatch):
     """HDF5 would end the process."""
+    monkeypatch.setattr(runs.diagnostics, "to_arviz", to_arviz)
+    monkeypatch.setattr(_arviz, "to_netcdf", to_netcdf)
     write = _arviz.files.reserve
 
     def full(path, size):

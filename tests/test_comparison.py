@@ -7,8 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from test_checkpoints import cut
-from test_runs import ngvae
+from support import cut, ngvae, undrawn
 
 from ngvae_pyro import evaluation, runs
 from ngvae_pyro._arviz import az
@@ -48,7 +47,8 @@ def done(images, tmp_path_factory):
     """A comparison of two seeds and what the command said."""
     out = tmp_path_factory.mktemp("comparisons") / "one"
     words = ["compare", "--pairs", PAIRS, "--data", images, "--seeds", "2", *SMALL]
-    return out, words, ngvae(*words, "--out", out)
+    with undrawn():
+        return out, words, ngvae(*words, "--out", out)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,8 @@ def test_a_diverged_run_is_left_out_and_said(images, tmp_path):
 def test_evaluate_adds_the_metrics_to_a_run(done, images, tmp_path):
     jobs = SMALL.index("--jobs")
     own = SMALL[:jobs] + SMALL[jobs + 2 :]
-    ngvae("train", "gaussian", "beta_27", "--data", images, "--out", tmp_path / "run", *own)
+    with undrawn():
+        ngvae("train", "gaussian", "beta_27", "--data", images, "--out", tmp_path / "run", *own)
     before = (tmp_path / "run" / "report.html").read_text()
     said = ngvae("evaluate", tmp_path / "run")
     assert "Disentanglement" in said and "MIG" in said and "evaluation.json" in said
@@ -216,7 +217,8 @@ def test_images_without_factors_have_no_scores(tmp_path):
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "noise.npz", imgs=rng.integers(0, 255, (40, 8, 8)).astype(np.uint8))
     words = ["compare", "--pairs", "gaussian+gaussian", "--data", tmp_path / "noise.npz", *SMALL]
-    said = ngvae(*words, "--out", tmp_path / "c")
+    with undrawn():
+        said = ngvae(*words, "--out", tmp_path / "c")
     assert "Disentanglement ↑" in said and "MIG" not in said and "–" in said
     result = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert result["factors"] is None

@@ -5,6 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from input_cases import few_figures
+from support import SMALL
 from torch import nn
 
 import ngvae_pyro as ng
@@ -13,9 +15,8 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, scores, uncertainty
 from ngvae_pyro.fitted import Fit
-from ngvae_pyro.specs import FitSpec, MLPSpec, RunSpec
+from ngvae_pyro.specs import FitSpec, RunSpec
 
-SMALL = MLPSpec(width=16, depth=2)
 SPEC = FitSpec(steps=6, batch_size=16, monitor_every=2, device="cpu", learning_rate=1e-3)
 
 
@@ -116,8 +117,9 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def test_the_default_type_of_torch_changes_nothing(images, trained, float64, tmp_path):
+def test_the_default_type_of_torch_changes_nothing(images, trained, float64, tmp_path, monkeypatch):
     """Built, trained, saved and read under either, to the last bit."""
+    monkeypatch.setattr(runs.plots, "save_all", few_figures)
     again = ng.sprites(n=40, seed=0)
     assert torch.equal(again.images, images.images)
     spec = RunSpec(model=pair(images)[0].spec, guide=pair(images)[1].spec, fit=SPEC)

@@ -7,13 +7,13 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from input_cases import few_figures
 from pyro.infer import Trace_ELBO
 from scipy import integrate, stats
+from support import ngvae
 from torch.distributions import kl_divergence
-from typer.testing import CliRunner
 
 from ngvae_pyro import runs
-from ngvae_pyro.cli import app
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.poisson import RelaxedPoisson
 from ngvae_pyro.evaluation import diagnostics
@@ -208,7 +208,8 @@ def test_at_temperature_0_pyro_takes_the_score_function(pair, x):
     assert guide.encoder.head.weight.grad.abs().sum() > 0
 
 
-def test_a_run_from_end_to_end(tmp_path):
+def test_a_run_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.plots, "save_all", few_figures)
     # Images without known factors: their scores would take most of the time.
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "grey.npz", imgs=images)
@@ -217,8 +218,7 @@ def test_a_run_from_end_to_end(tmp_path):
     words += ["--device", "cpu", "--set", "fit.batch_size=16", "--data", tmp_path / "grey.npz"]
     words += ["--set", "model.decoder.width=16", "--set", "guide.encoder.width=16"]
     for command in (words, ["inspect", out], ["evaluate", out]):
-        result = CliRunner().invoke(app, [str(word) for word in command])
-        assert result.exit_code == 0, (result.output, result.exception)
+        ngvae(*command)
     metrics = runs.load_metrics(out)
     assert metrics["discrete"] and math.isfinite(metrics["elbo"])
     rows = diagnostics.most_informative_first(metrics)

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from typer.testing import CliRunner
+from support import SMALL, ngvae
 
 from ngvae_pyro import evaluation, runs
-from ngvae_pyro.cli import app
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.evaluation import diagnostics, scores
@@ -121,11 +119,6 @@ def test_a_run_on_one_grey_goes_through_all_commands(tmp_path):
     ]
     words = [*("--latents", "3", "--steps", "6", "--set", "fit.batch_size=8"), *network]
     words += ["--set", "guide.schedule.moves=[]", "--device", "cpu"]
-
-    def ngvae(*words):
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        assert result.exit_code == 0, (result.output, result.exception)
-        return result.output
 
     run = tmp_path / "run"
     said = ngvae(

@@ -17,7 +17,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from test_runs import ngvae
+from support import ngvae
 from torch.utils.data import DataLoader
 
 import ngvae_pyro as ng
@@ -33,6 +33,8 @@ from ngvae_pyro.specs import (
     RelaxedGuideSpec,
 )
 from ngvae_pyro.variants import run_spec
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 TINY = MLPSpec(width=8, depth=1)
 SMALL = MLPSpec(width=32, depth=1)

@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from test_report import Page, said_by, saved
+from support import SMALL, Page, said_by, saved
 
 import ngvae_pyro as ng
 from ngvae_pyro import evaluation, runs

@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import torch
 import worker_cases
-from test_checkpoints import cut, in_a_child
-from test_runs import ngvae
+from support import cut, in_a_child, ngvae
 
 from ngvae_pyro import cli, distributed, evaluation, files, runs
 from ngvae_pyro.errors import Notice, UserError

@@ -7,10 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from matplotlib.figure import Figure
-from test_plots import measured, texts
-from test_runs import SHORT, ngvae
+from support import SHORT, SMALL, measured, ngvae, texts, undrawn
 
 import ngvae_pyro as ng
 from ngvae_pyro import runs
@@ -200,7 +198,8 @@ def test_names_do_not_run_into_each_other(fit):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    ngvae("train", "normal_gamma", "relaxed", "--out", path, *SHORT, "--set", "data.size=500")
+    with undrawn():
+        ngvae("train", "normal_gamma", "relaxed", "--out", path, *SHORT, "--set", "data.size=500")
     return path
 
 

@@ -5,8 +5,8 @@ import math
 import pyro
 import pytest
 import torch
-from conftest import SMALL
 from pyro.infer import Trace_ELBO
+from support import SMALL
 from torch.distributions import Gamma, kl_divergence
 
 from ngvae_pyro.data.images import ImageData

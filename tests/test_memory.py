@@ -1,13 +1,11 @@
 """The memory that data take, and the limits of it."""
 
-import ctypes
-import gc
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support import growth, needs_peak
 
 from ngvae_pyro import fit, machine, runs
 from ngvae_pyro.data import sources as data
@@ -21,12 +19,6 @@ CASES = {
     "bool, most of them": ((32, 32), lambda x: x < 128, 0.9),
     "float64, channels last": ((16, 16, 3), lambda x: x / 255, 1.0),
 }
-
-
-def status(key):
-    """Bytes that Linux states of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def train(path, **data):
@@ -51,22 +43,17 @@ def warm(tmp_path_factory):
     train(path)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is Linux's")
+@needs_peak
 @pytest.mark.parametrize("case", CASES)
 def test_loading_and_training_take_one_and_a_half_times_the_data(case, tmp_path, warm):
     shape, convert, share = CASES[case]
     count = SIZE // (np.prod(shape) * (4 if "float" in case else 1))
     few = np.random.default_rng(0).integers(0, 256, (count // 16, *shape), dtype=np.uint8)
     np.savez(tmp_path / "large.npz", imgs=convert(np.concatenate([few] * 16)))
-    gc.collect()
-    # Memory that was used before and is kept would hide as much of the growth.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status("VmRSS")
-    train(tmp_path / "large.npz", **({"size": int(share * 16 * len(few))} if share < 1 else {}))
-    growth = status("VmHWM") - before
+    size = {"size": int(share * 16 * len(few))} if share < 1 else {}
+    grown = growth(lambda: train(tmp_path / "large.npz", **size))
     (tmp_path / "large.npz").unlink()
-    assert SIZE < growth < machine.DATA_PEAK * SIZE
+    assert SIZE < grown < machine.DATA_PEAK * SIZE
 
 
 def test_what_takes_more_is_refused_before_it_is_read(tmp_path, monkeypatch):

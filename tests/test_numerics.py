@@ -2,14 +2,13 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import mpmath
 import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from support import script
 from torch.distributions import kl_divergence
 
 from ngvae_pyro.distributions import (
@@ -27,7 +26,6 @@ from ngvae_pyro.distributions import (
 )
 from ngvae_pyro.objectives import MixtureELBO
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DTYPES = [torch.float32, torch.float64]
 GAMMAS = list(itertools.product((1e-2, 1.0, 1e6), (1e-6, 1.0, 1e6)))
 SHARPNESS = [0.1, 20.0, 1e3]
@@ -38,13 +36,9 @@ RELAXED_ERROR, ERROR = 3e-4, 5e-6
 
 
 @pytest.fixture
-def numerics(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import numerics
-
-    with mpmath.workdps(numerics.DIGITS):
+def numerics():
+    with script("numerics") as numerics, mpmath.workdps(numerics.DIGITS):
         yield numerics
-    del sys.modules["numerics"]
 
 
 def test_float32_agrees_with_mpmath(numerics):

@@ -122,6 +122,17 @@ def test_the_workflow_has_the_pythons_of_the_classifiers():
     assert set(single) <= set(pythons())
 
 
+def test_what_make_test_leaves_out_runs_every_day():
+    workflow = read(".github", "workflows", "test.yml")
+    _, _, daily = workflow.partition("  all:\n    if: github.event_name == 'schedule'\n")
+    assert re.search(r"schedule:\n    - cron: \"\d+ \d+ \* \* \*\"\n", workflow)
+    assert "make test-all" in daily.partition("\n\n")[0]
+    makefile = read("Makefile")
+    for target, left_out in (("test", ' -m "not slow"'), ("test-all", "")):
+        recipe = rf"^{target}: .*\n\t.* -m pytest \$\(PARALLEL\)(.*)$"
+        assert re.findall(recipe, makefile, re.MULTILINE) == [left_out]
+
+
 def test_actions_are_pinned_by_commit():
     used = re.findall(r"uses: (.*)", read(".github", "workflows", "test.yml"))
     assert used

@@ -6,9 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from support import SMALL, measured, texts
 
 import ngvae_pyro as ng
 from ngvae_pyro.data.images import ImageData
@@ -44,37 +44,8 @@ def vectors():
     return ng.Fit(model, ng.load_guide("relaxed", model, encoder=MLP), FitSpec()), data
 
 
-def measured(probs, leaking=(), precision=5000.0):
-    """Metrics of a run with these p and a verdict that names what leaks."""
-    on = [p > 0.5 for p in probs]
-    mean = [precision - k if x else 1.0 for k, x in enumerate(on)]
-    findings = [
-        {
-            "kind": "leaking",
-            "text": "",
-            "reason": "",
-            "latents": list(leaking),
-            "changes": {},
-        }
-    ]
-    return {
-        "informative": sum(on),
-        "probs": list(probs),
-        "precision": {"mean": mean, "5%": mean, "95%": mean},
-        "variance_of_loc": [1.0 if x or k in leaking else 0.0 for k, x in enumerate(on)],
-        "kl": {"z": {"total": 4.0, "per_latent": [4.0 if x else 0.0 for x in on]}},
-        "verdict": {"settled": not leaking, "findings": findings if leaking else []},
-    }
-
-
 def blank():
     return Figure().add_subplot()
-
-
-def texts(ax):
-    """What is written into Axes, apart from title and ticks."""
-    inside = [text.get_text() for text in ax.texts]
-    return inside + [text for child in ax.child_axes for text in texts(child)]
 
 
 # Axes in, Axes out --------------------------------------------------------------------------------

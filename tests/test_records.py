@@ -13,12 +13,10 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save
-from test_checkpoints import cut
-from typer.testing import CliRunner
+from support import cut, ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import evaluation, runs
-from ngvae_pyro.cli import app
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.guide import GUIDES
@@ -33,16 +31,6 @@ SMALL = ["--latents", "2", "--device", "cpu", "--set", "fit.batch_size=8"]
 SMALL += ["--set", "model.decoder.width=4", "--set", "model.decoder.depth=1"]
 SMALL += ["--set", "guide.encoder.width=4"]
 GAUSSIAN = ["train", "gaussian", "gaussian", *SMALL]
-
-
-def ngvae(*words, code=0):
-    """The command line as it is, and what it says."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(result.exception, UserError):
-        assert code == 2, result.exception
-        return str(result.exception)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
 
 
 @pytest.fixture(autouse=True)

@@ -2,27 +2,23 @@
 
 import base64
 import html
-import json
 import re
 import shutil
 import struct
-import subprocess
 import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support import Page, said_by, saved
 
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation.diagnostics import most_informative_first
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.pages import duration, number, write_comparison_report, write_run_report
 from ngvae_pyro.report.table import SLIDES
-from ngvae_pyro.specs import SavedRun, parse
 
 NASTY = "<script>alert(1)</script> [red] & \"quotes\" 'single' {{ 7 * 7 }}"
 LONG = "a_name_without_any_place_to_break_it_" * 6
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 WIDTHS = (360, 390, 1280)
 START = {"command": "ngvae train", "device": "cpu (a CPU)", "threads": 1, "processes": 1}
 
@@ -43,20 +39,6 @@ def draw(folder, *names):
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / "figures" / f"{name}.png").write_bytes(png())
-
-
-def saved(names="normal_gamma+relaxed", **tables):
-    model, _, guide = names.partition("+")
-    if guide == "gaussian":
-        tables = {"model": {"prior": {"family": "gaussian"}}, "guide": {"family": guide}} | tables
-    values = {
-        "model_name": model,
-        "guide_name": guide,
-        "image_shape": [3, 32, 32],
-        "versions": {"ngvae-pyro": "0.1.0", "torch": "2.15.0"},
-        **tables,
-    }
-    return parse(SavedRun, values, "test")
 
 
 def measured(size=15, informative=7, sites=("z", "precision")):
@@ -200,48 +182,6 @@ def compared(labels=("NG-VAE", "vanilla VAE", "beta-VAE (27)"), metrics=None):
         "values": {title: {pair: cell(i) for i, pair in enumerate(pairs)} for title in titles},
         "failed": [],
     }
-
-
-class Page(HTMLParser):
-    """A parsed page: fails on tags that do not match."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.tags, self.open, self.parts, self.tables = [], [], [], []
-        self.feed(self.source)
-        self.close()
-        assert not self.open, self.open
-        self.text = " ".join(" ".join(self.parts).split())
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), attrs
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.parts.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.tables[-1][-1][-1] += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def row(self, name):
-        """Cells of the first row whose heading starts so."""
-        return next(row for table in self.tables for row in table if row[0].startswith(name))
 
 
 @pytest.fixture
@@ -691,28 +631,37 @@ def test_colours_have_the_contrast_of_wcag_aa(run_page):
 # In a browser -------------------------------------------------------------------------------------
 
 
-def said_by(tmp_path, script, frames, milliseconds):
-    """What a script of a page with frames leaves as the JSON array that is its body."""
-    wrapper = tmp_path / "wrapper.html"
-    page = f'<!DOCTYPE html><meta charset="utf-8"><script>{script}</script><body>{frames}'
-    wrapper.write_text(page, encoding="utf-8")
-    command = [
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
-        *(f"--virtual-time-budget={milliseconds}", "--dump-dom", wrapper.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
+MANY = [f"a model with a name {i}" for i in range(14)]
 
 
-def in_browser(tmp_path, path):
-    """What headless Chromium says of a page in frames of the widths of a phone and a laptop."""
-    frames = "".join(
-        f'<iframe style="width: {width}px; height: 700px; border: 0" '
-        f'srcdoc="{html.escape(path.read_text(encoding="utf-8"))}"></iframe>'
-        for width in WIDTHS
-    )
+def many_models(tmp_path, name):
+    draw(tmp_path, name)
+    return write_comparison_report(tmp_path, compared(MANY))
+
+
+PAGES = {
+    "run, usual": (nasty_run, "usual"),
+    "run, long": (nasty_run, LONG),
+    "comparison, usual": (nasty_comparison, "usual"),
+    "comparison, long": (nasty_comparison, LONG),
+    "many models": (many_models, "variances"),
+}
+
+
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory):
+    """What headless Chromium, started once, says of all pages in frames of the widths of a phone
+    and a laptop."""
+    place = tmp_path_factory.mktemp("browser")
+    frames = ""
+    for page, (write, name) in PAGES.items():
+        (place / page).mkdir()
+        text = html.escape(write(place / page, name).read_text(encoding="utf-8"))
+        for width in WIDTHS:
+            frames += (
+                f'<iframe style="width: {width}px; height: 700px; border: 0" '
+                f'srcdoc="{text}"></iframe>'
+            )
     script = """
     addEventListener("load", () => {
       const found = [...document.querySelectorAll("iframe")].map((frame) => {
@@ -735,15 +684,14 @@ def in_browser(tmp_path, path):
       document.body.textContent = JSON.stringify(found);
     });
     """
-    return said_by(tmp_path, script, frames, 3000)
+    found = iter(said_by(place, script, frames, 3000))
+    return {page: [next(found) for _ in WIDTHS] for page in PAGES}
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-@pytest.mark.parametrize("write", [nasty_run, nasty_comparison])
-@pytest.mark.parametrize("name", ["usual", LONG], ids=["usual", "long"])
-def test_a_page_fits_a_phone_and_a_laptop(tmp_path, write, name):
-    path = write(tmp_path, name)
-    phone, *_, laptop = pages = in_browser(tmp_path, path)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "many models"])
+def test_a_page_fits_a_phone_and_a_laptop(browsed, page):
+    phone, *_, laptop = pages = browsed[page]
     for found, width in zip(pages, WIDTHS, strict=True):
         # Less a scroll bar, where the browser gives it room of its own.
         assert width - 20 <= found["width"] <= width
@@ -756,9 +704,6 @@ def test_a_page_fits_a_phone_and_a_laptop(tmp_path, write, name):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_many_models_scroll_in_a_box_of_their_own(tmp_path):
-    draw(tmp_path, "variances")
-    labels = [f"a model with a name {i}" for i in range(14)]
-    path = write_comparison_report(tmp_path, compared(labels))
-    for found in in_browser(tmp_path, path):
+def test_many_models_scroll_in_a_box_of_their_own(browsed):
+    for found in browsed["many models"]:
         assert found["needed"] <= found["width"] and found["scrolled"] >= 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import script
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from ngvae_pyro import runs
@@ -15,19 +16,15 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.variants import run_spec
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {"width": 16, "depth": 2}
 LATENTS = torch.tensor([0, 2, 3])
 
 
 @pytest.fixture
-def rotated(monkeypatch):
+def rotated():
     """benchmarks/rotated.py, a script."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import rotated
-
-    yield rotated
-    del sys.modules["rotated"]
+    with script("rotated") as rotated:
+        yield rotated
 
 
 @pytest.fixture

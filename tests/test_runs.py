@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,33 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
-from input_cases import once
-from typer.testing import CliRunner
+from support import SHORT, ngvae, undrawn
 
 import ngvae_pyro
 from ngvae_pyro import runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
-from ngvae_pyro.cli import app, main
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.cli import main
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS
-
-SHORT = ["--steps", "6", "--latents", "4", "--set", "fit.batch_size=8", "--device", "cpu"]
-SHORT += ["--set", "data.size=120", "--set", "model.decoder.width=8"]
-SHORT += ["--set", "guide.encoder.width=8", "--set", "fit.monitor_every=3"]
-
-
-def ngvae(*words, code=0):
-    """Runs the command line in this process; a UserError becomes what `main` makes of it.
-
-    A later word of a test takes the place of an earlier one, of SHORT for instance.
-    """
-    result = CliRunner().invoke(app, once(words))
-    if isinstance(result.exception, UserError):
-        assert code == 2, result.exception
-        return str(result.exception)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
 
 
 def flat(value, path=""):
@@ -57,8 +39,15 @@ def folder(request, tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def no_drawing():
+    """Of a single test; those of the runs above are drawn."""
+    with undrawn():
+        yield
+
+
 @pytest.mark.parametrize("family", ["auto", "bernoulli", "continuous_bernoulli"])
-def test_a_run_of_any_likelihood_can_be_read_again(tmp_path, family):
+def test_a_run_of_any_likelihood_can_be_read_again(no_drawing, tmp_path, family):
     bits = np.random.default_rng(0).integers(0, 2, (60, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "bits.npz", imgs=bits)
     words = ["normal_gamma", "relaxed", "--data", tmp_path / "bits.npz", *SHORT]
@@ -130,11 +119,10 @@ def test_a_run_can_be_read_again(folder):
     assert flat(again) == pytest.approx(flat(before), rel=1e-4, abs=1e-4)
 
 
-def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch, no_drawing):
     """To the last byte; benchmarks/reproducibility.py has longer trainings, in two processes."""
     spec = runs.load_spec(folder)
-    for slow in ("ngvae_pyro.plots.save_all", "ngvae_pyro.report.pages.write_run_report"):
-        monkeypatch.setattr(slow, lambda *words: None)
+    monkeypatch.setattr("ngvae_pyro.report.pages.write_run_report", lambda *words: None)
     # Whatever happened in between.
     torch.manual_seed(1)
     torch.rand(7)
@@ -143,7 +131,7 @@ def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_brackets_in_a_path_are_shown(tmp_path):
+def test_brackets_in_a_path_are_shown(no_drawing, tmp_path):
     data, out = tmp_path / "[red]bits.npz", tmp_path / "[red]run"
     np.savez(data, imgs=np.eye(60, 64, dtype=np.uint8).reshape(60, 8, 8))
     words = ["gaussian", "gaussian", "--data", data, "--out", out, *SHORT, "--set", "data.size=60"]
@@ -247,7 +235,7 @@ def test_an_existing_folder_is_kept(folder, tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_very_few_images(tmp_path):
+def test_very_few_images(no_drawing, tmp_path):
     out = tmp_path / "run"
     words = ["normal_gamma", "relaxed", "--out", out, *SHORT]
     # 9 of them are trained on and one is held out.
@@ -269,6 +257,15 @@ def test_a_non_finite_loss_keeps_the_weights(tmp_path):
     assert "non-finite loss at step" in output
     names = {p.name for p in out.iterdir()}
     assert names == {"config.toml", "run.json", "weights.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of which nobody looks at the figures."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    with undrawn():
+        ngvae("train", "gaussian", "gaussian", "--out", path, *SHORT)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -293,9 +290,8 @@ def test_a_non_finite_loss_keeps_the_weights(tmp_path):
         ("history.json", None, "history.json: cannot read the file"),
     ],
 )
-def test_a_damaged_run_is_one_line(tmp_path, name, damage, line):
-    out = tmp_path / "run"
-    ngvae("train", "gaussian", "gaussian", "--out", out, *SHORT)
+def test_a_damaged_run_is_one_line(plain, tmp_path, name, damage, line):
+    out = shutil.copytree(plain, tmp_path / "run")
     if damage is None:
         (out / name).unlink()
     else:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
-from test_runs import SHORT, ngvae
+from support import SHORT, ngvae, undrawn
 
 from ngvae_pyro import runs
 from ngvae_pyro.data.images import ImageData
@@ -119,8 +119,7 @@ def test_images_are_fitted():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ngvae_pyro.plots.save_all", lambda *_: None)
+    with undrawn():
         ngvae("train", "normal_gamma", "relaxed", "--out", path, *SHORT)
     return path
 

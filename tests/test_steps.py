@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from support import CONV, load
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,12 +20,12 @@ from torch.utils._pytree import tree_leaves
 import ngvae_pyro as ng
 from ngvae_pyro import cli, machine
 from ngvae_pyro.errors import Notice
-from ngvae_pyro.specs import AdversarialSpec, FitSpec
+from ngvae_pyro.specs import AdversarialSpec, FitSpec, MLPSpec
 from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
 
-SMALL = {"width": 16, "depth": 2}
-CONV = {"kind": "conv", "channels": 4, "width": 16}
+# Of which a recording has fewer operations, and takes less time.
+SHALLOW = MLPSpec(width=16, depth=1)
 # Older versions of torch record some gradients as the formulas they are, and rounding grows.
 EXACT = torch.__version__ >= "2.15"
 PAIRS = [
@@ -44,12 +45,6 @@ def recorded_soon(monkeypatch):
 @pytest.fixture(scope="module")
 def data():
     return ng.sprites(n=64, seed=0)
-
-
-def load(data, model="normal_gamma", guide="relaxed", network=SMALL):
-    torch.manual_seed(0)
-    model = ng.load_model(model, data, decoder=network, latent_size=4)
-    return model, ng.load_guide(guide, model, encoder=network)
 
 
 def trained(pair, data, schedule=None, count=8, **settings):
@@ -79,7 +74,7 @@ def assert_same(literal, recorded):
 @pytest.mark.parametrize(("model", "guide"), PAIRS)
 def test_recorded_steps_are_the_literal_ones(data, model, guide):
     literal, recorded = (
-        trained(load(data, model, guide), data, fast=fast) for fast in (False, True)
+        trained(load(data, model, guide, SHALLOW), data, fast=fast) for fast in (False, True)
     )
     assert_same(literal, recorded)
 
@@ -241,7 +236,7 @@ KINDS = {
 
 
 def with_own_encoder(data, change):
-    model, guide = load(data, "gaussian", "gaussian")
+    model, guide = load(data, "gaussian", "gaussian", SHALLOW)
     guide.encoder = Own(guide.encoder, change)
     return model, guide
 

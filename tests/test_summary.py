@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from test_runs import SHORT, ngvae
+from support import SHORT, ngvae
 
 from ngvae_pyro import runs
 from ngvae_pyro.evaluation import diagnostics
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from support import SMALL
+from torch import nn
 
 from ngvae_pyro import axes
 from ngvae_pyro.data import batches
@@ -325,6 +327,38 @@ def test_candidates_do_not_change_the_state(trainer):
         assert all(torch.equal(before[part][k], after[part][k]) for k in before[part])
 
 
+class Halves(nn.Module):
+    """A decoder of which two latents are the brightness of a half each, and no other is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.15), requires_grad=False)
+
+    def forward(self, z):
+        halves = [z[..., k, None, None, None].expand(*z.shape[:-1], 1, 8, 4) for k in (1, 4)]
+        return 0.5 + self.slope * torch.cat(halves, -1)
+
+
+def test_what_the_decoder_does_not_use_becomes_the_prior():
+    """The choice alone, in a short training; the next test has all of the schedule."""
+    model = load_model("normal_gamma", (1, 8, 8), latent_size=6, decoder=SMALL)
+    rest = {"moves": (), "silence": 1.0, "independent": 1.0}
+    guide = load_guide("relaxed", model, encoder=SMALL, schedule=rest)
+    model.decoder = Halves()
+    with torch.no_grad():
+        images = ImageData("halves", model.decoder(torch.randn(400, 6)).clamp(0, 1))
+    settings = FitSpec(steps=300, batch_size=32, device="cpu")
+    metrics = diagnostics.evaluate(fit(model, guide, images, settings, progress=False), images)
+    assert metrics["informative"] == metrics["active_units"] == 2
+    for row in diagnostics.most_informative_first(metrics):
+        if row["latent"] in (1, 4):
+            assert row["probs"] > 0.5 and row["precision"]["mean"] > 1000
+        else:
+            assert 0.95 < row["precision"]["mean"] < 1.2
+            assert row["variance_of_loc"] < 0.01
+
+
+@pytest.mark.slow
 def test_selection_counts_the_factors():
     """Two factors, six latents: two end up informative and the other four are the prior."""
     train, held_out = sprites(6000, vary=("x", "red"), seed=11).split(0.1, seed=11)

@@ -4,12 +4,10 @@ import json
 
 import pytest
 import torch
-from input_cases import once
-from typer.testing import CliRunner
+from support import ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import records
-from ngvae_pyro.cli import app
 from ngvae_pyro.errors import UserError, printable
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, ModelSpec, parse
 from ngvae_pyro.verdict import Verdict, judge
@@ -128,10 +126,10 @@ def test_a_fit_has_a_verdict_on_its_training(tmp_path):
     assert ng.Fit(model, guide, fit.spec).verdict is None
 
 
-def test_the_command_line_says_it(tmp_path):
+def test_the_command_line_says_it(no_drawing, tmp_path):
     words = ["train", "normal_gamma", "relaxed", "--data", "sprites:x", "--steps", "5"]
     words += ["--latents", "3", "--set", "data.size=60", "--set", "model.decoder.width=8"]
     words += ["--set", "guide.encoder.width=8", "--out", str(tmp_path / "r"), "--device", "cpu"]
-    said = CliRunner().invoke(app, once(words)).output
+    said = ngvae(*words)
     assert "short: trained for 5 steps" in said and "try --set fit.steps=4400" in said
-    assert "short" in CliRunner().invoke(app, ["inspect", str(tmp_path / "r")]).output
+    assert "short" in ngvae("inspect", tmp_path / "r")
