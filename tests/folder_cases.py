@@ -189,7 +189,7 @@ def _make_states(bench: Bench) -> None:
         assert runs.unfinished(folder / "run")
         (folder / "run").rename(bench.folder / "base" / "unfinished")
         diverged = mock.Mock(side_effect=NonFiniteLoss(1, float("inf"), float("inf")))
-        with mock.patch.object(runs, "fit", diverged):
+        with mock.patch("ngvae_pyro.runs.start.fit", diverged):
             assert bench.main(folder, TRAIN)[0] == 1
         (folder / "run").rename(bench.folder / "base" / "diverged")
         # What it says of its images, to compare with.

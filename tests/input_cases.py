@@ -47,9 +47,7 @@ from hypothesis import strategies as st
 
 from ngvae_pyro import cli, evaluation, machine, runs
 from ngvae_pyro.data import rendering
-from ngvae_pyro.data import sources as data
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import scores
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
 from ngvae_pyro.specs import run as specs
@@ -788,14 +786,14 @@ def lightened(steps: int = 2) -> Iterator[None]:
 
     nothing: Any = lambda *words, **options: None  # noqa: E731
     with (
-        mock.patch.object(runs, "fit", two_steps),
-        mock.patch.object(data, "sprites", few),
-        mock.patch.object(data, "_from_torchvision", fetched),
-        mock.patch.object(runs.plots, "save_all", few_figures),
-        mock.patch.object(comparison.comparison_plots, "save_all", nothing),
-        mock.patch.object(runs.diagnostics, "to_arviz", nothing),
-        mock.patch.object(runs._arviz, "to_netcdf", lambda posterior, path: path.touch()),
-        mock.patch.object(scores.plots, "scores", nothing),
+        mock.patch("ngvae_pyro.runs.start.fit", two_steps),
+        mock.patch("ngvae_pyro.data.sources.sprites", few),
+        mock.patch("ngvae_pyro.data.formats._from_torchvision", fetched),
+        mock.patch("ngvae_pyro.report.plots.save_all", few_figures),
+        mock.patch("ngvae_pyro.report.comparison_plots.save_all", nothing),
+        mock.patch("ngvae_pyro.evaluation.diagnostics.to_arviz", nothing),
+        mock.patch("ngvae_pyro._arviz.to_netcdf", lambda posterior, path: path.touch()),
+        mock.patch("ngvae_pyro.report.plots.scores", nothing),
         mock.patch.object(comparison, "ProcessPoolExecutor", Inline),
         mock.patch.object(machine, "there", lambda device="cpu": ROOM),
     ):

@@ -19,7 +19,6 @@ import torch
 from input_cases import few_figures, once
 from typer.testing import CliRunner
 
-from ngvae_pyro import runs
 from ngvae_pyro.cli import app
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
@@ -114,9 +113,9 @@ def undrawn():
     Those of every pair are drawn in test_runs.py.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.plots, "save_all", few_figures)
-        patch.setattr(runs.diagnostics, "to_arviz", lambda *_, **options: None)
-        patch.setattr(runs._arviz, "to_netcdf", lambda posterior, path: path.touch())
+        patch.setattr("ngvae_pyro.report.plots.save_all", few_figures)
+        patch.setattr("ngvae_pyro.evaluation.diagnostics.to_arviz", lambda *_, **options: None)
+        patch.setattr("ngvae_pyro._arviz.to_netcdf", lambda posterior, path: path.touch())
         yield
 
 

@@ -132,7 +132,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
 @pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon, fast):
     """Cut before it and after it; of so short a training it would not be free."""
-    monkeypatch.setattr("ngvae_pyro.actions.FREE", float("inf"))
+    monkeypatch.setattr("ngvae_pyro.training.actions.FREE", float("inf"))
     monkeypatch.setattr(axes, "gaussian", lambda codes: np.zeros(codes.shape[1], bool))
     pair = ("normal_gamma", RelaxedGuideSpec(schedule={"independent": 0.6}))
     cut(monkeypatch)
@@ -465,7 +465,7 @@ def test_where_the_data_are_may_change(begun, monkeypatch):
         seen.append((spec.root, spec.download))
         raise UserError("not there")
 
-    monkeypatch.setattr(runs, "load_images", missing)
+    monkeypatch.setattr("ngvae_pyro.data.declared.load_images", missing)
     for words in ([], ["--data-root", "elsewhere", "--download"]):
         assert ngvae("train", "--resume", begun, *words, code=2) == "not there"
     assert seen == [("data", False), ("elsewhere", True)]
@@ -507,7 +507,7 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ngvae_pyro.plots.save_all", full)
+        patch.setattr("ngvae_pyro.report.plots.save_all", full)
         said = ngvae("train", "--resume", begun, code=2)
     assert said == (
         f"{begun / 'metrics.json'}: cannot write there: No space left on device; "
@@ -520,7 +520,7 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
 
 def test_a_disk_too_full_for_the_posterior_is_noticed_before(begun, monkeypatch):
     """HDF5 would end the process."""
-    monkeypatch.setattr(runs.diagnostics, "to_arviz", to_arviz)
+    monkeypatch.setattr("ngvae_pyro.evaluation.diagnostics.to_arviz", to_arviz)
     monkeypatch.setattr(_arviz, "to_netcdf", to_netcdf)
     write = _arviz.files.reserve
 

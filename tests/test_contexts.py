@@ -119,7 +119,7 @@ def float64():
 
 def test_the_default_type_of_torch_changes_nothing(images, trained, float64, tmp_path, monkeypatch):
     """Built, trained, saved and read under either, to the last bit."""
-    monkeypatch.setattr(runs.plots, "save_all", few_figures)
+    monkeypatch.setattr("ngvae_pyro.report.plots.save_all", few_figures)
     again = ng.sprites(n=40, seed=0)
     assert torch.equal(again.images, images.images)
     spec = RunSpec(model=pair(images)[0].spec, guide=pair(images)[1].spec, fit=SPEC)

@@ -209,7 +209,7 @@ def test_at_temperature_0_pyro_takes_the_score_function(pair, x):
 
 
 def test_a_run_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.plots, "save_all", few_figures)
+    monkeypatch.setattr("ngvae_pyro.report.plots.save_all", few_figures)
     # Images without known factors: their scores would take most of the time.
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "grey.npz", imgs=images)

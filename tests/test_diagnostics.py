@@ -126,7 +126,10 @@ def test_collapsed_latents_are_not_scored(small_pair, data, spec, monkeypatch):
         head.weight[:5] *= 30.0
         head.weight[3:5] *= 1e-5
     fit = ng.Fit(model, guide, FitSpec(device="cpu"))
-    monkeypatch.setattr(evaluation, "evaluation_images", lambda spec, held_out: (held_out, "these"))
+    monkeypatch.setattr(
+        "ngvae_pyro.evaluation.assessment.evaluation_images",
+        lambda spec, held_out: (held_out, "these"),
+    )
     found = evaluation.assess(fit, spec, data, [1.0] * 5)
     loc = diagnostics.codes(fit, data).loc.numpy()
     factors, _ = evaluation.varying_factors(data)

@@ -22,7 +22,7 @@ import torch
 import worker_cases
 from support import cut, in_a_child, ngvae
 
-from ngvae_pyro import cli, distributed, evaluation, files, runs
+from ngvae_pyro import cli, distributed, files, runs
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.runs import comparison
 from ngvae_pyro.training.steps import NonFiniteLoss
@@ -45,12 +45,12 @@ def light():
         files.write(folder / "report.html", b"a page")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.plots, "save_all", one_figure)
-        patch.setattr(runs.plots, "scores", lambda *_: None)
-        patch.setattr(runs.report, "write_run_report", page)
-        patch.setattr(runs.diagnostics, "to_arviz", lambda *_, **options: None)
-        patch.setattr(runs._arviz, "to_netcdf", lambda *_: None)
-        patch.setattr(evaluation, "assess", lambda *_: {"source": "no images"})
+        patch.setattr("ngvae_pyro.report.plots.save_all", one_figure)
+        patch.setattr("ngvae_pyro.report.plots.scores", lambda *_: None)
+        patch.setattr("ngvae_pyro.report.pages.write_run_report", page)
+        patch.setattr("ngvae_pyro.evaluation.diagnostics.to_arviz", lambda *_, **options: None)
+        patch.setattr("ngvae_pyro._arviz.to_netcdf", lambda *_: None)
+        patch.setattr("ngvae_pyro.runs.evaluating.assess", lambda *_: {"source": "no images"})
         yield
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_appears_during_the_training_is_kept(run, train, monkeypatch
         put(run, "thesis.csv")
         return fit(*words, **options)
 
-    monkeypatch.setattr(runs, "fit", beside)
+    monkeypatch.setattr("ngvae_pyro.runs.start.fit", beside)
     before = state(run)
     said = ngvae(*train(run, "--overwrite"), code=2)
     assert said.startswith(f"{run / 'thesis.csv'}: is not of a run; move it")
@@ -248,7 +248,7 @@ def test_a_diverged_training_keeps_somebodys_files(train, tmp_path, monkeypatch)
         put(run, "checkpoints/mine.txt")
         raise NonFiniteLoss(3, float("nan"), 1.0)
 
-    monkeypatch.setattr(runs, "fit", diverging)
+    monkeypatch.setattr("ngvae_pyro.runs.start.fit", diverging)
     with pytest.warns(Notice, match=r"checkpoints/mine\.txt: is left there, because it is not of"):
         ngvae(*train(run), code=1)
     names = {"config.toml", "run.json", "weights.safetensors", "checkpoints"}
@@ -344,7 +344,7 @@ def test_of_two_processes_one_writes(begun, train, tmp_path, monkeypatch, first,
     def two(*arguments, **options):
         before = state(tmp_path)
         # Where it is not refused it trains nothing.
-        monkeypatch.setattr(runs, "fit", fit_is_not_reached)
+        monkeypatch.setattr("ngvae_pyro.runs.start.fit", fit_is_not_reached)
         seed = [] if second == "resume" else ["--seed", "2"]
         work = lambda: refused.write_text(ngvae(*words[second], *seed, code=2))  # noqa: E731
         assert in_a_child(work) == 0
@@ -353,7 +353,7 @@ def test_of_two_processes_one_writes(begun, train, tmp_path, monkeypatch, first,
         assert said and after == before
         return fit(*arguments, **options)
 
-    monkeypatch.setattr(runs, "fit", two)
+    monkeypatch.setattr("ngvae_pyro.runs.start.fit", two)
     ngvae(*words[first])
     holder = f"process {os.getpid()} on {socket.gethostname()} ("
     assert refused.read_text().startswith(f"{folder}: is being written by {holder}")
@@ -364,7 +364,9 @@ def test_of_two_processes_one_writes(begun, train, tmp_path, monkeypatch, first,
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_process_hinders_nobody(train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", lambda *_, **options: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(
+            "ngvae_pyro.runs.start.fit", lambda *_, **options: os.kill(os.getpid(), signal.SIGKILL)
+        )
         assert in_a_child(lambda: ngvae(*train(tmp_path / "run"))) == -signal.SIGKILL
     assert set(os.listdir(tmp_path)) == {".run.partial", ".run.lock"}
     ngvae(*train(tmp_path / "run"))
@@ -459,23 +461,25 @@ def test_a_closed_terminal_ends_a_training_as_sigterm_does(
             hang_up()
             hang_up()
 
-        with mock.patch.object(runs.Checkpoints, "save", saved):
+        with mock.patch("ngvae_pyro.training.checkpoints.Checkpoints.save", saved):
             return fit(*words, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", heard)
+        patch.setattr("ngvae_pyro.runs.start.fit", heard)
         _, said = said_by_main(patch, capsys, 129, *train(tmp_path / "run"))
     line = f"ngvae: interrupted; ngvae train --resume {tmp_path / 'run'} goes on\n"
     assert said.endswith(line) and runs.unfinished(tmp_path / "run")
     with monkeypatch.context() as patch:
         # Before the first step.
-        patch.setattr(runs, "load_data", lambda *words: (load(*words), hang_up())[0])
+        patch.setattr(
+            "ngvae_pyro.runs.start.load_data", lambda *words: (load(*words), hang_up())[0]
+        )
         _, said = said_by_main(patch, capsys, 129, *train(tmp_path / "other"))
     assert said == "ngvae: interrupted\n" and os.listdir(tmp_path) == ["run"]
     # As under nohup.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", heard)
+        patch.setattr("ngvae_pyro.runs.start.fit", heard)
         said_by_main(patch, capsys, 0, *train(tmp_path / "other"))
 
 

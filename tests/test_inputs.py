@@ -26,6 +26,7 @@ from ngvae_pyro import cli, files, machine, runs, variants
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import LONGEST, UserError, one_line
+from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
 from ngvae_pyro.training import memory
@@ -325,7 +326,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path, monkeypatch):
     path.write_bytes(input_cases.bomb())
     monkeypatch.setattr(machine, "there", lambda device="cpu": input_cases.ROOM)
     read = mock.Mock(side_effect=AssertionError("inflated"))
-    monkeypatch.setattr(data, "_read_into", read)
+    monkeypatch.setattr("ngvae_pyro.data.formats._read_into", read)
     with pytest.raises(UserError, match=r"imgs: shape \(172, 1, 1024, 1024\): .* needs 0.3 GiB"):
         data.load_npz(path)
     # A header that claims less than there is: nothing beyond the claim is read.
@@ -458,7 +459,7 @@ def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
     images = sprites(20)
     fit = Fit(*runs.load_pair(spec, images), spec.fit)
     fit.history = [{"step": 0, "loss": 0.0, "kl": {"z": 0.0}, "probs": [0.0] * 600}]
-    plots.save_all(tmp_path / "figures", fit, images, runs.diagnostics.evaluate(fit, images))
+    plots.save_all(tmp_path / "figures", fit, images, diagnostics.evaluate(fit, images))
     assert len(list((tmp_path / "figures").iterdir())) == 6
 
 

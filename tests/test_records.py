@@ -37,9 +37,11 @@ GAUSSIAN = ["train", "gaussian", "gaussian", *SMALL]
 def no_figures(monkeypatch):
     for name in ("plots.save_all", "comparison_plots.save_all", "_arviz.to_netcdf"):
         monkeypatch.setattr(f"ngvae_pyro.{name}", lambda *words: None)
-    monkeypatch.setattr("ngvae_pyro.plots.scores", lambda *_: None)
+    monkeypatch.setattr("ngvae_pyro.report.plots.scores", lambda *_: None)
     # Nor draws of which they would be made.
-    monkeypatch.setattr("ngvae_pyro.diagnostics.to_arviz", lambda *words, **options: None)
+    monkeypatch.setattr(
+        "ngvae_pyro.evaluation.diagnostics.to_arviz", lambda *words, **options: None
+    )
 
 
 def blobs(path, seed=0, **more):
@@ -78,7 +80,7 @@ def test_other_images_are_refused(here, monkeypatch):
     (here / "there").mkdir()
     monkeypatch.chdir(here / "there")
     blobs("blobs.npz", seed=1)
-    monkeypatch.setattr(evaluation, "assess", lambda *words: {"source": "x"})
+    monkeypatch.setattr("ngvae_pyro.runs.evaluating.assess", lambda *words: {"source": "x"})
     ngvae("evaluate", here / "here" / "r", "--device", "cpu")
     (here / "here" / "blobs.npz").unlink()
     said = ngvae("evaluate", here / "here" / "r", "--device", "cpu", code=2)
@@ -98,7 +100,7 @@ def test_a_run_that_does_not_say_its_images_is_a_notice(here, monkeypatch):
     config = Path("r/config.toml").read_text()
     Path("r/config.toml").write_text(config.replace(f'folder = "{Path.cwd()}"\n', ""))
     assert Path("r/config.toml").read_text() != config
-    monkeypatch.setattr(evaluation, "assess", lambda *words: {"source": "x"})
+    monkeypatch.setattr("ngvae_pyro.runs.evaluating.assess", lambda *words: {"source": "x"})
     with pytest.warns(Notice, match="r: does not say what its images were, .* is not checked"):
         ngvae("evaluate", "r", "--device", "cpu")
 
@@ -210,7 +212,7 @@ def test_what_is_written_is_what_was_done(tmp_path):
 
 
 def test_images_that_a_spec_leads_to_are_known(here, monkeypatch):
-    monkeypatch.setattr(evaluation, "assess", lambda *words: {"source": "x"})
+    monkeypatch.setattr("ngvae_pyro.runs.evaluating.assess", lambda *words: {"source": "x"})
     images = ng.load_data("blobs.npz")
     fit, held_out = fitted(images=images)
     spec = ng.RunSpec(data={"name": "blobs.npz", "held_out": 0.25, "seed": 3})
@@ -522,7 +524,9 @@ def test_a_forged_checkpoint_is_one_line(begun, tmp_path, monkeypatch, name):
     forge(folder, FORGED[name])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     taken = []
-    monkeypatch.setattr("ngvae_pyro.svi.Trainer._restore", lambda *words: taken.append(1))
+    monkeypatch.setattr(
+        "ngvae_pyro.training.trainer.Trainer._restore", lambda *words: taken.append(1)
+    )
     said = ngvae("train", "--resume", folder, code=2)
     assert "\n" not in said and said.startswith(str(folder)) and not taken
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
