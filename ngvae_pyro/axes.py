@@ -14,13 +14,14 @@ are Gaussian every rotation is as independent as any other, and they are only ma
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
 from ngvae_pyro.arrays import checked
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.extras import needed
+from ngvae_pyro.records import RotationValues
 
 with needed("train"):
     from scipy.optimize import linear_sum_assignment
@@ -333,20 +334,8 @@ def _whitened(y: Array) -> tuple[Array, Array] | None:
     return (y - y.mean(0)) @ whiten.T, whiten
 
 
+Attempt = Literal["independent", "uncorrelated"]
 Outcome = Literal["independent", "uncorrelated", "kept"]
-
-
-class RotationValues(TypedDict):
-    """A :class:`Rotation` as plain values, in a checkpoint, a history or metrics."""
-
-    step: int
-    latents: list[int]
-    outcome: Outcome
-    tried: Outcome
-    cost: float
-    negentropy: list[float]
-    gaussian: list[bool]
-    agreement: list[float]
 
 
 @dataclass(frozen=True)
@@ -364,7 +353,7 @@ class Rotation:
     step: int
     latents: tuple[int, ...]
     outcome: Outcome
-    tried: Outcome
+    tried: Attempt
     cost: float
     negentropy: tuple[float, ...]
     gaussian: tuple[bool, ...]
@@ -377,7 +366,7 @@ class Rotation:
         step: int,
         latents: list[int],
         outcome: Outcome,
-        tried: Outcome,
+        tried: Attempt,
         cost: float,
     ) -> "Rotation":
         """From the codes (N, M) of the training images, as they were left."""

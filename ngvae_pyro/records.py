@@ -5,13 +5,26 @@ not fit is one line. Keys that are not here are let pass.
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.extras import needed
-from ngvae_pyro.specs import Spec, Text
+from ngvae_pyro.specs import Spec, Text, parse
 
 with needed("train"):
-    from pydantic import AfterValidator, ConfigDict, Field, model_validator
+    from typing import NotRequired
+
+    from pydantic import (
+        AfterValidator,
+        ConfigDict,
+        Field,
+        TypeAdapter,
+        model_validator,
+        with_config,
+    )
+
+    # Not that of typing, which pydantic refuses before Python 3.12.
+    from typing_extensions import TypedDict
 
 
 def _within(name: str) -> str:
@@ -31,23 +44,56 @@ class Record(Spec):
     model_config = ConfigDict(extra="allow")
 
 
-class SiteKL(Record):
+def check(record: Any, values: dict[str, Any], source: str) -> None:
+    """Refuse plain values that are not what a record declares.
+
+    Args:
+        record: A subclass of :class:`Record`, or a ``TypedDict``, also one with a validator.
+        values: As read from JSON.
+        source: Name of the file, for the message.
+
+    Raises:
+        UserError: One line with the first key that is missing or wrong.
+    """
+    if isinstance(record, type) and issubclass(record, Record):
+        required = [name for name, field in record.model_fields.items() if field.is_required()]
+        schema: Any = record
+    else:
+        plain = get_args(record)[0] if get_origin(record) is Annotated else record
+        required = [name for name in plain.__annotations__ if name in plain.__required_keys__]
+        schema = TypeAdapter(record)
+    for name in required:
+        if name not in values:
+            raise UserError(f"{source}: damaged or of another version: no key '{name}'")
+    parse(schema, values, source)
+
+
+# A share, or an absolute correlation.
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# The results of a run are plain values, described once: what computes them returns these types,
+# and what reads them checks them by these types.
+OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@with_config(OPEN)
+class SiteKL(TypedDict):
     """KL of one latent site, nats per image, and the shares of the latents."""
 
     total: float
     per_latent: list[float]
 
 
-class Quantiles(Record):
-    """The posterior precision of each latent."""
-
-    mean: list[float]
-    low: list[float] = Field(alias="5%")
-    high: list[float] = Field(alias="95%")
+# The posterior precision of each latent, its mean and two quantiles; no class has such names.
+Precisions = TypedDict("Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]})
+with_config(OPEN)(Precisions)
+Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
 
 
-class SavedFinding(Spec):
-    """A :class:`ngvae_pyro.verdict.Finding`."""
+@with_config(CLOSED)
+class FindingValues(TypedDict):
+    """A :class:`ngvae_pyro.verdict.Finding` as plain values."""
 
     kind: Literal["leaking", "shared", "short"]
     text: Text
@@ -56,21 +102,21 @@ class SavedFinding(Spec):
     changes: dict[str, float]
 
 
-class SavedVerdict(Record):
-    """What speaks against a count of latents."""
+@with_config(OPEN)
+class VerdictValues(TypedDict):
+    """A :class:`ngvae_pyro.verdict.Verdict` as plain values, without the count."""
 
     settled: bool
-    findings: Annotated[list[SavedFinding], Field(max_length=100)]
+    findings: Annotated[list[FindingValues], Field(max_length=100)]
 
 
 # Of a latent with each factor, by its name; there is at least one.
-Correlations = Annotated[
-    dict[str, Annotated[float, Field(ge=0.0, le=1.0)]], Field(min_length=1, max_length=10_000)
-]
+Correlations = Annotated[dict[str, Fraction], Field(min_length=1, max_length=10_000)]
 
 
-class SavedRotation(Spec):
-    """A :class:`ngvae_pyro.axes.Rotation`."""
+@with_config(CLOSED)
+class RotationValues(TypedDict):
+    """A :class:`ngvae_pyro.axes.Rotation` as plain values."""
 
     step: Count
     latents: Annotated[list[Count], Field(min_length=2)]
@@ -79,65 +125,129 @@ class SavedRotation(Spec):
     cost: float
     negentropy: list[Annotated[float, Field(ge=0.0)]]
     gaussian: list[bool]
-    agreement: list[Annotated[float, Field(ge=0.0, le=1.0)]]
-
-    @model_validator(mode="after")
-    def _one_for_each_latent(self) -> Self:
-        for name in ("negentropy", "gaussian", "agreement"):
-            if len(getattr(self, name)) != len(self.latents):
-                raise ValueError(
-                    f"{name}: expected {len(self.latents)} values, got {len(getattr(self, name))}"
-                )
-        if len(set(self.latents)) < len(self.latents):
-            raise ValueError(f"latents: expected each once, got {self.latents}")
-        return self
-
-    def check(self, size: int) -> None:
-        """Refuse latents that a model of so many has not."""
-        if max(self.latents) >= size:
-            raise ValueError(
-                f"rotation.latents: expected numbers below {size}, got {max(self.latents)}"
-            )
+    agreement: list[Fraction]
 
 
-class Metrics(Record):
-    """``metrics.json``, from :func:`ngvae_pyro.evaluate`."""
+def _one_for_each(rotation: RotationValues) -> RotationValues:
+    latents = rotation["latents"]
+    columns: dict[str, list[Any]] = {
+        "negentropy": [*rotation["negentropy"]],
+        "gaussian": [*rotation["gaussian"]],
+        "agreement": [*rotation["agreement"]],
+    }
+    for name, values in columns.items():
+        if len(values) != len(latents):
+            raise ValueError(f"{name}: expected {len(latents)} values, got {len(values)}")
+    if len(set(latents)) < len(latents):
+        raise ValueError(f"latents: expected each once, got {latents}")
+    return rotation
 
+
+CheckedRotation = Annotated[RotationValues, AfterValidator(_one_for_each)]
+
+
+def check_latents(rotation: RotationValues, size: int) -> None:
+    """Refuse latents that a model with ``size`` of them does not have.
+
+    Raises:
+        ValueError: With the largest number.
+    """
+    if (most := max(rotation["latents"])) >= size:
+        raise ValueError(f"rotation.latents: expected numbers below {size}, got {most}")
+
+
+@with_config(OPEN)
+class Metrics(TypedDict):
+    """What :func:`ngvae_pyro.evaluate` returns and ``metrics.json`` holds; see there.
+
+    Keys that may be missing were not known to older versions, or are not known of these images.
+    """
+
+    discrete: NotRequired[bool]
     informative: Count
+    active_units: NotRequired[Count]
     elbo: float
+    reconstruction_mse: float
     kl: dict[str, SiteKL]
-    precision: Quantiles
+    precision: Precisions
     probs: list[float]
     variance_of_loc: list[float]
-    reconstruction_mse: float
     steps: Count
     extra_steps: Count
-    discrete: bool = False
-    # A run of an older version has none.
-    verdict: SavedVerdict | None = None
-    # Neither has one whose factors are not known.
-    correlations: list[Correlations] | None = None
-    rotation: SavedRotation | None = None
+    verdict: NotRequired[VerdictValues]
+    correlations: NotRequired[list[Correlations]]
+    rotation: NotRequired[CheckedRotation]
 
-    @model_validator(mode="after")
-    def _one_for_each_latent(self) -> Self:
-        if "z" not in self.kl:
-            raise ValueError("kl: expected the site z")
-        of_latents: dict[str, list[Any]] = {
-            "variance_of_loc": self.variance_of_loc,
-            "precision.mean": self.precision.mean,
-            "precision.5%": self.precision.low,
-            "precision.95%": self.precision.high,
-            **{f"kl.{name}.per_latent": site.per_latent for name, site in self.kl.items()},
-        }
-        if self.correlations is not None:
-            of_latents["correlations"] = self.correlations
-        if self.rotation is not None:
-            self.rotation.check(len(self.probs))
-        for key, values in of_latents.items():
-            if len(values) != len(self.probs):
-                raise ValueError(f"{key}: expected {len(self.probs)} numbers, got {len(values)}")
-        return self
+
+def _of_the_same_latents(metrics: Metrics) -> Metrics:
+    if "z" not in metrics["kl"]:
+        raise ValueError("kl: expected the site z")
+    of_latents: dict[str, list[Any]] = {
+        "variance_of_loc": [*metrics["variance_of_loc"]],
+        "precision.mean": [*metrics["precision"]["mean"]],
+        "precision.5%": [*metrics["precision"]["5%"]],
+        "precision.95%": [*metrics["precision"]["95%"]],
+        **{f"kl.{name}.per_latent": [*site["per_latent"]] for name, site in metrics["kl"].items()},
+    }
+    if "correlations" in metrics:
+        of_latents["correlations"] = [*metrics["correlations"]]
+    if "rotation" in metrics:
+        check_latents(metrics["rotation"], len(metrics["probs"]))
+    for key, values in of_latents.items():
+        if len(values) != len(metrics["probs"]):
+            raise ValueError(f"{key}: expected {len(metrics['probs'])} numbers, got {len(values)}")
+    return metrics
+
+
+CheckedMetrics = Annotated[Metrics, AfterValidator(_of_the_same_latents)]
+
+
+@with_config(OPEN)
+class LogLikelihoodValues(TypedDict):
+    """The held-out log likelihood, nats, and how far it can be trusted."""
+
+    mean: float
+    se: float
+    k_median: NotRequired[float]
+    k_bad: float
+    draws: Annotated[int, Field(gt=0, le=10**12)]
+    images: NotRequired[Count]
+
+
+@with_config(OPEN)
+class PerImage(TypedDict):
+    """Log likelihood and Pareto k of each image."""
+
+    log_likelihood: list[float]
+    k: list[float]
+
+
+def _both_of_each(values: PerImage) -> PerImage:
+    expected, got = len(values["log_likelihood"]), len(values["k"])
+    if got != expected:
+        raise ValueError(f"k: expected {expected} numbers, got {got}")
+    return values
+
+
+@with_config(OPEN)
+class Evaluation(TypedDict):
+    """``evaluation.json``, from :func:`ngvae_pyro.evaluation.assess`; see there."""
+
+    points: NotRequired[Count]
+    source: NotRequired[str]
+    slides: dict[str, float | None]
+    active_units: Count
+    total_correlation: float | None
+    variance_law: NotRequired[float | None]
+    ks_statistic: NotRequired[float | None]
+    aggregate: NotRequired[list[dict[str, float | None]]]
+    factors: NotRequired[list[Text] | None]
+    scored: NotRequired[Count | None]
+    scores: NotRequired[dict[str, float | None] | None]
+    mig_per_factor: NotRequired[dict[str, float]]
+    log_likelihood: LogLikelihoodValues
+    per_image: Annotated[PerImage, AfterValidator(_both_of_each)]
+    seconds: NotRequired[dict[str, float]]
 
 
 # Of a file in a folder, relative to it.
@@ -221,7 +331,7 @@ class Position(Place):
     steps: Recording
     history: Annotated[list[HistoryRow], Field(min_length=1)]
     moves: list[SavedMove]
-    rotation: SavedRotation | None = None
+    rotation: CheckedRotation | None = None
     extra_steps: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     starts: Annotated[list[Start], Field(min_length=1)]
@@ -240,12 +350,12 @@ class History(Record):
 
     rows: list[HistoryRow]
     moves: list[SavedMove]
-    rotation: SavedRotation | None = None
+    rotation: CheckedRotation | None = None
 
     @model_validator(mode="after")
     def _of_the_latents(self) -> Self:
         if self.rotation is not None and self.rows:
-            self.rotation.check(len(self.rows[-1].probs))
+            check_latents(self.rotation, len(self.rows[-1].probs))
         return self
 
 
@@ -255,40 +365,3 @@ class Comparison(Record):
     seeds: list[Count]
     models: list[dict[str, Any]]
     files: list[Name] | None = None
-
-
-class LogLikelihood(Record):
-    """The held-out log likelihood, nats, and what it hangs on."""
-
-    mean: float
-    se: float
-    k_bad: float
-    draws: Annotated[int, Field(gt=0, le=10**12)]
-
-
-class PerImage(Record):
-    """Log likelihood and Pareto k of each image."""
-
-    log_likelihood: list[float]
-    k: list[float]
-
-    @model_validator(mode="after")
-    def _both_of_each(self) -> Self:
-        if len(self.k) != len(self.log_likelihood):
-            raise ValueError(f"k: expected {len(self.log_likelihood)} numbers, got {len(self.k)}")
-        return self
-
-
-class Evaluation(Record):
-    """``evaluation.json``, from :func:`ngvae_pyro.evaluation.evaluate_run`."""
-
-    slides: dict[str, float | None]
-    log_likelihood: LogLikelihood
-    per_image: PerImage
-    scores: dict[str, float | None] | None = None
-    scored: Count | None = None
-    factors: list[Text] | None = None
-    active_units: Count
-    total_correlation: float | None
-    variance_law: float | None = None
-    ks_statistic: float | None = None

@@ -8,11 +8,12 @@ some of the images only, and a training that was too short.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
 from ngvae_pyro.latents import INFORMATIVE, LEAK, is_informative
+from ngvae_pyro.records import FindingValues, VerdictValues
 from ngvae_pyro.specs import FitSpec, ModelSpec, NormalGammaPriorSpec
 
 # Mean p of a latent that is informative for some images and not for others. Decided ones end below
@@ -51,23 +52,6 @@ class Finding:
     def advised(self) -> list[str]:
         """What to try, ``key=value`` each; none where nothing is known to help."""
         return [f"{key}={value:g}" for key, value in self.changes.items()]
-
-
-class FindingValues(TypedDict):
-    """A :class:`Finding` as plain values."""
-
-    kind: Literal["leaking", "shared", "short"]
-    text: str
-    reason: str
-    latents: list[int]
-    changes: dict[str, float]
-
-
-class VerdictValues(TypedDict):
-    """A :class:`Verdict` as plain values, without the count."""
-
-    settled: bool
-    findings: list[FindingValues]
 
 
 @dataclass(frozen=True)

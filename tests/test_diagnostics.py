@@ -11,6 +11,7 @@ from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, metrics, scores
+from ngvae_pyro.records import History
 from ngvae_pyro.report import plots
 from ngvae_pyro.specs import FitSpec, RunSpec
 
@@ -161,7 +162,7 @@ def test_a_large_history_is_read_and_a_larger_file_is_not(tmp_path):
     # 100,000 steps with 15 latents have 1,001 rows of this size.
     row = {"step": 1, "loss": 1.5, "kl": {"z": 0.25}, "informative": 7, "probs": [1 / 3] * 15}
     runs.write_json(tmp_path / "history.json", {"rows": [row] * 1001, "moves": []})
-    assert len(runs.read_json(tmp_path / "history.json", runs.History)["rows"]) == 1001
+    assert len(runs.read_json(tmp_path / "history.json", History)["rows"]) == 1001
     with (tmp_path / "metrics.json").open("wb") as file:
         file.truncate(2**28 + 1)
     with pytest.raises(UserError, match=r"metrics.json: cannot read the file: too large: .* bytes"):

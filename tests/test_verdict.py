@@ -9,7 +9,7 @@ from support import ngvae
 import ngvae_pyro as ng
 from ngvae_pyro import records
 from ngvae_pyro.errors import UserError, printable
-from ngvae_pyro.specs import FitSpec, LikelihoodSpec, ModelSpec, parse
+from ngvae_pyro.specs import FitSpec, LikelihoodSpec, ModelSpec
 from ngvae_pyro.verdict import Verdict, judge
 
 STEPS = FitSpec().steps
@@ -103,11 +103,13 @@ def test_a_verdict_is_kept_and_read_again():
     found = verdict([*PROBS[:6], 0.5, *PROBS[7:]], [*VARIANCE[:14], 2.0], steps=600)
     assert found.word == "leaking, shared, short"
     metrics = {"informative": found.informative, "probs": PROBS, "verdict": found.as_dict()}
-    parse(records.SavedVerdict, json.loads(json.dumps(metrics["verdict"])), "here")
+    records.check(records.VerdictValues, json.loads(json.dumps(metrics["verdict"])), "here")
     assert Verdict.from_metrics(json.loads(json.dumps(metrics))) == found
     assert Verdict.from_metrics({"informative": 7, "probs": PROBS}) is None
     with pytest.raises(UserError, match="kind"):
-        parse(records.SavedFinding, {**metrics["verdict"]["findings"][0], "kind": "odd"}, "here")
+        records.check(
+            records.FindingValues, {**metrics["verdict"]["findings"][0], "kind": "odd"}, "here"
+        )
     assert all(line == printable(line) for line in found.lines())
 
 

@@ -8,7 +8,7 @@ for sprites (as many as Locatello et al., 2019, take), the held-out ones for all
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import ACTIVE
 from ngvae_pyro.machine import seeded
+from ngvae_pyro.records import Evaluation
 from ngvae_pyro.specs import RunSpec
 
 POINTS = 15_000
@@ -73,7 +74,7 @@ def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
     return factors[:, varies], [n for n, v in zip(images.factor_names, varies, strict=True) if v]
 
 
-def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dict[str, Any]:
+def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> Evaluation:
     """All metrics of a fit.
 
     The slides' four are our reading of rows that have no formula there (Jouffroy et al., 2022):
@@ -150,9 +151,10 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> dic
     few = held_out.subset(slice(0, LIKELIHOOD_IMAGES))
     found = evidence.log_likelihood(fit, few, draws=LIKELIHOOD_DRAWS, seed=spec.fit.seed)
     seconds["log_likelihood"] = time.perf_counter() - began
-    return {
-        **result,
-        "log_likelihood": found.summary(),
-        "per_image": {"log_likelihood": found.values.tolist(), "k": found.pareto_k.tolist()},
-        "seconds": seconds,
+    result["log_likelihood"] = found.summary()
+    result["per_image"] = {
+        "log_likelihood": found.values.tolist(),
+        "k": found.pareto_k.tolist(),
     }
+    result["seconds"] = seconds
+    return cast(Evaluation, result)

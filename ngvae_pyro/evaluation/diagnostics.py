@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ngvae_pyro import _arviz, machine
 from ngvae_pyro.arrays import checked
-from ngvae_pyro.axes import Rotation, RotationValues
+from ngvae_pyro.axes import Rotation
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
 from ngvae_pyro.data.images import ImageData, known_count
@@ -22,7 +22,7 @@ from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_t
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import ACTIVE, is_informative
 from ngvae_pyro.machine import seeded
-from ngvae_pyro.verdict import VerdictValues
+from ngvae_pyro.records import Metrics, Precision
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -37,37 +37,6 @@ CLOSE, MORE, MIXED = 0.5, 2.0, 0.2
 # Of fewer images the correlations of noise are too large to say what is followed: of 50, one table
 # of 7 by 7 in a hundred has one above a half by chance.
 FEWEST = 50
-
-
-class SiteKL(TypedDict):
-    """KL of a site, nats per image, and the shares of the latents."""
-
-    total: float
-    per_latent: list[float]
-
-
-# Of the posterior precision of each latent, the mean and two quantiles. A class has no such names.
-Precisions = TypedDict("Precisions", {"mean": list[float], "5%": list[float], "95%": list[float]})
-Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
-
-
-class Metrics(TypedDict):
-    """What :func:`evaluate` returns and ``metrics.json`` holds; see there."""
-
-    discrete: NotRequired[bool]
-    informative: int
-    active_units: NotRequired[int]
-    elbo: float
-    reconstruction_mse: float
-    kl: dict[str, SiteKL]
-    precision: Precisions
-    probs: list[float]
-    variance_of_loc: list[float]
-    steps: int
-    extra_steps: int
-    verdict: NotRequired[VerdictValues]
-    correlations: NotRequired[list[dict[str, float]]]
-    rotation: NotRequired[RotationValues]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The evaluation of a run folder, and the check of its posterior."""
 
 from pathlib import Path
-from typing import Any
 
 from ngvae_pyro import locks
 from ngvae_pyro.evaluation.assessment import assess
@@ -20,7 +19,7 @@ from ngvae_pyro.runs.folder import (
 from ngvae_pyro.runs.reading import load_run, run_images
 
 
-def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(folder: str | Path, device: str = "auto") -> Evaluation:
     """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
 
     Raises:
@@ -44,6 +43,7 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     return result
 
 
-def load_evaluation(folder: str | Path) -> dict[str, Any]:
+def load_evaluation(folder: str | Path) -> Evaluation:
     """``evaluation.json`` of a run folder."""
-    return read_json(Path(folder) / "evaluation.json", Evaluation)
+    found: Evaluation = read_json(Path(folder) / "evaluation.json", Evaluation)
+    return found

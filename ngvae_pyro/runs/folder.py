@@ -5,14 +5,13 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from ngvae_pyro import files
 from ngvae_pyro.errors import UserError, expect, nearest
-from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.extras import needed
 from ngvae_pyro.files import read_text
-from ngvae_pyro.records import Metrics, Record, RunRecord
+from ngvae_pyro.records import CheckedMetrics, Metrics, RunRecord, check
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.specs import SavedRun, parse
 from ngvae_pyro.training.checkpoints import Checkpoints, is_own
@@ -179,14 +178,16 @@ def load_spec(folder: str | Path) -> SavedRun:
     return saved.model_copy(update={"data": saved.data.model_copy(update={"download": False})})
 
 
-def load_metrics(folder: str | Path) -> diagnostics.Metrics:
+def load_metrics(folder: str | Path) -> Metrics:
     """``metrics.json`` of a run folder."""
-    return cast(diagnostics.Metrics, read_json(Path(folder) / METRICS, Metrics))
+    found: Metrics = read_json(Path(folder) / METRICS, CheckedMetrics)
+    return found
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
     """``run.json`` of a run folder: its seed, its seconds, where it was trained, its files."""
-    return read_json(Path(folder) / RECORD, RunRecord)
+    record: dict[str, Any] = read_json(Path(folder) / RECORD, RunRecord)
+    return record
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -203,14 +204,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         files.write(path, f"{text}\n".encode())
 
 
-def read_json(path: Path, record: type[Record]) -> dict[str, Any]:
-    """A JSON file that holds what a record declares; else a :class:`UserError`."""
+def read_json(path: Path, record: Any) -> Any:
+    """A JSON file that holds what a record declares (:func:`ngvae_pyro.records.check`).
+
+    Raises:
+        UserError: If it cannot be read, or does not hold that.
+    """
     values = _read(path, json.loads)
-    fields = record.model_fields
-    missing = [key for key in fields if fields[key].is_required() and key not in values]
-    if missing:
-        raise UserError(f"{path}: damaged or of another version: no key '{missing[0]}'")
-    parse(record, values, str(path))
+    check(record, values, str(path))
     return values
 
 

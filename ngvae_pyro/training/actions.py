@@ -198,11 +198,11 @@ class Rotate(Action):
         loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
         if (found := axes.find(loc)) is None:
             return
-        changes: dict[axes.Outcome, np.ndarray] = {"uncorrelated": found.uncorrelated}
+        changes: dict[axes.Attempt, np.ndarray] = {"uncorrelated": found.uncorrelated}
         if found.found:
             changes = {"independent": found.change, **changes}
         before, loss = trainer.state(), trainer.loss()
-        costs: dict[axes.Outcome, float] = {}
+        costs: dict[axes.Attempt, float] = {}
         outcome: axes.Outcome
         for outcome, change in changes.items():
             matrix = trainer.team.agreed(torch.tensor(change).to(codes[0].loc))

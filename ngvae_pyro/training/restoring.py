@@ -73,9 +73,9 @@ def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
     yield from _of_history(trainer, position, len(actions))
     yield from _of_moves(trainer, position.moves, position)
     if (rotation := position.rotation) is not None:
-        if rotation.step > position.step:
-            yield f"position.rotation.step: expected at most {position.step}, got {rotation.step}"
-        if max(rotation.latents) >= trainer.model.latent_size:
+        if (step := rotation["step"]) > position.step:
+            yield f"position.rotation.step: expected at most {position.step}, got {step}"
+        if max(rotation["latents"]) >= trainer.model.latent_size:
             yield f"position.rotation.latents: expected below {trainer.model.latent_size}"
 
 
