@@ -32,6 +32,7 @@ from ngvae_pyro.objectives import (
 )
 from ngvae_pyro.objectives.base import MeanFieldELBO, TraceELBO
 from ngvae_pyro.specs import (
+    ElboSpec,
     EpanechnikovGuideSpec,
     FitSpec,
     FlatGuideSpec,
@@ -168,7 +169,10 @@ class Guide(PyroModule):
 
     @classmethod
     def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
-        """What ``fit`` minimises for a guide of this class: by default -ELBO as ``fit.elbo`` says.
+        """What ``fit`` minimises for a guide of this class.
+
+        By default it is the ``objective`` of the spec, and where that has none -ELBO, estimated as
+        ``fit.elbo`` says.
 
         Args:
             spec: Of the guide.
@@ -176,7 +180,8 @@ class Guide(PyroModule):
             model: What is trained.
             data_size: Number of training images.
         """
-        return plain_elbo(fit)
+        declared = getattr(spec, "objective", None)
+        return baseline(declared or ElboSpec(), fit, model, data_size)
 
     @property
     def phase(self) -> Hashable:

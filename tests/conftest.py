@@ -7,22 +7,20 @@ from support import SMALL, undrawn
 
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
-from ngvae_pyro.guide import load_guide
-from ngvae_pyro.model import load_model
+from ngvae_pyro.guide import GUIDES, load_guide
+from ngvae_pyro.model import MODELS, load_model
+from ngvae_pyro.variants import names, spec_of
 
-PAIRS = [
-    ("normal_gamma", "relaxed"),
-    ("normal_gamma", "flat"),
-    ("normal_gamma_joint", "relaxed"),
-    ("normal_gamma", "mixture"),
-    ("normal_gamma_joint", "mixture"),
-    ("normal_gamma", "generalized"),
-    ("normal_gamma", "score"),
-    ("gaussian", "gaussian"),
-    ("gaussian", "epanechnikov"),
-    ("poisson", "poisson"),
-    ("gaussian", "gaussian_mixture"),
-]
+
+def pairs():
+    """Every declared guide with the first variant of a model that it fits, by their names."""
+    models = {name: MODELS[type(spec_of("models", name, {}).prior)] for name in names("models")}
+    for spec, guide in GUIDES.items():
+        fitting = [name for name, model in models.items() if issubclass(model, guide.fits)]
+        yield min(fitting, key=len), spec.model_fields["family"].default
+
+
+PAIRS = [*pairs(), *(("normal_gamma_joint", guide) for guide in ("relaxed", "mixture"))]
 
 
 @pytest.fixture(autouse=True)

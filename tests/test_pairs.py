@@ -28,7 +28,7 @@ def latent_sites(trace):
     return [n for n in trace.stochastic_nodes if n != "data"]
 
 
-@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_sites_and_shapes(small_pair, x, names):
     model, guide = small_pair(*names)
     expected = LATENT_SITES.get(names[0], ["z"])
@@ -43,7 +43,7 @@ def test_sites_and_shapes(small_pair, x, names):
     assert model_trace.nodes["x"]["fn"].event_shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_parameter_receives_a_gradient(x, names, network):
     spec = NETWORKS[network]
@@ -72,7 +72,7 @@ def test_trace_elbo_agrees_with_mean_field_elbo(small_pair, x, names):
     assert (a - b).abs() < 4.0 * (sa**2 + sb**2).sqrt()
 
 
-@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_site_terms_add_up_to_the_elbo(small_pair, x, names):
     model, guide = small_pair(*names)
     torch.manual_seed(1)
