@@ -234,5 +234,5 @@ def said_by(tmp_path, script, frames, milliseconds):
         *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
         *(f"--virtual-time-budget={milliseconds}", "--dump-dom", wrapper.as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
