@@ -47,7 +47,7 @@ def in_few_steps(example: str) -> str:
     example, count = re.subn(r"NGVAE\((.*?)\)", r"NGVAE(\1, steps=20)", example)
     if count != 1:
         sys.exit(f"README.md: expected an NGVAE in the first example, got {count}")
-    return f"{images}np.savez('my_images.npz', images=images)\n{example}"
+    return f"{images}np.savez('my_images.npz', imgs=images)\n{example}"
 
 
 def commands(readme: str) -> list[list[str]]:
