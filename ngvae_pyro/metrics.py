@@ -287,9 +287,10 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
 
     Eastwood and Williams (2018, https://openreview.net/forum?id=By-7dz-AZ), with the
     gradient-boosted trees of Locatello et al. (2019). R_kf is the importance of latent k for
-    predicting factor f. ``disentanglement`` is the mean over latents of ``1 - H(R_k. / sum) / log F``,
-    weighted by importance: 1 where each latent serves one factor, 0 where each serves all alike.
-    ``completeness`` is the same over factors, ``1 - H(R_.f / sum) / log K``: 1 where one latent
+    predicting factor f. ``disentanglement`` is the mean over latents of
+    ``1 - H(R_k. / sum) / log F``, weighted by importance: 1 where each latent serves one factor, 0
+    where each serves all alike. ``completeness`` is the same over factors,
+    ``1 - H(R_.f / sum) / log K``: 1 where one latent
     predicts each factor, 0 where all are needed alike. ``informativeness`` is the mean test
     accuracy, or for a continuous factor the test R^2, at least 0: 1 where the codes predict every
     factor, 0 where none.
