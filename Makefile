@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oldest lint dist clean
+.PHONY: demo test oldest lint docs linkcheck dist clean
 
 demo: .venv/.installed
 	$(BIN)/ngvae train normal_gamma relaxed --data sprites --out runs/demo --overwrite
@@ -21,6 +21,14 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in docs/_build/html; it needs no network. Warnings, dead links among them, are errors.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
+
+# The links to other sites, which a network may hold against us.
+linkcheck: .venv/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck -D nb_execution_mode=off docs docs/_build/linkcheck
+
 dist: .venv/.installed
 	$(BIN)/python .ci/dist.py
 
@@ -30,10 +38,15 @@ dist: .venv/.installed
 	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# Sphinx and what it needs, for those who build the site.
+.venv/.docs: .venv/.installed
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 .venv-oldest/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info runs
+	rm -rf .venv .venv-oldest build dist *.egg-info runs docs/_build
