@@ -1,7 +1,7 @@
-"""The site: `make docs` builds it in docs/_build/html, without a network and with warnings as errors.
+"""The site: `make docs` builds it in docs/_build/html, without a network.
 
 The pages are the Markdown of this folder, which reads in a plain viewer of the repository too.
-Pages with code cells are executed as they are built. `-D nb_execution_mode=off` leaves them out.
+Warnings are errors. Pages with code cells are executed; `-D nb_execution_mode=off` leaves that out.
 """
 
 import importlib
@@ -82,7 +82,7 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# The public module and class names that stand in the package's own page.
+# What stands in the package's own page, by identity.
 TOP = {
     id(getattr(ngvae_pyro, name)): name
     for name in ngvae_pyro.__all__
@@ -103,13 +103,12 @@ def public_names(module: ModuleType) -> list[str]:
         return list(TOP.values())
     names = getattr(module, "__all__", None)
     if names is None:
-        inside = (module.__name__, module.__name__ + ".")
         names = [
             name
             for name, value in vars(module).items()
             if not name.startswith("_")
             and (inspect.isclass(value) or inspect.isfunction(value))
-            and f"{value.__module__}.".startswith(inside[1])
+            and f"{value.__module__}.".startswith(f"{module.__name__}.")
         ]
     return [name for name in names if id(getattr(module, name)) not in TOP]
 
@@ -148,7 +147,7 @@ def shorten_signature(
     fields = getattr(value, "model_fields", None) if what == "class" else None
     if fields is None:
         # A dataclass writes its made defaults so, which is no Python.
-        return signature and (signature.replace("<factory>", "..."), returns)
+        return (signature.replace("<factory>", "..."), returns) if signature else None
     shown = []
     for key, field in fields.items():
         default = repr(field.get_default(call_default_factory=True))
@@ -244,7 +243,8 @@ def check_pages(app: Sphinx, error: Exception | None) -> None:
     """No page loads anything from another host."""
     if error or app.builder.format != "html":
         return
-    loads = re.compile(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//|<link[^>]+href="(?:https?:)?//')
+    source, style = r'<(?:script|img|iframe)[^>]+src="', r'<link[^>]+href="'
+    loads = re.compile(rf"(?:{source}|{style})(?:https?:)?//")
     for path in Path(app.outdir).rglob("*.html"):
         if found := loads.search(path.read_text(encoding="utf-8")):
             raise ExtensionError(f"{path.name} loads from elsewhere: {found[0]}")
