@@ -6,6 +6,7 @@ Warnings are errors. Pages with code cells are executed; `-D nb_execution_mode=o
 
 import importlib
 import inspect
+import os
 import re
 import sys
 from contextlib import suppress
@@ -46,6 +47,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+# tqdm, which Pyro imports, misses a widget that the pages have no use for.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 # The widgets' scripts would come from other hosts.
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 
