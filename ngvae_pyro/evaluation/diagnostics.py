@@ -74,7 +74,7 @@ class Metrics(TypedDict):
 class Followed:
     """Which factors a latent follows, and how closely.
 
-    By its ``correlations``, |corr(loc, factor)| for each factor that varies
+    By its ``correlations``, ``|corr(loc, factor)|`` for each factor that varies
     (:func:`ngvae_pyro.metrics.correlations`, of which the matching metric
     :func:`ngvae_pyro.metrics.mcc` is made). The latent
 
