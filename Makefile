@@ -7,7 +7,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # them, because its tests share what they train.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-all oldest lint dist clean
+.PHONY: demo test test-all oldest lint docs linkcheck dist clean
 
 demo: .venv/.installed
 	$(BIN)/ngvae train normal_gamma relaxed --data sprites --out runs/demo --overwrite
@@ -29,6 +29,14 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in docs/_build/html; it needs no network. Warnings, dead links among them, are errors.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -n -j auto docs docs/_build/html
+
+# The links to other sites, which a network may hold against us.
+linkcheck: .venv/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck -D nb_execution_mode=off docs docs/_build/linkcheck
+
 dist: .venv/.installed
 	$(BIN)/python .ci/dist.py
 
@@ -38,10 +46,15 @@ dist: .venv/.installed
 	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# Sphinx and what it needs, for those who build the site.
+.venv/.docs: .venv/.installed
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 .venv-oldest/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info runs
+	rm -rf .venv .venv-oldest build dist *.egg-info runs docs/_build

@@ -278,11 +278,12 @@ def _nearest(rotation: Array, free: Bools) -> Array:
 def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
     """How sure it is that codes are along independent axes: what becomes of them in other samples.
 
-    The mean over bootstrap samples of |corr(code, the source of the sample matched to it)|, both
-    over all codes (as in ICASSO: Himberg, Hyvarinen and Esposito, 2004, "Validating the independent
-    components of neuroimaging time series via clustering and visualization"). The search in each
-    sample has a random beginning. 1 is certain. Of Gaussian codes it is what a random rotation has,
-    about 0.7 for M = 5, and of codes that are no independent sources it is low too.
+    The mean over bootstrap samples of the absolute correlation of each code with the source of the
+    sample that is matched to it, both over all codes (as in ICASSO: Himberg, Hyvarinen and
+    Esposito, 2004, "Validating the independent components of neuroimaging time series via
+    clustering and visualization"). The search in each sample has a random beginning. 1 is certain.
+    Of Gaussian codes it is what a random rotation has, about 0.7 for M = 5, and of codes that are no
+    independent sources it is low too.
 
     Args:
         codes: (N, M), not linearly dependent.

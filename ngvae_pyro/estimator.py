@@ -57,6 +57,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     latents are those of that part. ``NGVAE(random_state=0).fit(x)`` is to the last bit what
     ``ngvae train normal_gamma relaxed --data x.npz --seed 0`` trains.
 
+    A parameter that is None has the default that the specs declare (:mod:`ngvae_pyro.specs`).
+
     Args:
         n_components: Latents at most; None for the model's own.
         model: What p(x, z) is: a name in ``models/``, a path to a TOML file, or a
@@ -74,13 +76,11 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             time.
         verbose: Show a bar while it trains.
 
-        None is the default that the specs declare (:mod:`ngvae_pyro.specs`).
-
     Attributes:
         n_components_: Informative latents, those with p above 1/2.
-        latents_: Which of the model's latents they are, (n_components_,), most informative first:
-            by the KL of z, nats.
-        precisions_: Mean posterior precision of each, (n_components_,).
+        latents_: Which of the model's latents they are, ``(n_components_,)``, most informative
+            first: by the KL of z, nats.
+        precisions_: Mean posterior precision of each, ``(n_components_,)``.
         verdict_: What speaks against the count, a :class:`ngvae_pyro.verdict.Verdict`.
         metrics_: Numbers on the held-out rows, see :func:`ngvae_pyro.evaluate`.
         fit_: The :class:`ngvae_pyro.Fit`, with ``model_`` and ``guide_``.
@@ -276,7 +276,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """The posterior means of the informative latents, most informative first.
 
         Returns:
-            (N, n_components_) float32.
+            ``(N, n_components_)`` float32.
 
         Raises:
             UserError: For what cannot be read, for another shape than was fitted, and for rows so
@@ -289,7 +289,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """The mean E[x | z], with the other latents at the means of their prior.
 
         Args:
-            X: Codes (N, n_components_).
+            X: Codes ``(N, n_components_)``.
 
         Returns:
             In the layout and the units of what was fitted: bytes for bytes, float32 for images in

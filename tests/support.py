@@ -46,17 +46,19 @@ SHORT += ["--set", "data.size=120", "--set", "model.decoder.width=8"]
 SHORT += ["--set", "guide.encoder.width=8", "--set", "fit.monitor_every=3"]
 
 
-def ngvae(*words, code=0):
-    """Runs the command line in this process; a UserError becomes what `main` makes of it.
-
-    A later word of a test takes the place of an earlier one, of SHORT for instance.
-    """
-    result = CliRunner().invoke(app, once(words))
+def literally(*words, code=0):
+    """Runs the command line in this process; a UserError becomes what `main` makes of it."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
     if isinstance(result.exception, UserError):
         assert code == 2, result.exception
         return str(result.exception)
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
+
+
+def ngvae(*words, code=0):
+    """The command line, where a later word takes the place of an earlier, of SHORT for instance."""
+    return literally(*once(words), code=code)
 
 
 def cut(monkeypatch, after=None):
@@ -232,5 +234,5 @@ def said_by(tmp_path, script, frames, milliseconds):
         *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
         *(f"--virtual-time-budget={milliseconds}", "--dump-dom", wrapper.as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))

@@ -1,13 +1,21 @@
 """The documentation says what the code has."""
 
+import dataclasses
+import importlib
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 
-from ngvae_pyro.specs import DataSpec, FitSpec
+import ngvae_pyro
+from ngvae_pyro.guide import Codes
+from ngvae_pyro.specs import DataSpec, FitSpec, NormalGammaPriorSpec, RelaxedGuideSpec
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+MODULES = sorted(page.stem for page in (DOCS / "api").glob("*.rst") if page.stem != "index")
 
 
 @pytest.mark.parametrize(("table", "spec"), [("fit", FitSpec), ("data", DataSpec)])
@@ -25,3 +33,48 @@ def test_the_table_of_keys_has_every_key_with_its_default(table, spec):
     for name, default in rows:
         expected = defaults[name]
         assert default == shown(expected) or float(default) == expected, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_links_of_a_page_lead_somewhere_in_a_plain_viewer(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_every_public_module_has_a_page_of_the_reference():
+    named = set(re.findall(r"^   (\w+)$", (DOCS / "api" / "index.rst").read_text(), re.MULTILINE))
+    assert named == set(MODULES)
+    assert set(ngvae_pyro._MODULES) <= named
+    assert ".. public-names:: ngvae_pyro\n" in (DOCS / "api" / "index.rst").read_text()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_page_of_the_reference_is_of_its_module(name):
+    assert f".. public-names:: ngvae_pyro.{name}\n" in (DOCS / "api" / f"{name}.rst").read_text()
+    # The directive asks for what stands in the module under names without an underscore.
+    module = importlib.import_module(f"ngvae_pyro.{name}")
+    assert any(callable(value) for key, value in vars(module).items() if key[0] != "_")
+
+
+def test_the_notation_has_every_number_of_the_posterior_and_the_prior():
+    notation = (DOCS / "concepts.md").read_text().partition("## Notation")[2]
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", notation))))
+    named = {field.name for field in dataclasses.fields(Codes)} - {"variance"}
+    for spec in (NormalGammaPriorSpec, RelaxedGuideSpec):
+        named |= set(spec.model_fields)
+    # Not quantities: what a spec is of, its network, its objective and its training.
+    named -= {"family", "joint", "encoder", "objective", "schedule", "label"}
+    assert named <= words
+
+
+@pytest.mark.parametrize("page", ["own_model", "own_guide"])
+def test_the_cells_of_a_page_run(page):
+    text = (DOCS / f"{page}.md").read_text()
+    cells = re.findall(r"^```\{code-cell\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(cells) > 4
+    # The site trains them to their ends.
+    code, shortened = re.subn(r"(steps=|STEPS = 6, 10, 0\.1, )\d+", r"\g<1>10", "\n".join(cells))
+    assert shortened
+    with pyro.get_param_store().scope():
+        exec(compile(code, page, "exec"), {})

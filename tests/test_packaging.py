@@ -71,8 +71,11 @@ def test_every_variant_folder_is_a_package_of_the_wheel():
     assert "templates/*.j2" in config["options.package_data"]["ngvae_pyro.report"]
 
 
-def test_changelog_and_readme_follow_the_package():
+def test_changelog_citation_and_readme_follow_the_package():
     assert f"## {ngvae_pyro.__version__}" in read("CHANGELOG.md")
+    citation = read("CITATION.cff")
+    assert f"\nversion: {ngvae_pyro.__version__}\n" in citation
+    assert f"\nlicense: {setup()['metadata']['license']}\n" in citation
     readme = read("README.md")
     for link in re.findall(r"\]\(([^)#]+)\)", readme):
         assert link.startswith("http") or os.path.exists(os.path.join(ROOT, link)), link

@@ -13,7 +13,8 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save
-from support import cut, ngvae
+from support import cut
+from support import literally as ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import evaluation, runs

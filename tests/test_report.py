@@ -631,37 +631,13 @@ def test_colours_have_the_contrast_of_wcag_aa(run_page):
 # In a browser -------------------------------------------------------------------------------------
 
 
-MANY = [f"a model with a name {i}" for i in range(14)]
-
-
-def many_models(tmp_path, name):
-    draw(tmp_path, name)
-    return write_comparison_report(tmp_path, compared(MANY))
-
-
-PAGES = {
-    "run, usual": (nasty_run, "usual"),
-    "run, long": (nasty_run, LONG),
-    "comparison, usual": (nasty_comparison, "usual"),
-    "comparison, long": (nasty_comparison, LONG),
-    "many models": (many_models, "variances"),
-}
-
-
-@pytest.fixture(scope="module")
-def browsed(tmp_path_factory):
-    """What headless Chromium, started once, says of all pages in frames of the widths of a phone
-    and a laptop."""
-    place = tmp_path_factory.mktemp("browser")
-    frames = ""
-    for page, (write, name) in PAGES.items():
-        (place / page).mkdir()
-        text = html.escape(write(place / page, name).read_text(encoding="utf-8"))
-        for width in WIDTHS:
-            frames += (
-                f'<iframe style="width: {width}px; height: 700px; border: 0" '
-                f'srcdoc="{text}"></iframe>'
-            )
+def in_browser(tmp_path, path):
+    """What headless Chromium says of a page in frames of the widths of a phone and a laptop."""
+    frames = "".join(
+        f'<iframe style="width: {width}px; height: 700px; border: 0" '
+        f'srcdoc="{html.escape(path.read_text(encoding="utf-8"))}"></iframe>'
+        for width in WIDTHS
+    )
     script = """
     addEventListener("load", () => {
       const found = [...document.querySelectorAll("iframe")].map((frame) => {
@@ -684,14 +660,15 @@ def browsed(tmp_path_factory):
       document.body.textContent = JSON.stringify(found);
     });
     """
-    found = iter(said_by(place, script, frames, 3000))
-    return {page: [next(found) for _ in WIDTHS] for page in PAGES}
+    return said_by(tmp_path, script, frames, 3000)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "many models"])
-def test_a_page_fits_a_phone_and_a_laptop(browsed, page):
-    phone, *_, laptop = pages = browsed[page]
+@pytest.mark.parametrize("write", [nasty_run, nasty_comparison])
+@pytest.mark.parametrize("name", ["usual", LONG], ids=["usual", "long"])
+def test_a_page_fits_a_phone_and_a_laptop(tmp_path, write, name):
+    path = write(tmp_path, name)
+    phone, *_, laptop = pages = in_browser(tmp_path, path)
     for found, width in zip(pages, WIDTHS, strict=True):
         # Less a scroll bar, where the browser gives it room of its own.
         assert width - 20 <= found["width"] <= width
@@ -704,6 +681,9 @@ def test_a_page_fits_a_phone_and_a_laptop(browsed, page):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_many_models_scroll_in_a_box_of_their_own(browsed):
-    for found in browsed["many models"]:
+def test_many_models_scroll_in_a_box_of_their_own(tmp_path):
+    draw(tmp_path, "variances")
+    labels = [f"a model with a name {i}" for i in range(14)]
+    path = write_comparison_report(tmp_path, compared(labels))
+    for found in in_browser(tmp_path, path):
         assert found["needed"] <= found["width"] and found["scrolled"] >= 2

@@ -332,7 +332,7 @@ class Halves(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.slope = nn.Parameter(torch.tensor(0.15), requires_grad=False)
+        self.slope = nn.Parameter(torch.tensor(0.15))
 
     def forward(self, z):
         halves = [z[..., k, None, None, None].expand(*z.shape[:-1], 1, 8, 4) for k in (1, 4)]

@@ -119,7 +119,7 @@ def check(
         - ``mean_field``: the part of ``sd_ratio`` that no guide of independent latents could avoid,
           sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as of a Gaussian posterior;
           about 1 + K / (2 S) by chance;
-        - ``shift``: |mean of NUTS's draws - that of the guide's| / the guide's standard deviation,
+        - ``shift``: distance of the means of both kinds of draws / the guide's standard deviation,
           mean of the images;
         - ``ess``: effective sample size of the S draws, of the worst image.
 

@@ -43,7 +43,7 @@ FEWEST = 50
 class Followed:
     """Which factors a latent follows, and how closely.
 
-    By its ``correlations``, |corr(loc, factor)| for each factor that varies
+    By its ``correlations``, ``|corr(loc, factor)|`` for each factor that varies
     (:func:`ngvae_pyro.metrics.correlations`, of which the matching metric
     :func:`ngvae_pyro.metrics.mcc` is made). The latent
 

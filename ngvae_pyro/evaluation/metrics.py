@@ -199,7 +199,7 @@ def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
 
 
 def correlations(codes: Array | Tensor, factors: Array | Tensor, *, rank: bool = False) -> Array:
-    """|corr(z_k, v_f)| of each latent and each factor.
+    """``|corr(z_k, v_f)|`` of each latent and each factor.
 
     Pearson's correlation, or with ``rank`` Spearman's, which is Pearson's of the ranks (ties have
     their mean rank). 1 where the latent is a linear function of the factor, with ``rank`` a
@@ -286,9 +286,10 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
 
     Eastwood and Williams (2018, https://openreview.net/forum?id=By-7dz-AZ), with the
     gradient-boosted trees of Locatello et al. (2019). R_kf is the importance of latent k for
-    predicting factor f. ``disentanglement`` is the mean over latents of 1 - H(R_k. / sum) / log F,
-    weighted by importance: 1 where each latent serves one factor, 0 where each serves all alike.
-    ``completeness`` is the same over factors, 1 - H(R_.f / sum) / log K: 1 where one latent
+    predicting factor f. ``disentanglement`` is the mean over latents of
+    ``1 - H(R_k. / sum) / log F``, weighted by importance: 1 where each latent serves one factor, 0
+    where each serves all alike. ``completeness`` is the same over factors,
+    ``1 - H(R_.f / sum) / log K``: 1 where one latent
     predicts each factor, 0 where all are needed alike. ``informativeness`` is the mean test
     accuracy, or for a continuous factor the test R^2, at least 0: 1 where the codes predict every
     factor, 0 where none.
@@ -418,7 +419,7 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
     """Whether differences of codes tell which factor a set of pairs shares.
 
     In each round one factor is drawn, and 64 pairs of points; the two points of a pair share the
-    factor's class. The features are the means of |z_1 - z_2|, one for each latent. A logistic
+    factor's class. The features are the means of ``|z_1 - z_2|``, one for each latent. A logistic
     regression learns the factor from 10,000 rounds; the score is its accuracy in 5,000 others
     (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl). 1 where the factor is always
     told, 1 / F at chance; nan with a single factor, which there is nothing to tell from. It is
@@ -454,8 +455,8 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
 def irs(codes: Array | Tensor, factors: Array | Tensor) -> float:
     """Interventional robustness: whether a latent stays put while its factor does.
 
-    1 - D_kf / M_k, where D_kf is the 99% quantile of |z_k - E[z_k | v_f]|, averaged over the
-    values of factor f, and M_k the largest |z_k - E[z_k]|; of this the best factor of each latent,
+    1 - D_kf / M_k, where D_kf is the 99% quantile of ``|z_k - E[z_k | v_f]|``, averaged over the
+    values of factor f, and M_k the largest ``|z_k - E[z_k]|``; of this the best factor of each latent,
     averaged over latents with weights M_k (Suter et al., 2019, arXiv 1811.00007, with the quantile
     of Locatello et al., 2019). Every factor, class-valued or not, is cut into 20 bins. 1 where
     each latent is a function of one factor; low, and with few points even a little below 0, where

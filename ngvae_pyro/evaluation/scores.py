@@ -106,10 +106,10 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     """Scores of each image, (N,), by the keys of `SCORES`; higher is more foreign.
 
     - ``elbo``: -ELBO(x), mean of 8 posterior draws, nats.
-    - ``reconstruction``: |x - E[x | z = E[z]]|^2 / pixels.
+    - ``reconstruction``: ``|x - E[x | z = E[z]]|^2`` / pixels.
     - ``kl``: KL(q(z, precision | x) || p(z, precision)), from the same draws, nats.
     - ``precision``: -1/J sum_j log E[precision_j | x] over the J informative latents.
-    - ``selection``: sum_k |p_k(x) - E[p_k]|, E over the training images, in latents.
+    - ``selection``: ``sum_k |p_k(x) - E[p_k]|``, E over the training images, in latents.
     - ``distance``: (loc(x) - m)' C^-1 (loc(x) - m), m and C the moments of the aggregate posterior;
       the Mahalanobis score of Lee, Lee, Lee and Shin (2018), "A simple unified framework for
       detecting out-of-distribution samples and adversarial attacks", arXiv:1807.03888, with one

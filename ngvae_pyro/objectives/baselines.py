@@ -56,7 +56,7 @@ class BetaELBO(PenalisedELBO):
 
 
 class CapacityELBO(PenalisedELBO):
-    """Capacity annealing: E[-log p(x | z)] + gamma |KL(q(z | x) || p(z)) - C|.
+    """Capacity annealing: ``E[-log p(x | z)] + gamma |KL(q(z | x) || p(z)) - C|``.
 
     C rises linearly from 0 to ``capacity`` nats until the fraction ``end`` of training; the KL is
     the mean of the batch. Burgess et al. (2018), "Understanding disentangling in beta-VAE",

@@ -98,7 +98,7 @@ def _deep(value: Any) -> Any:
 class NormalGammaPriorSpec(Spec):
     """Prior on (z, precision) with a spike-and-slab mixture of Gammas on the precision.
 
-    precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike) with pi = exp(-price): the spike at
+    ``precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike)``, pi = exp(-price): the spike at
     precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
     precision of an informative one free, and ``price`` is what one informative latent costs, in
     nats: up to 87, beyond which float32 has no exp(-price). ``joint`` false: z ~ Normal(0, 1)
@@ -335,7 +335,7 @@ class BetaSpec(Spec):
 
 
 class CapacitySpec(Spec):
-    """Capacity annealing: gamma |KL - C|, C from 0 to ``capacity`` nats until ``end``."""
+    """Capacity annealing: ``gamma |KL - C|``, C from 0 to ``capacity`` nats until ``end``."""
 
     kind: Literal["capacity"] = "capacity"
     gamma: PositiveWeight = 1000.0
