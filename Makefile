@@ -28,6 +28,7 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The site, in docs/_build/html; it needs no network. Warnings, dead links among them, are errors.
 docs: .venv/.docs

@@ -282,8 +282,8 @@ def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
     sample that is matched to it, both over all codes (as in ICASSO: Himberg, Hyvarinen and
     Esposito, 2004, "Validating the independent components of neuroimaging time series via
     clustering and visualization"). The search in each sample has a random beginning. 1 is certain.
-    Of Gaussian codes it is what a random rotation has, about 0.7 for M = 5, and of codes that are no
-    independent sources it is low too.
+    Of Gaussian codes it is what a random rotation has, about 0.7 for M = 5, and of codes that are
+    no independent sources it is low too.
 
     Args:
         codes: (N, M), not linearly dependent.
