@@ -237,7 +237,7 @@ class Fit:
             ``precision`` and its ``precision 5%`` and ``precision 95%`` quantiles, ``variance of
             loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image. Where the
             factors of the images are known, also the ``closest factor`` and the ``|correlation|``
-            of loc with it (:class:`ngvae_pyro.diagnostics.Followed`).
+            of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
         """
         with needed("tables"):
             import pandas as pd
@@ -370,7 +370,7 @@ class Fit:
         Each row goes as far as the data do: over the fiftieth of the images (20 at least) whose
         other latents are most like those of the base image, from the 5 % to the 95 % quantile of z,
         or to the last place at which the guide still reads the other informative latents where they
-        are (:meth:`ngvae_pyro.traversals.Support.reach`).
+        are (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`).
 
         Args:
             images: Images or vectors, as :meth:`as_images` takes them; the ranges are theirs, so

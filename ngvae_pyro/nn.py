@@ -1,7 +1,7 @@
 """Encoders and decoders: plain torch modules built from specs.
 
 All kinds are ``trunk`` networks with one linear layer at the latent end (``Encoder.head``,
-``Decoder.stem``), because the moves of :mod:`ngvae_pyro.selection` rescale or silence one latent
+``Decoder.stem``), because the moves of :mod:`ngvae_pyro.training.actions` rescale or silence one latent
 there without touching the rest.
 """
 

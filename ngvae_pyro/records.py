@@ -317,7 +317,7 @@ class Place(Record):
 
 
 class Recording(Record):
-    """What decides over the recordings of a step, :meth:`ngvae_pyro.steps.Steps.state`."""
+    """What decides over the recordings of a step, :meth:`ngvae_pyro.training.steps.Steps.state`."""
 
     fast: bool
     recorded: bool

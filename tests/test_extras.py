@@ -20,7 +20,7 @@ PACKAGE = Path(ng.__file__).parent
 # What the distributions need.
 CORE = ("numpy", "pyro-ppl", "torch")
 # What comes with a package of an extra under a name of its own.
-BROUGHT = {"arviz_stats": "arviz", "pydantic_core": "pydantic"}
+BROUGHT = {"arviz_stats": "arviz", "pydantic_core": "pydantic", "typing_extensions": "pydantic"}
 # Beginning of a program in which some modules are not found.
 BLOCK = """
 import sys

@@ -116,7 +116,7 @@ def write_run_report(
         metrics: From :func:`ngvae_pyro.evaluate`, ``metrics.json``.
         evaluation: ``evaluation.json``, of which any key may be missing.
         record: ``starts`` and ``seconds`` of ``run.json``: how it was trained, where, and how long.
-        explorer: From :func:`ngvae_pyro.explorer.explore`.
+        explorer: From :func:`ngvae_pyro.report.explorer.explore`.
 
     Returns:
         The path of the page.

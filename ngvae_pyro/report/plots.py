@@ -198,7 +198,7 @@ def latent_rows(metrics: Any) -> list[Row]:
         metrics: From :func:`ngvae_pyro.evaluate`, or rows that were made of them.
 
     Returns:
-        What :func:`ngvae_pyro.diagnostics.most_informative_first` says of each, and ``leaking``:
+        What :func:`ngvae_pyro.evaluation.diagnostics.most_informative_first` says of each, and ``leaking``:
         whether it carries information and is not counted, as the verdict of the metrics says.
 
     Raises:
@@ -221,7 +221,7 @@ def latent_rows(metrics: Any) -> list[Row]:
 
 
 def _codes_of(name: str, values: Any) -> Tensor:
-    """Numbers (N, K) on the CPU, as :func:`ngvae_pyro.diagnostics.codes` gives them."""
+    """Numbers (N, K) on the CPU, as :func:`ngvae_pyro.evaluation.diagnostics.codes` gives them."""
     expect(name, values, (Tensor, np.ndarray), "an array (N, K)")
     values = torch.as_tensor(values).detach().cpu()
     if values.dim() != 2 or 0 in values.shape:
@@ -688,10 +688,10 @@ def traversals(
     A row for each informative latent, most informative first, and one for each that leaks, 20 at
     most; in a last row all other latents move at once, which changes nothing where they carry
     nothing. Each row says between which values of z it goes: as far as there are images that are
-    alike in the other latents (:meth:`ngvae_pyro.traversals.Support.reach`). At its right are the
+    alike in the other latents (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`). At its right are the
     KL of z (nats) and the mean precision of q(z | x). Where the factors of the images are known,
     the factor that a latent follows stands beside its name with their correlation, or the two that
-    it mixes (:class:`ngvae_pyro.diagnostics.Followed`). Vectors, images of shape (1, 1, D), are
+    it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`). Vectors, images of shape (1, 1, D), are
     curves.
 
     Args:

@@ -118,7 +118,7 @@ class FormSpec(Spec):
     """The axes of the arrays that the images came as, and whether they were bytes.
 
     Their units, where they have some of their own, are with the weights
-    (:class:`ngvae_pyro.forms.Form`).
+    (:class:`ngvae_pyro.data.forms.Form`).
     """
 
     layout: Literal["vectors", "grey", "channels_last", "channels_first"]

@@ -59,7 +59,7 @@ class Move(Spec):
     """A trial jump of the posterior at the fraction ``at`` of training.
 
     ``birth`` lets a latent that leaks information become informative, ``death`` makes an
-    informative one uninformative; see :mod:`ngvae_pyro.selection`. Both branches, with and
+    informative one uninformative; see :mod:`ngvae_pyro.training.actions`. Both branches, with and
     without the jump, are trained for ``steps`` steps and the one with the higher ELBO is kept.
     """
 

@@ -14,7 +14,7 @@ Only these files are removed, and no link is followed.
 
 The hashes tell what is damaged or mixed up. They are no signature: whoever can write the folder can
 change what is in it and make them good again. Such a checkpoint is refused where it is no state
-that its training could be in (:mod:`ngvae_pyro.restoring`), and taken where it is one; so trust a
+that its training could be in (:mod:`ngvae_pyro.training.restoring`), and taken where it is one; so trust a
 checkpoint as far as its folder.
 """
 

@@ -631,7 +631,7 @@ def fit(
             before their training. The result is that of an uninterrupted training to the last bit,
             on the same machine with the same number of threads.
         actions: What is done once at some fraction of the steps, besides what the schedule says
-            (:mod:`ngvae_pyro.actions`).
+            (:mod:`ngvae_pyro.training.actions`).
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
