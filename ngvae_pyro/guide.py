@@ -83,9 +83,9 @@ Touched = list[tuple[Tensor, Any]]
 class SwitchableLatents(Protocol):
     """A guide whose latents can be switched on and off, and rotated among each other.
 
-    The moves, the silencing and the rotation of :mod:`ngvae_pyro.training.actions` ask for it. Each method
-    writes to the guide and to the model's decoder in place, and returns the parts of parameters
-    that it has touched, whose optimizer state is then of no use.
+    The moves, the silencing and the rotation of :mod:`ngvae_pyro.training.actions` ask for it. Each
+    method writes to the guide and to the model's decoder in place, and returns the parts of
+    parameters that it has touched, whose optimizer state is then of no use.
     """
 
     def switch(self, decoder: Decoder, latent: int, on: bool, loc: Tensor) -> Touched:

@@ -1,8 +1,8 @@
 """Encoders and decoders: plain torch modules built from specs.
 
 All kinds are ``trunk`` networks with one linear layer at the latent end (``Encoder.head``,
-``Decoder.stem``), because the moves of :mod:`ngvae_pyro.training.actions` rescale or silence one latent
-there without touching the rest.
+``Decoder.stem``), because the moves of :mod:`ngvae_pyro.training.actions` rescale or silence one
+latent there without touching the rest.
 """
 
 import math

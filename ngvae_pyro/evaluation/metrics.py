@@ -458,9 +458,9 @@ def irs(codes: Array | Tensor, factors: Array | Tensor) -> float:
     1 - D_kf / M_k, where D_kf is the 99% quantile of ``|z_k - E[z_k | v_f]|``, averaged over the
     values of factor f, and M_k the largest ``|z_k - E[z_k]|``; of this the best factor of each
     latent, averaged over latents with weights M_k (Suter et al., 2019, arXiv 1811.00007, with the
-    quantile of Locatello et al., 2019). Every factor, class-valued or not, is cut into 20 bins. 1 where
-    each latent is a function of one factor; low, and with few points even a little below 0, where
-    no factor holds any latent. Constant latents carry no weight, and it is 0 where all are
+    quantile of Locatello et al., 2019). Every factor, class-valued or not, is cut into 20 bins. 1
+    where each latent is a function of one factor; low, and with few points even a little below 0,
+    where no factor holds any latent. Constant latents carry no weight, and it is 0 where all are
     constant. Factors that never vary are left out.
 
     Args:

@@ -2,8 +2,8 @@
 
 ``Trace_ELBO`` and ``TraceMeanField_ELBO`` turn the log density of each site into a Python number on
 the way, and look for NaN. A GPU stops for each of them, and what is read back cannot be recorded
-(:mod:`ngvae_pyro.training.program`). These two have the same estimators, term by term, and go wherever
-Pyro's do.
+(:mod:`ngvae_pyro.training.program`). These two have the same estimators, term by term, and go
+wherever Pyro's do.
 """
 
 from collections.abc import Hashable

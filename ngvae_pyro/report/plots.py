@@ -198,8 +198,9 @@ def latent_rows(metrics: Any) -> list[Row]:
         metrics: From :func:`ngvae_pyro.evaluate`, or rows that were made of them.
 
     Returns:
-        What :func:`ngvae_pyro.evaluation.diagnostics.most_informative_first` says of each, and ``leaking``:
-        whether it carries information and is not counted, as the verdict of the metrics says.
+        What :func:`ngvae_pyro.evaluation.diagnostics.most_informative_first` says of each, and
+        ``leaking``: whether it carries information and is not counted, as the verdict of the
+        metrics says.
 
     Raises:
         UserError: If they are neither.
@@ -688,11 +689,11 @@ def traversals(
     A row for each informative latent, most informative first, and one for each that leaks, 20 at
     most; in a last row all other latents move at once, which changes nothing where they carry
     nothing. Each row says between which values of z it goes: as far as there are images that are
-    alike in the other latents (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`). At its right are the
-    KL of z (nats) and the mean precision of q(z | x). Where the factors of the images are known,
-    the factor that a latent follows stands beside its name with their correlation, or the two that
-    it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`). Vectors, images of shape (1, 1, D), are
-    curves.
+    alike in the other latents (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`). At its
+    right are the KL of z (nats) and the mean precision of q(z | x). Where the factors of the images
+    are known, the factor that a latent follows stands beside its name with their correlation, or
+    the two that it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`). Vectors, images of
+    shape (1, 1, D), are curves.
 
     Args:
         fit: The trained pair.

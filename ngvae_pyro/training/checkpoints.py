@@ -14,8 +14,8 @@ Only these files are removed, and no link is followed.
 
 The hashes tell what is damaged or mixed up. They are no signature: whoever can write the folder can
 change what is in it and make them good again. Such a checkpoint is refused where it is no state
-that its training could be in (:mod:`ngvae_pyro.training.restoring`), and taken where it is one; so trust a
-checkpoint as far as its folder.
+that its training could be in (:mod:`ngvae_pyro.training.restoring`), and taken where it is one; so
+trust a checkpoint as far as its folder.
 """
 
 import hashlib

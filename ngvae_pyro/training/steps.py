@@ -3,8 +3,8 @@
 All that changes from step to step is a tensor on the device: the position, a row of a table with
 the learning rates and the weights of the schedule, and the batch that the position points to. So a
 step is the same tensor operations every time, and after some literal ones it is recorded: on a CPU
-as a :class:`~ngvae_pyro.training.program.Program`, on CUDA as a graph of that program, which is launched by
-one call. Nothing is read back from a GPU unless it is asked for.
+as a :class:`~ngvae_pyro.training.program.Program`, on CUDA as a graph of that program, which is
+launched by one call. Nothing is read back from a GPU unless it is asked for.
 
 Whether a step is the same operations every time depends on model and guide, which may be anybody's.
 So two literal steps are recorded and compared, and from then on a replayed step is compared with a
