@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ngvae_pyro._doors import keep_moved_names
+from ngvae_pyro._doors import MOVED, keep_moved_names
 
 __version__ = "0.1.0"
 
@@ -67,6 +67,8 @@ keep_moved_names()
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"ngvae_pyro.{_MODULES[name]}")
+    if name in MOVED:
+        return importlib.import_module(f"ngvae_pyro.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ngvae_pyro' has no attribute '{name}'")
     home = importlib.import_module(f"ngvae_pyro.{_HOMES[name]}")

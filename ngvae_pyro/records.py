@@ -174,9 +174,9 @@ class Metrics(TypedDict):
     variance_of_loc: list[float]
     steps: Count
     extra_steps: Count
-    verdict: NotRequired[VerdictValues]
-    correlations: NotRequired[list[Correlations]]
-    rotation: NotRequired[CheckedRotation]
+    verdict: NotRequired[VerdictValues | None]
+    correlations: NotRequired[list[Correlations] | None]
+    rotation: NotRequired[CheckedRotation | None]
 
 
 def _of_the_same_latents(metrics: Metrics) -> Metrics:
@@ -189,10 +189,10 @@ def _of_the_same_latents(metrics: Metrics) -> Metrics:
         "precision.95%": [*metrics["precision"]["95%"]],
         **{f"kl.{name}.per_latent": [*site["per_latent"]] for name, site in metrics["kl"].items()},
     }
-    if "correlations" in metrics:
-        of_latents["correlations"] = [*metrics["correlations"]]
-    if "rotation" in metrics:
-        check_latents(metrics["rotation"], len(metrics["probs"]))
+    if (correlations := metrics.get("correlations")) is not None:
+        of_latents["correlations"] = [*correlations]
+    if (rotation := metrics.get("rotation")) is not None:
+        check_latents(rotation, len(metrics["probs"]))
     for key, values in of_latents.items():
         if len(values) != len(metrics["probs"]):
             raise ValueError(f"{key}: expected {len(metrics['probs'])} numbers, got {len(values)}")

@@ -25,6 +25,7 @@ from support import cut, in_a_child, ngvae
 from ngvae_pyro import cli, distributed, files, runs
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.runs import comparison
+from ngvae_pyro.training import trainer
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 PAIR = ["gaussian", "gaussian", "--latents", "2", "--device", "cpu", "--steps", "4"]
@@ -183,7 +184,7 @@ def test_a_record_names_every_file(run):
 
 
 def test_a_file_that_appears_during_the_training_is_kept(run, train, monkeypatch):
-    fit = runs.fit
+    fit = trainer.fit
 
     def beside(*words, **options):
         put(run, "thesis.csv")
@@ -241,7 +242,7 @@ def test_a_resumed_run_keeps_somebodys_files(begun):
 
 
 def test_a_diverged_training_keeps_somebodys_files(train, tmp_path, monkeypatch):
-    fit, run = runs.fit, tmp_path / "run"
+    fit, run = trainer.fit, tmp_path / "run"
 
     def diverging(*words, **options):
         fit(*words, **options)
@@ -332,7 +333,7 @@ def fit_is_not_reached(*words, **options):
     ],
 )
 def test_of_two_processes_one_writes(begun, train, tmp_path, monkeypatch, first, second):
-    fit, folder, refused = runs.fit, begun, tmp_path / "refused"
+    fit, folder, refused = trainer.fit, begun, tmp_path / "refused"
     if first == "start":
         folder = tmp_path / "new" / "run"
     words = {
@@ -451,7 +452,7 @@ def hang_up():
 def test_a_closed_terminal_ends_a_training_as_sigterm_does(
     train, tmp_path, monkeypatch, capsys, hang_up
 ):
-    fit, load = runs.fit, runs.load_data
+    fit, load = trainer.fit, runs.load_data
 
     def heard(*words, **options):
         save = runs.Checkpoints.save

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from support import SHORT, SMALL, measured, ngvae, texts, undrawn
 
 import ngvae_pyro as ng
-from ngvae_pyro import runs
+from ngvae_pyro import records, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import UserError
@@ -113,7 +113,7 @@ def pictures(n=80, factors=None, names=("bright", "left")):
 def test_an_evaluation_says_how_closely(fit):
     data = pictures()
     found = ng.evaluate(fit, data)
-    assert runs.Metrics.model_validate(found).correlations == found["correlations"]
+    records.check(records.CheckedMetrics, dict(found), "here")
     loc = diagnostics.codes(fit, data).loc
     table = np.abs(np.corrcoef(loc.T, data.factors.T)[:3, 3:])
     for one, row in zip(found["correlations"], table, strict=True):

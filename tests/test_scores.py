@@ -17,6 +17,7 @@ from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.evaluation import scores
 from ngvae_pyro.evaluation.diagnostics import codes
 from ngvae_pyro.fitted import Fit
+from ngvae_pyro.runs import scoring
 from ngvae_pyro.specs import FitSpec
 
 CPU = torch.device("cpu")
@@ -82,10 +83,10 @@ def test_the_reference_is_the_aggregate_posterior(untrained, data):
 def test_auroc_is_the_probability_of_a_higher_score(auroc):
     own = np.arange(20.0)
     others = {0.0: own - 100, 0.5: own, 1.0: own + 100}[auroc]
-    found = scores._summary(scores.SCORES["kl"], {"held out": own, "other": others})
+    found = scoring._summary(scores.SCORES["kl"], {"held out": own, "other": others})
     assert found["auroc"] == pytest.approx(auroc) and found["held out"]["50%"] == 9.5
     with pytest.raises(UserError, match="KL: not finite for some of the images 'other'"):
-        scores._summary(scores.SCORES["kl"], {"held out": own, "other": own + np.inf})
+        scoring._summary(scores.SCORES["kl"], {"held out": own, "other": own + np.inf})
 
 
 # Images of another shape
@@ -163,7 +164,7 @@ def test_images_that_a_run_was_not_trained_on(folder):
     for words in ([], ["--set", "data.seed=0", "--set", "data.size=120"]):
         fit, spec = runs.load_run(folder, "cpu")
         values = {"name": "sprites"} | ({"seed": 0, "size": 120} if words else {})
-        images, _ = scores._other_images(values, spec.data, 50, 0, fit, False)
+        images, _ = scoring._other_images(values, spec.data, 50, 0, fit, False)
         train, held_out = runs.load_data(spec)
         own = {image.numpy().tobytes() for image in torch.cat([train.images, held_out.images])}
         seen.append(sum(image.numpy().tobytes() in own for image in images.images))

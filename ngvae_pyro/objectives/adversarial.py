@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from ngvae_pyro.model import VAE
 from ngvae_pyro.nn import PatchDiscriminator
-from ngvae_pyro.objectives.base import TraceELBO
+from ngvae_pyro.objectives.base import Objective, TraceELBO
 from ngvae_pyro.specs import (
     FitSpec,
 )
@@ -62,28 +62,33 @@ class AdversarialELBO(TraceELBO):
         self.max_plate_nesting = elbo.max_plate_nesting
         self.weight, self.learning_rate, self.begin = weight, learning_rate, begin
         self.acts = True
-        self.draws = elbo.draws
+        # A plain ELBO of Pyro's knows nothing of draws, fractions or parameters of its own.
+        self.draws = getattr(elbo, "draws", 1)
         self._elbo = elbo
         self.discriminator = PatchDiscriminator(image_shape, channels, layers)
 
     def numbers_kept(self, rows: int, latents: int) -> int:
-        return self.elbo.numbers_kept(rows, latents)
+        inner = self.elbo
+        return inner.numbers_kept(rows, latents) if isinstance(inner, Objective) else 0
 
     @property
     def elbo(self) -> Any:
         """The inner objective, at the same fraction of training."""
-        self._elbo.fraction = self.fraction
+        if isinstance(self._elbo, Objective):
+            self._elbo.fraction = self.fraction
         return self._elbo
 
     def advance(self, fraction: float) -> Hashable:
         self.acts = fraction >= self.begin
-        return self.acts, self.elbo.advance(fraction)
+        inner = self.elbo
+        return self.acts, inner.advance(fraction) if isinstance(inner, Objective) else None
 
     def parameter_groups(self, device: torch.device) -> list[dict[str, Any]]:
         own = list(self.discriminator.to(device).parameters())
         # The betas are those of Isola et al. (2017).
         groups = [{"params": own, "initial_lr": self.learning_rate, "betas": (0.5, 0.999)}]
-        return groups + self.elbo.parameter_groups(device)
+        inner = self.elbo
+        return groups + (inner.parameter_groups(device) if isinstance(inner, Objective) else [])
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         return self.elbo.loss(model, guide, *args, **kwargs)
