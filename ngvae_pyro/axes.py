@@ -85,7 +85,7 @@ def negentropy(sources: Array) -> Array:
     return _contrast(y.T) / (2.0 * GAUSSIAN_RESIDUAL)
 
 
-def _checked(codes: Any) -> Array:
+def _checked(codes: Array) -> Array:
     """Codes as float64.
 
     Raises:
@@ -108,7 +108,9 @@ def _contrast(y: Array) -> Array:
     """(E log cosh y - E log cosh v)^2 over the last axis, of standardised rows."""
     size = np.abs(y)
     log_cosh = size + np.log1p(np.exp(-2.0 * size))
-    return np.square(log_cosh.mean(-1, dtype=np.float64) - np.log(2.0) - GAUSSIAN_MEAN)
+    difference = log_cosh.mean(-1, dtype=np.float64) - np.log(2.0) - GAUSSIAN_MEAN
+    squares: Array = np.square(difference)
+    return squares
 
 
 @dataclass(frozen=True)

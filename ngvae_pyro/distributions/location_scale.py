@@ -129,7 +129,7 @@ class Epanechnikov(_Expandable):
         return 5 / 3 - math.log(3) + self.scale.log()
 
 
-class GaussianMixture(MixtureSameFamily):
+class GaussianMixture(MixtureSameFamily):  # type: ignore[misc]
     r"""Mixture of M Normals for z, reparameterised.
 
     .. math::
@@ -183,22 +183,26 @@ class GaussianMixture(MixtureSameFamily):
     @property
     def loc(self) -> Tensor:
         """Means of the components, shape (..., M)."""
-        return self.component_distribution.loc
+        loc: Tensor = self.component_distribution.loc
+        return loc
 
     @property
     def scale(self) -> Tensor:
         """Standard deviations of the components, shape (..., M)."""
-        return self.component_distribution.scale
+        scale: Tensor = self.component_distribution.scale
+        return scale
 
     @property
     def logits(self) -> Tensor:
         """Logarithms log pi of the weights, normalised so that the weights add up to 1."""
-        return self.mixture_distribution.logits
+        logits: Tensor = self.mixture_distribution.logits
+        return logits
 
     @property
     def probs(self) -> Tensor:
         """Weights pi of the components, shape (..., M)."""
-        return self.mixture_distribution.probs
+        probs: Tensor = self.mixture_distribution.probs
+        return probs
 
     def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
         parameters = (self.loc, self.scale, self.logits)
@@ -206,7 +210,7 @@ class GaussianMixture(MixtureSameFamily):
         return type(self)(*(p.expand(shape) for p in parameters), validate_args=False)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        z = self.sample(sample_shape)
+        z: Tensor = self.sample(sample_shape)
         with torch.no_grad():
             standard = (z.unsqueeze(-1) - self.loc) / self.scale
             log_density = self.component_distribution.log_prob(z.unsqueeze(-1))
@@ -219,7 +223,8 @@ class GaussianMixture(MixtureSameFamily):
             responsibilities = (log_joint - log_q).exp()
         moved = responsibilities * (self.loc + self.scale * standard) - across * self.probs
         moved = moved.sum(-1)
-        return z + (moved - moved.detach())
+        value: Tensor = z + (moved - moved.detach())
+        return value
 
 
 @register_kl(Epanechnikov, Normal)

@@ -91,12 +91,13 @@ def _broadcast(*values: Value) -> tuple[Tensor, ...]:
         dtype = torch.get_default_dtype()
     # new_full rather than torch.tensor(number), which copies from the host: CUDA graphs cannot
     # record that.
-    return torch.broadcast_tensors(
+    found: tuple[Tensor, ...] = torch.broadcast_tensors(
         *(
             v.to(dtype) if isinstance(v, Tensor) else like.new_full((), v, dtype=dtype)
             for v in values
         )
     )
+    return found
 
 
 def _pair(name: str, values: Pair) -> Sequence[Value]:
@@ -114,7 +115,7 @@ def _pair(name: str, values: Pair) -> Sequence[Value]:
     return values
 
 
-def _by_parameter(slab: Pair, spike: Pair) -> dict[str, tuple[Value, Value]]:
+def _by_parameter(slab: Pair, spike: Pair) -> dict[str, Any]:
     """Two (concentration, rate) pairs as a pair of concentrations and a pair of rates."""
     names = ("(concentration, rate) of slab", "(concentration, rate) of spike")
     (a1, b1), (a2, b2) = map(_pair, names, (slab, spike))
@@ -163,7 +164,7 @@ class _Gamma(Gamma):
         if self._validate_args:
             self._validate_sample(value)
         a, b, x = self.concentration.double(), self.rate.double(), value.double()
-        # The terms in a and b alone are grouped: of a prior, a recording folds them into a constant.
+        # The terms in a and b alone are grouped: for a prior, recordings fold them to a constant.
         exact = (a * b.log() - a.lgamma()) + (a - 1) * x.log() - b * x
         return exact.to(torch.result_type(value, self.rate))
 
@@ -177,7 +178,7 @@ class _Gamma(Gamma):
         return super().rsample(sample_shape, **options).clamp(min=least)
 
 
-class _StudentT(StudentT):
+class _StudentT(StudentT):  # type: ignore[misc]
     """Student's t distribution in float64, as :class:`_Gamma` is: accurate for a large df."""
 
     @property
@@ -188,11 +189,12 @@ class _StudentT(StudentT):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        exact = self._in_double.log_prob(value.double())
+        exact: Tensor = self._in_double.log_prob(value.double())
         return exact.to(torch.result_type(value, self.scale))
 
     def entropy(self) -> Tensor:
-        return self._in_double.entropy().to(self.scale.dtype)
+        exact: Tensor = self._in_double.entropy()
+        return exact.to(self.scale.dtype)
 
 
 class _Expandable(TorchDistribution):
@@ -371,12 +373,13 @@ class GammaMixture(_TwoGammas):
             )
             by_concentration = by_concentration / self.rate
             by_rate = -share * value.unsqueeze(-1) / self.rate
-        return (
+        moved: Tensor = (
             value
             + by_logit * _tangent(self.logits)
             + (by_concentration * _tangent(self.concentration)).sum(-1)
             + (by_rate * _tangent(self.rate)).sum(-1)
         )
+        return moved
 
     def responsibilities(self, value: Tensor) -> Tensor:
         """Posterior probability of component 1 given a value of the precision."""
@@ -401,7 +404,8 @@ class _PartlyReparameterised(Independent):
         return ScoreParts(*(sum_rightmost(part, count) for part in parts))
 
     def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
-        return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+        new: Self = super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+        return new
 
 
 class GeneralizedGamma(_Gamma):
@@ -450,7 +454,8 @@ class GeneralizedGamma(_Gamma):
         super().__init__(concentration, rate, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
-        return super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+        new: Self = super().expand(batch_shape, _instance=self._get_checked_instance(type(self)))
+        return new
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Independent:
         count = reinterpreted_batch_ndims
@@ -461,7 +466,8 @@ class GeneralizedGamma(_Gamma):
         a, loc = self.concentration, self.concentration.digamma() - self.rate.log()
         scale = torch.special.polygamma(1, a).sqrt()
         epsilon = ((log_value - loc) / scale).detach()
-        return (epsilon * scale + loc).exp()
+        value: Tensor = (epsilon * scale + loc).exp()
+        return value
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         log_prob = self.log_prob(value)
@@ -498,7 +504,8 @@ class _Pair(_Expandable):
         if self._validate_args:
             self._validate_sample(value)
         z, precision = value.unbind(-1)
-        return self.precision.log_prob(precision) + self.conditional(precision).log_prob(z)
+        of_precision: Tensor = self.precision.log_prob(precision)
+        return of_precision + self.conditional(precision).log_prob(z)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
@@ -565,7 +572,9 @@ class _IndependentPair(_Pair):
 
     def conditional(self, precision: Tensor) -> Normal:
         """Normal distribution of z given the precision, which is the same for all precisions."""
-        return self.marginal.expand(torch.broadcast_shapes(self.batch_shape, precision.shape))
+        shape = torch.broadcast_shapes(self.batch_shape, precision.shape)
+        expanded: Normal = self.marginal.expand(shape)
+        return expanded
 
     @property
     def marginal(self) -> Normal:
@@ -801,9 +810,7 @@ class NormalGammaMarginal(TorchDistribution):
         self.joint = joint
         super().__init__(joint.batch_shape, validate_args=validate_args)
 
-    def expand(  # type: ignore[override]
-        self, batch_shape: _size, _instance: Self | None = None
-    ) -> "NormalGammaMarginal":
+    def expand(self, batch_shape: _size, _instance: Self | None = None) -> "NormalGammaMarginal":
         return NormalGammaMarginal(
             self.joint.expand(batch_shape), validate_args=self._validate_args
         )
@@ -1026,7 +1033,8 @@ class IndependentNormalGamma(_IndependentPair):
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
-        return self.precision.entropy() + self.marginal.entropy()
+        of_precision: Tensor = self.precision.entropy()
+        return of_precision + self.marginal.entropy()
 
 
 class SpikeSlabPrior(_MixturePair, _IndependentPair):

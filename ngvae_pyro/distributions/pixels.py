@@ -47,7 +47,8 @@ class GaussianPixels(Independent):
     def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         new.scale = self.scale
-        return super().expand(batch_shape, _instance=new)
+        expanded: Self = super().expand(batch_shape, _instance=new)
+        return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self.base_dist._validate_args:

@@ -55,12 +55,12 @@ class RelaxedPoisson(Poisson):
 
     Args:
         rate: Mean r of the count, positive; in events per unit time.
-        temperature: T, at least 0, in units of time: a number or a tensor without axes, such as
-            an annealed buffer.
+        temperature: Softness T, at least 0, in units of time: a number or a tensor without axes,
+            such as an annealed buffer.
 
     Raises:
-        ValueError: Rate negative, temperature negative or not a single number, or a value that is
-            negative or, at temperature 0, not whole.
+        ValueError: If rate is negative, temperature is negative or not a single number, or a value
+            is negative or, at temperature 0, not whole.
 
     Example:
         >>> import torch
@@ -89,7 +89,8 @@ class RelaxedPoisson(Poisson):
     def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
         new.temperature, new.has_rsample = self.temperature, self.has_rsample
-        return super().expand(batch_shape, _instance=new)
+        expanded: Self = super().expand(batch_shape, _instance=new)
+        return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -108,8 +109,9 @@ class RelaxedPoisson(Poisson):
 
     def _events(self) -> int:
         """N for the largest rate, from a normal tail that is widened for small means."""
-        expected = self.rate.detach().max().item() * (1 + HORIZON * self.temperature)
-        return math.ceil(expected + 5 * expected**0.5 + 5)
+        expected: float = self.rate.detach().max().item() * (1 + HORIZON * self.temperature)
+        most: float = expected + 5 * expected**0.5 + 5
+        return math.ceil(most)
 
 
 @register_kl(RelaxedPoisson, torch.distributions.Poisson)

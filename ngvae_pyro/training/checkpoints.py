@@ -79,7 +79,7 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, allow_nan=False).encode()
 
 
-def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(one: object, other: object, key: str = "") -> tuple[str, Any, Any] | None:
     """The first dotted key in which nested tables differ, with its two values; None if in none.
 
     A value is None where a table has no such key.
@@ -271,5 +271,5 @@ class Checkpoints:
         return dict(state)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "nothing" if value is None else repr(value)

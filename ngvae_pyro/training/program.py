@@ -158,7 +158,8 @@ class Program:
     def __call__(self, *inputs: Tensor) -> tuple[Tensor | None, ...]:
         """What the function returns; valid until the next call, which writes to the same memory."""
         with torch.no_grad():
-            return self.module(*inputs)
+            results: tuple[Tensor | None, ...] = self.module(*inputs)
+            return results
 
     @property
     def transfers(self) -> list[str]:

@@ -199,7 +199,8 @@ class Steps:
     def _read_row(self) -> None:
         torch.index_select(self.table, 0, self.position % len(self.table), out=self.row)
 
-    def _update(self, loss: Any, *gradients: Tensor | None) -> None:
+    def _update(self, loss: Tensor | None, *gradients: Tensor | None) -> None:
+        assert loss is not None
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
@@ -398,7 +399,7 @@ def _change(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> st
     return None
 
 
-def _plain(value: Any, holders: tuple[int, ...] = ()) -> Hashable:
+def _plain(value: object, holders: tuple[int, ...] = ()) -> Hashable:
     """Numbers, texts and arrays, and tables of them; None of all else, which is not looked into."""
     if isinstance(value, bool | int | float | complex | str | bytes):
         # As texts, because NaN is not equal to itself.

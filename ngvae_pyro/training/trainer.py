@@ -82,7 +82,7 @@ class SiteWeights(Messenger):
         super().__init__()
         self.weights = weights
 
-    def _process_message(self, msg: Message) -> None:
+    def _process_message(self, msg: "Message[..., Any]") -> None:
         weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
         if weight is not None:
             msg["scale"] = msg["scale"] * weight
@@ -229,7 +229,8 @@ class Trainer:
 
     def annealed(self, name: str, fraction: float) -> float:
         """A number of the guide that the schedule multiplies, at a fraction of training."""
-        return getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+        value: float = getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+        return value
 
     def phase(self) -> Hashable:
         """What decides over the operations of the next step, besides the tensors."""
