@@ -504,8 +504,9 @@ class _Pair(_Expandable):
         if self._validate_args:
             self._validate_sample(value)
         z, precision = value.unbind(-1)
-        of_precision: Tensor = self.precision.log_prob(precision)
-        return of_precision + self.conditional(precision).log_prob(z)
+        log_p: Tensor = self.precision.log_prob(precision)
+        log_p = log_p + self.conditional(precision).log_prob(z)
+        return log_p
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
@@ -1033,8 +1034,8 @@ class IndependentNormalGamma(_IndependentPair):
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
-        of_precision: Tensor = self.precision.entropy()
-        return of_precision + self.marginal.entropy()
+        total: Tensor = self.precision.entropy() + self.marginal.entropy()
+        return total
 
 
 class SpikeSlabPrior(_MixturePair, _IndependentPair):
