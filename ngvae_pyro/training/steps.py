@@ -338,8 +338,8 @@ class Steps:
         if name == "the loss" and recorded is not None and now_ is not None:
             what = f"the loss of a batch is {recorded:.9g} as recorded, and {now_:.9g} now"
         else:
-            what = f"{name} is another as recorded than now"
-        return f"{what}; model, guide or objective have changed in something that is no tensor"
+            what = f"{name} is not the same as recorded"
+        return f"{what}; model, guide or objective have changed in something that is not a tensor"
 
     def _plain(self) -> dict[str, Hashable]:
         """The attributes of model and guide that are not tensors."""
@@ -403,7 +403,7 @@ def _change(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> st
     """An attribute that a literal step has changed and that a recording would not change."""
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
-            return f"{name} changes in a step and is no tensor (a buffer would be recorded)"
+            return f"{name} changes in a step and is not a tensor (a buffer would be recorded)"
     return None
 
 

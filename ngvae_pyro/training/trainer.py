@@ -426,14 +426,14 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last look, after the last step, is done."""
+        """Whether the last evaluation, after the last step, is done."""
         history = self.fit.history
         looked = bool(history) and history[-1]["step"] == self.spec.steps
         return looked and self.step == self.spec.steps
 
     @property
     def seconds(self) -> float:
-        """Spent on the training, before an interruption too."""
+        """Seconds spent on the training, including those before an interruption."""
         return self.seconds_before + time.perf_counter() - self.began
 
     def _look_at(self) -> int:
@@ -570,8 +570,8 @@ class Trainer:
         for name in ("threads", "processes"):
             if before[name] != now[name]:
                 warnings.warn(
-                    f"the training goes on with {now[name]} {name} where it had {before[name]}: "
-                    "the same but for rounding",
+                    f"the training continues with {now[name]} {name} instead of {before[name]}: "
+                    "the result is the same except for rounding",
                     Notice,
                     stacklevel=2,
                 )
