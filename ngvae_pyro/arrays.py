@@ -1,4 +1,4 @@
-"""Arrays that a user passes, checked and as numpy has them."""
+"""Arrays that a user passes, checked and converted to numpy."""
 
 from typing import Any
 
@@ -16,9 +16,17 @@ LARGEST = 1e15
 
 
 def checked(name: str, values: Array | Tensor, axes: str) -> Array:
-    """An array with the given axes, of finite numbers, or a `UserError` that begins with ``name``.
+    """Check that values are finite numbers with the given axes, and convert them to numpy.
 
-    float32 stays float32, so that its bins keep their edges; all else becomes float64.
+    float32 stays float32, so that its bins keep their edges; everything else becomes float64.
+
+    Args:
+        name: What the values are called in an error message.
+        values: Array or tensor.
+        axes: One letter for each expected axis, such as "NK".
+
+    Raises:
+        UserError: If they are not; the message begins with ``name``.
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu()

@@ -1,15 +1,16 @@
-"""The rotation of the informative latents in which each of them is one factor.
+"""The rotation of the informative latents after which each of them is one factor.
 
-A latent space is as good in any coordinates that the prior and the posterior do not tell apart. The
-informative latents of an NG-VAE have much the same posterior precision, whatever the image, and the
-best posterior has precision J'J / scale^2 + 1, J the Jacobian of the decoder; so the decoder is
-near a local isometry, and a rotation of these latents changes neither ELBO nor reconstruction.
-Isometric coordinates of independent factors, of which at most one is Gaussian, are a rotation of
-the factors themselves, and independent component analysis finds it without labels (Horan,
-Richardson and Weiss, 2021, "When is unsupervised disentanglement possible?", NeurIPS).
+All coordinates of a latent space are equally good if prior and posterior do not distinguish them.
+The informative latents of an NG-VAE have much the same posterior precision, whatever the image, and
+the best posterior has precision J'J / scale^2 + 1, with J the Jacobian of the decoder; so the
+decoder is close to a local isometry, and a rotation of these latents changes neither the ELBO nor
+the reconstruction. Isometric coordinates of independent factors, of which at most one is Gaussian,
+are a rotation of the factors themselves, and independent component analysis finds it without labels
+(Horan, Richardson and Weiss, 2021, "When is unsupervised disentanglement possible?", NeurIPS).
 
-:func:`find` is that rotation, and :func:`fold` puts it into encoder and decoder. Where the latents
-are Gaussian every rotation is as independent as any other, and they are only made uncorrelated.
+:func:`find` finds that rotation, and :class:`ngvae_pyro.training.actions.Rotate` applies it to
+encoder and decoder. If the latents are Gaussian, every rotation is as independent as any other, and
+they are only made uncorrelated.
 """
 
 from dataclasses import dataclass
@@ -30,67 +31,69 @@ with needed("train"):
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-# Of y ~ Normal(0, 1): E log cosh y, and the variance of what of log cosh y is no multiple of 1 and
-# y^2 (y itself has no part in it, being odd). By quadrature.
+# For y ~ Normal(0, 1): E log cosh y, and the variance of the part of log cosh y that is not a
+# linear combination of 1 and y^2 (y itself is odd and does not contribute). By quadrature.
 GAUSSIAN_MEAN, GAUSSIAN_RESIDUAL = 0.3745672074914, 0.0063278669912
 
-# A direction of Gaussian latents looks less Gaussian than this in one of so many searches.
+# Fraction of searches in Gaussian latents that find a direction which passes for non-Gaussian.
 FALSE_ALARM = 1e-3
 
-# Random beginnings of the search, besides the codes themselves. On nine kinds of images each of
-# eight ended within 0.1 % of the best, but for hard-edged squares, where four were up to 2 % below.
+# Random starts of the search, besides the codes themselves. On nine kinds of images each of eight
+# starts ended within 0.1 % of the best, except on hard-edged squares, where four were up to 2 %
+# below.
 STARTS = 3
-# Angles at which a pair of sources is looked at, between which a parabola finds the best; and how
-# often all pairs are.
+# Angles at which a pair of sources is evaluated, with a parabola in between to find the best one;
+# and the largest number of sweeps over all pairs.
 ANGLES, SWEEPS = 8, 12
-# Of the contrast, relative to it, what a sweep must gain for another to follow.
+# Relative gain in contrast that a sweep must reach for another one to follow.
 GAIN = 1e-3
-# Pairs times images of a sweep: 20,000 images up to ten latents, and fewer of more, so that the
-# search takes seconds for 50 too.
+# Pairs times images in a sweep: 20,000 images for up to ten latents, and fewer images for more
+# latents, so that the search takes seconds even for 50.
 WORK, FEWEST = 20_000 * 45, 2_000
 
-# Latents up to which training looks for axes; of more a search takes minutes, and a training that
-# ends with so many informative ones has not selected.
+# Largest number of latents for which training searches for axes: with more, a search takes minutes,
+# and a training that ends with so many informative latents has not selected any.
 MOST = 50
 
 # Bootstrap samples behind the agreement.
 SAMPLES = 10
 
-# Eigenvalue of the correlations up to which latents are linearly dependent in float32; its computed
-# sign is that of a rounding error.
+# Eigenvalue of the correlations up to which latents count as linearly dependent in float32: its
+# computed sign is that of a rounding error.
 SINGULAR = 1e-6
-# Standard deviation of a loc, relative to its largest value (at least 1), up to which it is the
-# same for all images in float32: some roundings of the layers before it.
+# Standard deviation of a loc, relative to its largest value (at least 1), up to which it counts as
+# constant in float32: a few rounding errors of the layers before it.
 STILL = 1e-5
 
 
 def negentropy(sources: Array) -> Array:
     """How far each column is from a Gaussian of its mean and variance, nats.
 
-    J = (E log cosh y - E log cosh v)^2 / (2 d^2), y the standardised column, v ~ Normal(0, 1) and
-    d^2 the variance of what of log cosh v is no multiple of 1 and v^2: the second order of the
-    negentropy in that one statistic (Hyvarinen, 1998, "New approximations of differential entropy
-    for independent component analysis and projection pursuit", NIPS). 0 for a Gaussian. Over N
-    draws of one, 2 N J is chi-squared with one degree of freedom.
+    J = (E log cosh y - E log cosh v)^2 / (2 d^2), where y is the standardised column,
+    v ~ Normal(0, 1) and d^2 the variance of the part of log cosh v that is not a linear combination
+    of 1 and v^2: the negentropy to second order in that one statistic (Hyvarinen, 1998, "New
+    approximations of differential entropy for independent component analysis and projection
+    pursuit", NIPS). It is 0 for a Gaussian, and for N draws from one, 2 N J is chi-squared with one
+    degree of freedom.
 
     Args:
-        sources: (N, M), no column constant.
+        sources: Values of shape (N, M), with no constant column.
 
     Returns:
-        (M,).
+        J of each column, shape (M,).
 
     Raises:
-        UserError: If they are no finite numbers of that shape, or a column never varies.
+        UserError: If they are not finite numbers of that shape, or a column never varies.
     """
     y = _standardised(_checked(sources))
     return _contrast(y.T) / (2.0 * GAUSSIAN_RESIDUAL)
 
 
-def _checked(codes: Any) -> Array:
+def _checked(codes: Array) -> Array:
     """Codes as float64.
 
     Raises:
-        UserError: If they are no finite numbers of shape (N, M), or a column never varies.
+        UserError: If they are not finite numbers of shape (N, M), or a column never varies.
     """
     found = np.asarray(checked("codes", codes, "NK"), np.float64)
     still = np.ptp(found, axis=0) == 0.0
@@ -100,7 +103,7 @@ def _checked(codes: Any) -> Array:
 
 
 def _standardised(codes: Array) -> Array:
-    # In units of the largest, because the square of a small number may be 0.
+    # In units of the largest value, because the square of a small number may be 0.
     codes = (codes - codes.mean(0)) / np.abs(codes).max(0)
     return np.asarray(codes / codes.std(0))
 
@@ -109,19 +112,21 @@ def _contrast(y: Array) -> Array:
     """(E log cosh y - E log cosh v)^2 over the last axis, of standardised rows."""
     size = np.abs(y)
     log_cosh = size + np.log1p(np.exp(-2.0 * size))
-    return np.square(log_cosh.mean(-1, dtype=np.float64) - np.log(2.0) - GAUSSIAN_MEAN)
+    difference = log_cosh.mean(-1, dtype=np.float64) - np.log(2.0) - GAUSSIAN_MEAN
+    squares: Array = np.square(difference)
+    return squares
 
 
 @dataclass(frozen=True)
 class Axes:
     """Independent coordinates of M codes: sources = (codes - mean) change'.
 
-    ``change`` is (M, M), and the columns of its inverse have norm 1, so that noise of one and the
-    same precision in all codes keeps it as far as ``change`` is orthogonal. Each source stands
-    where the code is that it is most like, with its sign. ``gaussian`` (M,) tells sources whose
-    negentropy is no more than chance; two or more of them could be any rotation of themselves, and
-    are the one nearest to the codes. ``uncorrelated`` (M, M) is the change to uncorrelated codes
-    that changes them least, scaled likewise.
+    ``change`` is (M, M), and the columns of its inverse have norm 1, so that noise of equal
+    precision in all codes keeps its precision to the extent that ``change`` is orthogonal. Each
+    source has the position and the sign of the code that it is most similar to. ``gaussian`` (M,)
+    marks sources whose negentropy may be due to chance; two or more of them could be rotated among
+    themselves at will, and are in the rotation nearest to the codes. ``uncorrelated`` (M, M) is the
+    change to uncorrelated codes that changes them least, scaled in the same way.
     """
 
     mean: Array
@@ -131,7 +136,7 @@ class Axes:
 
     @property
     def found(self) -> bool:
-        """Whether there was anything to find: Gaussian sources alone leave nothing."""
+        """Whether any source is non-Gaussian; otherwise there is nothing to find."""
         return not bool(self.gaussian.all())
 
     def __call__(self, codes: Array) -> Array:
@@ -139,23 +144,24 @@ class Axes:
 
 
 def find(codes: Array, seed: int = 0) -> Axes | None:
-    """Independent coordinates of codes, by their order and sign the nearest to the codes.
+    """Independent coordinates of codes, with the order and signs that are nearest to the codes.
 
     Codes are made uncorrelated with the least change (Kessy, Lewin and Strimmer, 2018, "Optimal
-    whitening and decorrelation", ZCA-cor), and turned so that the sum over sources of (E log cosh y
-    - E log cosh v)^2 is largest, the contrast of FastICA (Hyvarinen, 1999): in one plane of two
-    sources after the other, at all angles of it, as in Jacobi's method, until no plane gains.
+    whitening and decorrelation", ZCA-cor), and rotated to maximise the sum over sources of
+    (E log cosh y - E log cosh v)^2, the contrast of FastICA (Hyvarinen, 1999): as in Jacobi's
+    method, in the plane of one pair of sources after the other, over all angles, until no plane
+    gains.
 
     Args:
-        codes: (N, M), such as posterior means of the informative latents over the data.
-        seed: Of the random beginnings.
+        codes: Values of shape (N, M), such as posterior means of the informative latents.
+        seed: Seed of the random starts.
 
     Returns:
-        None where codes are linearly dependent, as M of them over M images or fewer are, or vary by
-        less than 1e-5 of their largest value or of 1, which is as good as not at all in float32.
+        The axes, or None if codes are linearly dependent, as M codes of M or fewer images are, or
+        vary by less than 1e-5 of their largest value or of 1, which is constant in float32.
 
     Raises:
-        UserError: If they are no finite numbers of that shape.
+        UserError: If they are not finite numbers of that shape.
     """
     codes = np.asarray(checked("codes", codes, "NK"), np.float64)
     if len(codes) < 2 or (codes.std(0) <= STILL * np.maximum(np.abs(codes).max(0), 1.0)).any():
@@ -172,29 +178,29 @@ def find(codes: Array, seed: int = 0) -> Axes | None:
     _, rotation = max((_climb(some, start) for start in starts), key=lambda found: found[0])
     rotation = _nearest(rotation, gaussian(white @ rotation.T))
     change = _of_unit_columns(rotation @ whiten)
-    # The rest is in the order of the codes now.
+    # The sources are in the order of the codes now.
     rest = gaussian(codes @ change.T)
     return Axes(mean, change, rest, _of_unit_columns(whiten))
 
 
 def gaussian(sources: Array) -> Bools:
-    """Which columns, found as the least Gaussian of all directions, may be Gaussian all the same.
+    """Which columns may be Gaussian, although found as the least Gaussian of all directions.
 
-    Of one direction of Gaussian codes 2 N J is chi-squared with one degree of freedom. Over all
-    directions in M dimensions it is the square of a random field, whose statistic turns with the
-    direction as a form of degree 4 and more; by its Euler characteristic the chance that its
+    For one direction of Gaussian codes 2 N J is chi-squared with one degree of freedom. Over all
+    directions in M dimensions it is the square of a random field, whose statistic varies with the
+    direction as a form of degree 4 and more; by its Euler characteristic the probability that its
     largest value exceeds u is about 4^((M - 1) / 2) times that of a chi-squared variable with M
-    degrees of freedom (Adler and Taylor, 2007, "Random fields and geometry"). Columns that one
-    search in 1,000 reaches by chance are taken to be Gaussian.
+    degrees of freedom (Adler and Taylor, 2007, "Random fields and geometry"). Columns below the
+    value that one search in 1,000 reaches by chance are taken to be Gaussian.
 
     Args:
-        sources: (N, M), no column constant.
+        sources: Values of shape (N, M), with no constant column.
 
     Returns:
-        (M,).
+        One boolean for each column, shape (M,).
 
     Raises:
-        UserError: As :func:`negentropy`.
+        UserError: As for :func:`negentropy`.
     """
     scores = negentropy(sources)
     size = len(scores)
@@ -208,16 +214,16 @@ def _of_unit_columns(change: Array) -> Array:
 
 
 def _some(codes: Array) -> Array:
-    """As many of the images, evenly spaced, as a search takes."""
+    """The images that a search uses, evenly spaced."""
     pairs = max(1, codes.shape[1] * (codes.shape[1] - 1) // 2)
     return codes[:: -(-len(codes) // max(FEWEST, WORK // pairs))]
 
 
 def _climb(white: Array, start: Array) -> tuple[float, Array]:
-    """(contrast, rotation) at which turning pairs of sources no longer helps.
+    """(contrast, rotation) at which rotating pairs of sources no longer helps.
 
-    FastICA's fixed points need not be maxima of this contrast: from the best of ten beginnings it
-    ended up to 38 % below, and this within 2 % from any of eight.
+    FastICA's fixed points need not be maxima of this contrast: from the best of ten starts it ended
+    up to 38 % below, and this search within 2 % from any of eight.
     """
     # In float32, which is twice as fast and far finer than the scatter of a mean.
     y, rotation = (start @ white.T).astype(np.float32), start.copy()
@@ -228,18 +234,18 @@ def _climb(white: Array, start: Array) -> tuple[float, Array]:
     return float(_contrast(y).sum()), rotation
 
 
-# A quarter of a turn changes order and sign of a pair only.
+# A quarter turn changes only the order and signs of a pair.
 _ANGLES = np.linspace(0.0, np.pi / 2.0, ANGLES, endpoint=False)
 
 
 def _turned(a: Array, b: Array, angle: float) -> tuple[Array, Array]:
-    """Two sources after a turn of their plane."""
+    """Two sources after a rotation in their plane."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * a + sin * b, cos * b - sin * a
 
 
 def _turn(y: Array, rotation: Array, i: int, j: int) -> float:
-    """Turn sources i and j in their plane to where their contrast is largest; what it gains."""
+    """Rotate sources i and j in their plane to maximise their contrast; returns the gain."""
     a, b = y[i], y[j]
     # One angle at a time, because larger arrays leave the cache.
     values = np.array([sum(map(_contrast, _turned(a, b, angle))) for angle in _ANGLES])
@@ -258,10 +264,10 @@ def _turn(y: Array, rotation: Array, i: int, j: int) -> float:
 
 
 def _nearest(rotation: Array, free: Bools) -> Array:
-    """Its rows in the order and with the signs that make it nearest to the identity.
+    """The rotation with its rows in the order and with the signs nearest to the identity.
 
-    ``free`` are rows that may be any basis of what they span; they become that nearest to the axes
-    left to them.
+    The rows in ``free`` may be replaced by any basis of their span, and become the one nearest to
+    the remaining axes.
     """
     _, places = linear_sum_assignment(-np.abs(rotation))
     order = np.argsort(places)
@@ -269,32 +275,31 @@ def _nearest(rotation: Array, free: Bools) -> Array:
     rotation = rotation * np.where(np.diag(rotation) < 0.0, -1.0, 1.0)[:, None]
     if free.sum() > 1:
         span = rotation[free]
-        # The axes' shadows in that span, and the orthonormal rows nearest to them.
+        # The projections of the axes onto that span, and the orthonormal rows nearest to them.
         left, _, right = np.linalg.svd(span[:, free].T)
         rotation[free] = left @ right @ span
     return np.asarray(rotation)
 
 
 def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
-    """How sure it is that codes are along independent axes: what becomes of them in other samples.
+    """How reliably the codes are independent axes: whether other samples give the same ones.
 
-    The mean over bootstrap samples of the absolute correlation of each code with the source of the
-    sample that is matched to it, both over all codes (as in ICASSO: Himberg, Hyvarinen and
-    Esposito, 2004, "Validating the independent components of neuroimaging time series via
-    clustering and visualization"). The search in each sample has a random beginning. 1 is certain.
-    Of Gaussian codes it is what a random rotation has, about 0.7 for M = 5, and of codes that are
-    no independent sources it is low too.
+    It is the mean over bootstrap samples of |corr(code, source of the sample matched to it)|, both
+    over all codes (as in ICASSO: Himberg, Hyvarinen and Esposito, 2004, "Validating the independent
+    components of neuroimaging time series via clustering and visualization"). The search in each
+    sample has a random start. 1 is certain. Gaussian codes have the value of a random rotation,
+    about 0.7 for M = 5, and codes that are not independent sources have a low value too.
 
     Args:
-        codes: (N, M), not linearly dependent.
-        samples: How many.
-        seed: Of the samples and the beginnings.
+        codes: Values of shape (N, M), not linearly dependent.
+        samples: Number of bootstrap samples.
+        seed: Seed of the samples and of the random starts.
 
     Returns:
-        (M,), each at most 1.
+        One number for each code, at most 1, shape (M,).
 
     Raises:
-        UserError: If they are no finite numbers of that shape, or a column never varies.
+        UserError: If they are not finite numbers of that shape, or a column never varies.
     """
     expect("samples", samples, Integral, "a whole number")
     if samples < 1:
@@ -305,7 +310,7 @@ def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
     random, total = np.random.default_rng(seed), np.zeros(size)
     for _ in range(samples):
         sample = _whitened(y[random.integers(0, count, count)])
-        # Of few images one may be linearly dependent; it knows of no axis.
+        # A sample of few images may be linearly dependent; it counts as no agreement.
         if sample is None:
             continue
         white, whiten = sample
@@ -324,9 +329,9 @@ def _random_rotation(random: np.random.Generator, size: int) -> Array:
 
 
 def _whitened(y: Array) -> tuple[Array, Array] | None:
-    """Uncorrelated columns of variance 1 with the least change, and the matrix that makes them.
+    """Columns made uncorrelated with variance 1 by the least change, and the matrix that does it.
 
-    Where M of them are linearly dependent there are none.
+    None if the columns are linearly dependent.
     """
     values, vectors = np.linalg.eigh(np.cov(y.T).reshape(y.shape[1], -1))
     if not (values > SINGULAR).all():

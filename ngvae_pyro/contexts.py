@@ -1,7 +1,7 @@
-"""What a fit and a look at one ask of torch and Pyro, and leave as it was.
+"""Contexts for training and for evaluation, which restore the state of torch and Pyro afterwards.
 
 Torch's default type and generators and Pyro's stack of handlers belong to the process, and a
-module's mode and buffers to whoever holds it.
+module's mode and buffers belong to the caller.
 """
 
 import threading
@@ -13,16 +13,16 @@ from torch import nn
 
 from ngvae_pyro.errors import UserError
 
-# Held by whoever uses what belongs to the process; a thread may take it again.
+# Held while a thread uses state that belongs to the process; the thread may take it again.
 _LOCK = threading.RLock()
-# How often a thread that waits for it looks whether it is a fit that it waits for, in seconds.
+# Interval in seconds at which a waiting thread checks whether a fit holds the lock.
 _PATIENCE = 0.05
 _fits = False
 
 
 @contextmanager
 def float32() -> Iterator[None]:
-    """Torch's default type is float32, as it is unless somebody has set it.
+    """Make float32 torch's default type, in case the caller has set another one.
 
     Weights and densities of this package are float32 whatever the default is, so that a run is the
     same wherever it is trained and read.
@@ -37,10 +37,10 @@ def float32() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One thread at a time.
+    """Admit one thread at a time.
 
     Raises:
-        UserError: Where another thread trains, which may take long.
+        UserError: If another thread trains, which may take long.
     """
     while not _LOCK.acquire(timeout=_PATIENCE):
         if _fits:
@@ -56,7 +56,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
-    """Modules in training mode or not; afterwards each of their parts in that where it was."""
+    """Put modules into training mode or out of it, and restore the mode of each part at the end."""
     before = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
         module.train(training)
@@ -69,10 +69,10 @@ def _in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """For all that looks at a model or a guide: in ``eval()``, and without a trace.
+    """Evaluate a model or a guide: in ``eval()``, and without side effects on it.
 
-    Within it dropout is off and batch normalisation uses what it has learned. Afterwards modes and
-    buffers are as before, also buffers that a module writes to in whatever mode.
+    Inside, dropout is off and batch normalisation uses its learned statistics. Afterwards modes and
+    buffers are as before, even buffers that a module writes to in either mode.
 
     Raises:
         UserError: If a fit is under way in another thread.
@@ -100,10 +100,10 @@ def _check_float32(*modules: nn.Module) -> None:
 
 @contextmanager
 def fitting(*modules: nn.Module) -> Iterator[None]:
-    """For a training: in ``train()``, and the only one of the process.
+    """Train: in ``train()``, and as the only fit of the process.
 
     Raises:
-        UserError: If another fit is under way, in whatever thread, or weights are not float32.
+        UserError: If another fit is under way, in any thread, or weights are not float32.
     """
     global _fits
     _check_float32(*modules)

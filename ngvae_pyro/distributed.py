@@ -1,23 +1,23 @@
 """One training in several processes, with the result of one process at the same batch.
 
 ``torchrun`` starts the processes, on one machine or on many. Each of them has the whole state
-(weights, optimizer, schedule, generators) and a part of every batch: its rows. What they tell each
-other in a step is
+(weights, optimizer, schedule, generators) and a part of every batch: its rows. In a step they
+exchange
 
 - the parameters of the posteriors of their rows, so that each draws the latents of the whole batch
-  and keeps those of its rows (:class:`SharedNoise`): the very draws that one process would make;
-- where a penalty is of the whole batch, its z, so that each computes that penalty
+  and keeps those of its rows (:class:`SharedNoise`): exactly the draws that one process would make;
+- the draws of z, if a penalty depends on the whole batch, so that each computes that penalty
   (:class:`~ngvae_pyro.objectives.PenalisedELBO`);
 - the gradients, averaged by DistributedDataParallel (:class:`SharedLoss`).
 
-All else, looks and moves and annealing, each does for itself, and what is decided by a number is
-decided by the number of the first process (:meth:`Team.agreed`)::
+Each process does everything else for itself, evaluations, moves and annealing, and a decision that
+depends on a number uses the number of the first process (:meth:`Team.agreed`)::
 
     with distributed.joined() as team:
         result = fit(model, guide, data, spec, team=team)
 
-The two differ by rounding: a matrix product of fewer rows may be summed in another order, and as in
-any long training rounding grows with the steps.
+The result differs from that of one process by rounding: a matrix product of fewer rows may be
+summed in another order, and as in any long training rounding errors grow with the steps.
 """
 
 import copy
@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,16 +41,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ngvae_pyro.errors import UserError
 
+if TYPE_CHECKING:
+    from ngvae_pyro.objectives.base import TraceELBO
+
+T = TypeVar("T")
+
 # How long a process waits for another, which may be downloading the data or writing the report.
-# One that has died is noticed at once.
+# A process that has died is noticed at once.
 PATIENCE = timedelta(hours=3)
 
 
+class _Context(Protocol):
+    """The attributes that :class:`_Gather` keeps for its backward pass."""
+
+    axis: int
+    team: "Team"
+    weight: float
+
+
 class _Gather(torch.autograd.Function):
-    """Rows of all processes along an axis; gradients go to the own rows alone, times a weight."""
+    """Gather the rows of all processes; the gradient goes to the own rows only, times a weight."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, axis: int, team: "Team", weight: float) -> Tensor:
+    def forward(ctx: "_Context", own: Tensor, axis: int, team: "Team", weight: float) -> Tensor:
         ctx.axis, ctx.team, ctx.weight = axis, team, weight
         rows = own.movedim(axis, 0).contiguous()
         whole = rows.new_empty((team.size * len(rows), *rows.shape[1:]))
@@ -59,16 +72,19 @@ class _Gather(torch.autograd.Function):
         return whole.movedim(0, axis).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: "_Context", *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.weight * ctx.team.rows(gradients[0], ctx.axis), None, None, None
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training, as one of them sees them; by default it is alone.
+    """The processes of a training, as seen by one of them; by default there is only that one.
 
-    ``rank`` is its number among ``size``, ``local_rank`` that on its machine. Alone, nothing is
-    communicated. What communicates has to be called by all processes, in the same order.
+    ``rank`` is its number among ``size`` processes, ``local_rank`` its number on its machine. A
+    single process communicates nothing. All processes must call the methods that communicate, in
+    the same order: :meth:`whole` (elsewhere called ``all_gather``), :meth:`mean` and :meth:`most`
+    (``all_reduce``), :meth:`agreed` (``broadcast``), :meth:`wait` (``barrier``) and
+    :meth:`together`.
     """
 
     rank: int = 0
@@ -77,11 +93,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the process that writes and prints (``is_global_zero`` elsewhere)."""
         return self.rank == 0
 
     def check_device(self, name: str) -> None:
-        """A device of its own for every process.
+        """Check that every process can have a device of its own.
 
         Raises:
             UserError: If there are fewer GPUs than processes on this machine, or all are to share
@@ -101,10 +117,12 @@ class Team:
             )
 
     def check_batch(self, size: int) -> None:
-        """As many rows for every process: only then is the mean of their means that of the batch.
+        """Check that the rows of a batch divide evenly among the processes.
+
+        Otherwise the mean of their means would not be the mean of the batch.
 
         Raises:
-            UserError: If that cannot be.
+            UserError: If they do not.
         """
         if size % self.size:
             raise UserError(
@@ -112,85 +130,95 @@ class Team:
             )
 
     def rows(self, whole: Tensor, axis: int = 0) -> Tensor:
-        """This process's part of a batch."""
+        """The rows of this process in a batch."""
         share = whole.shape[axis] // self.size
         return whole.narrow(axis, self.rank * share, share)
 
-    def whole(self, own: Any, axis: int = 0, weight: float = 1.0) -> Any:
-        """A tensor or a distribution of the whole batch, from that of each process's rows.
+    def whole(self, own: T, axis: int = 0, weight: float = 1.0) -> T:
+        """The tensor or distribution of the whole batch, gathered from the rows of each process.
 
-        Its gradient goes to this process's rows alone and is multiplied by ``weight``: 1 where
-        only these rows of what is made of it are used, ``size`` where all processes compute the
-        same of the whole and weigh it by 1 / ``size``. So a backward pass communicates nothing.
+        The gradient goes to this process's rows only and is multiplied by ``weight``: 1 if only
+        these rows of a result are used, ``size`` if all processes compute the same function of the
+        whole batch and weight it by 1 / ``size``. So a backward pass communicates nothing. Others
+        call this ``all_gather``.
 
         Args:
-            own: Of the rows of this process. A distribution's batch shape has them at ``axis``.
-            axis: Counted from the left.
-            weight: Of the gradient.
+            own: The rows of this process. A distribution's batch shape has them at ``axis``.
+            axis: Axis of the rows, counted from the left.
+            weight: Factor on the gradient.
         """
         if self.size == 1:
             return own
         if isinstance(own, Tensor):
-            return _Gather.apply(own, axis, self, weight)
-        new = copy.copy(own)
+            gathered: T = _Gather.apply(own, axis, self, weight)
+            return gathered
+        new: Any = copy.copy(own)
         for name, value in vars(own).items():
             cached = isinstance(inspect.getattr_static(type(own), name, None), lazy_property)
-            if cached and name not in own.arg_constraints:
-                # It is computed again from the parameters where it is asked for.
+            if cached and name not in new.arg_constraints:
+                # It is computed again from the parameters when it is needed.
                 del new.__dict__[name]
             elif isinstance(value, Tensor | Distribution):
                 new.__dict__[name] = self.whole(value, axis, weight)
-        shape = list(own.batch_shape)
+        shape = list(new.batch_shape)
         shape[axis] *= self.size
         new._batch_shape = torch.Size(shape)
-        return new
+        found: T = new
+        return found
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a number over the processes, without gradient."""
+        """The mean of a number over the processes, without gradient (an ``all_reduce``)."""
         if self.size == 1:
             return value.detach()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total / self.size
 
-    def agreed(self, value: Any) -> Any:
-        """The first process's value, a tensor or anything that can be pickled."""
-        if self.size == 1:
-            return value
-        if isinstance(value, Tensor):
-            value = value.detach().clone(memory_format=torch.contiguous_format)
-            dist.broadcast(value, 0)
-            return value
-        return self._told(value, 0)
+    def agreed(self, value: T | None) -> T:
+        """The first process's value, a tensor or anything that can be pickled.
 
-    def _told(self, value: Any, rank: int) -> Any:
-        """What one process says, by way of the CPU: its GPU may not be there, or not its own."""
+        Others call this ``broadcast``. The value of the other processes may be None, unless it is a
+        tensor.
+        """
+        agreed: Any = value
+        if self.size == 1:
+            pass
+        elif isinstance(value, Tensor):
+            agreed = value.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(agreed, 0)
+        else:
+            agreed = self._told(value, 0)
+        found: T = agreed
+        return found
+
+    def _told(self, value: T, rank: int) -> T:
+        """Broadcast one process's value over the CPU: it may have no GPU, or share one."""
         values = [value]
         dist.broadcast_object_list(values, rank, device=torch.device("cpu"))
         return values[0]
 
     def most(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """The largest of the processes' values (an ``all_reduce``)."""
         if self.size == 1:
             return value
-        # Of the CPU, so that no process waits for its GPU.
+        # On the CPU, so that no process waits for its GPU.
         values = torch.tensor(value)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
     def wait(self) -> None:
-        """Return when all processes are here."""
+        """Return when all processes have called this (a ``barrier``)."""
         if self.size > 1:
-            # Not `barrier`, which would take a GPU where there is one.
+            # Not torch's `barrier`, which would use a GPU if there is one.
             dist.all_reduce(torch.zeros(()))
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that ends when all have ended it; one's UserError is raised by all."""
+        """A block that ends when all processes have ended it; if one raises a UserError, all do."""
         if self.size == 1:
             yield
             return
-        said = None
+        said: str | None = None
         try:
             yield
         except UserError as error:
@@ -204,10 +232,11 @@ ALONE = Team()
 
 
 def started() -> Team:
-    """This process among those that torchrun has started, :data:`ALONE` without it.
+    """This process among those that torchrun has started; :data:`ALONE` without torchrun.
 
     Raises:
-        UserError: If the environment has a part of what torchrun sets, or something else.
+        UserError: If the environment has only some of the variables that torchrun sets, or other
+            values.
     """
     size = _variable("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
     if size == 1:
@@ -223,7 +252,7 @@ _HINT = "; start with torchrun, or unset WORLD_SIZE"
 
 
 def _variable(name: str, low: int, high: int = 10**6) -> int:
-    """A number that torchrun sets in the environment."""
+    """Read a number that torchrun sets in the environment."""
     text = os.environ.get(name, "nothing")
     if not (text.isascii() and text.isdecimal() and low <= int(text[:9]) <= high):
         raise UserError(
@@ -235,13 +264,13 @@ def _variable(name: str, low: int, high: int = 10**6) -> int:
 
 @contextmanager
 def joined() -> Iterator[Team]:
-    """The team of the processes that torchrun has started; :data:`ALONE` where it has not.
+    """Join the processes that torchrun has started; gives :data:`ALONE` without torchrun.
 
-    Where there are GPUs, each process has its own for ``device`` auto and cuda. A block that ends
-    well ends in all processes at once.
+    If there are GPUs, each process has its own for ``device`` auto and cuda. A block that ends
+    without an error ends in all processes at once.
 
     Raises:
-        UserError: As :func:`started`, or if the processes do not find each other.
+        UserError: As for :func:`started`, or if the processes do not find each other.
     """
     team = started()
     if team.size == 1:
@@ -250,7 +279,7 @@ def joined() -> Iterator[Team]:
     if team.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(team.local_rank)
     try:
-        # Named, because of none torch 2.11 makes NCCL alone where there is a GPU.
+        # Explicit, because without a name torch 2.11 sets up only NCCL if there is a GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
     except (dist.DistError, ValueError) as error:
@@ -261,7 +290,7 @@ def joined() -> Iterator[Team]:
         yield team
         team.wait()
     finally:
-        # A reducer that is left over would end after the group that it works in, and abort.
+        # A leftover reducer would be destroyed after the process group that it uses, and abort.
         gc.collect()
         dist.destroy_process_group()
 
@@ -269,20 +298,23 @@ def joined() -> Iterator[Team]:
 class SharedNoise(Messenger):
     """Gives the rows of a process the draws that one process would make for the whole batch.
 
-    At each latent site in the plate ``data`` the distribution of the whole batch is gathered,
-    drawn from by all processes alike, their generators being in the same state, and cut to the
-    rows. That alone takes parameters from the others: how many random numbers a Gamma asks for
-    depends on its value. Sites know of it by ``infer["team"]``.
+    At each latent site in the plate ``data`` the distribution of the whole batch is gathered. All
+    processes draw the same from it, because their generators are in the same state, and keep their
+    own rows. The parameters of the others are needed because the number of random numbers that a
+    Gamma consumes depends on its value. The team is passed to the sites in ``infer["team"]``.
+
+    Args:
+        team: The processes.
     """
 
     def __init__(self, team: Team) -> None:
         super().__init__()
         self.team = team
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: "Message[..., Any]") -> None:
         frames: Any = msg["cond_indep_stack"]
         plate = next((frame for frame in frames if frame.name == "data"), None)
-        # In the model a latent has its value already, from the guide.
+        # In the model, a latent already has its value from the guide.
         if plate is None or msg["is_observed"] or msg["value"] is not None:
             return
         fn: Any = msg["fn"]
@@ -293,12 +325,14 @@ class SharedNoise(Messenger):
 
 
 class _LossModule(nn.Module):
-    """The loss as a module, which is what DistributedDataParallel takes."""
+    """The loss as a module, because DistributedDataParallel takes a module."""
 
-    def __init__(self, elbo: Any, model: nn.Module, guide: nn.Module, own: list[Any]) -> None:
+    def __init__(
+        self, elbo: "TraceELBO", model: nn.Module, guide: nn.Module, own: list[Tensor]
+    ) -> None:
         super().__init__()
         self.elbo, self.model, self.guide = elbo, model, guide
-        # With one that no step uses: DDP warns where it looks for such parameters and finds none.
+        # One more that no step uses: DDP warns if it searches for unused parameters in vain.
         self.own = nn.ParameterList([*own, nn.Parameter(torch.zeros(()))] if own else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -306,7 +340,7 @@ class _LossModule(nn.Module):
 
 
 class SharedLoss:
-    """-ELBO per image of a batch that is shared, from the rows of each process.
+    """-ELBO per image of a shared batch, from the rows of each process.
 
     Its value is the mean over the processes, and so is the gradient that ``backward`` leaves in the
     parameters.
@@ -314,18 +348,18 @@ class SharedLoss:
     Args:
         team: More than one process.
         elbo: The objective.
-        model: What is trained.
-        guide: What is trained with it.
+        model: The model that is trained.
+        guide: The guide that is trained with it.
         own: Parameters of the objective itself.
     """
 
     def __init__(
-        self, team: Team, elbo: Any, model: nn.Module, guide: nn.Module, own: list[Tensor]
+        self, team: Team, elbo: "TraceELBO", model: nn.Module, guide: nn.Module, own: list[Tensor]
     ) -> None:
         self.team = team
         self.module = DistributedDataParallel(
             _LossModule(elbo, model, guide, own),
-            # Those of the objective may have no part in a step, as an adversary's before it begins.
+            # A step may not use the objective's parameters, as an adversary's before it begins.
             find_unused_parameters=bool(own),
         )
 
@@ -333,4 +367,5 @@ class SharedLoss:
         """The loss at the rows ``x`` of this process."""
         with SharedNoise(self.team):
             loss = self.module(x)
-        return loss + (self.team.mean(loss) - loss.detach())
+        shared: Tensor = loss + (self.team.mean(loss) - loss.detach())
+        return shared

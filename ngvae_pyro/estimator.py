@@ -332,7 +332,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     # Densities --------------------------------------------------------------------------------
 
     def score_samples(self, X: Images) -> np.ndarray:
-        """log p(x) of each row, nats, as a density in the units of X.
+        """Log p(x) of each row, nats, as a density in the units of X.
 
         By importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes about a tenth of a
         second a row with the default decoder on one core. The same rows in the same order have the

@@ -47,21 +47,21 @@ from ngvae_pyro.specs import (
 )
 from ngvae_pyro.variants import spec_of
 
-# Bound on the log rate of a count, 148 events; of the code of Vafaii, Galor and Yates (2024).
+# Bound on the log rate of a count (148 events), from the code of Vafaii, Galor and Yates (2024).
 MAX_LOG_RATE = 5.0
-# log delta in units of the encoder's output. At 1, Adam's first steps silence every count before
-# the decoder has a use for it, and a silent one has no gradient: on sprites, at the default
-# learning rate, all were silent after 50 steps and stayed so.
+# Factor from the encoder's output to log delta. At 1, Adam's first steps silence every count before
+# the decoder can use it, and a silent count has no gradient: on sprites, at the default learning
+# rate, all were silent after 50 steps and stayed so.
 GAIN = 0.1
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What a guide says of a batch, each (B, K).
+    """Posterior summaries of a batch, each of shape (B, K).
 
     ``loc`` is the posterior mean of z, ``variance`` the inferred variance of z given x,
-    ``precision`` the posterior mean of its precision, ``probs`` the weight p by which a latent is
-    informative: what that is the guide says by its ``p_is``.
+    ``precision`` the posterior mean of its precision, and ``probs`` the weight p by which a latent
+    is informative, which each guide describes in its ``p_is``.
     """
 
     loc: Tensor
@@ -71,11 +71,12 @@ class Codes:
 
     @property
     def informative(self) -> Tensor:
-        """Which latents are informative, their p above one half in the mean of the batch: (K,)."""
-        return is_informative(self.probs.mean(0))
+        """Which latents are informative: those whose mean p over the batch exceeds 1/2, (K,)."""
+        informative: Tensor = is_informative(self.probs.mean(0))
+        return informative
 
 
-# What a switch of latents has written to: a parameter, and where in it.
+# Where a switch of latents has written: a parameter, and an index into it.
 Touched = list[tuple[Tensor, Any]]
 
 
@@ -83,28 +84,28 @@ Touched = list[tuple[Tensor, Any]]
 class SwitchableLatents(Protocol):
     """A guide whose latents can be switched on and off, and rotated among each other.
 
-    The moves, the silencing and the rotation of :mod:`ngvae_pyro.training.actions` ask for it. Each
+    The moves, the silencing and the rotation of :mod:`ngvae_pyro.training.actions` require it. Each
     method writes to the guide and to the model's decoder in place, and returns the parts of
-    parameters that it has touched, whose optimizer state is then of no use.
+    parameters that it has changed, whose optimizer state is then obsolete.
     """
 
     def switch(self, decoder: Decoder, latent: int, on: bool, loc: Tensor) -> Touched:
         """Make latent k informative or uninformative.
 
         Args:
-            decoder: Of the model.
+            decoder: The model's decoder.
             latent: Index k.
-            on: Whether it is to be informative.
+            on: Whether to make it informative.
             loc: Its posterior means over a sample of the data, shape (N,).
         """
 
     def recombine(self, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
-        """Change the coordinates of some latents, loc to A loc, at the same reconstruction.
+        """Change the coordinates of some latents, loc to A loc, and keep the reconstruction.
 
         Args:
-            decoder: Of the model.
+            decoder: The model's decoder.
             latents: Indices k, shape (M,).
-            change: A, (M, M).
+            change: Matrix A, shape (M, M).
         """
 
 
@@ -116,7 +117,7 @@ class Relaxable(Protocol):
     exact: bool
 
     def become_exact(self) -> Touched:
-        """Leave the relaxation; returns the parts of parameters that it has touched."""
+        """Leave the relaxation, and return the parts of parameters that this has changed."""
 
 
 def recombine(encoder: Encoder, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
@@ -126,11 +127,11 @@ def recombine(encoder: Encoder, decoder: Decoder, latents: Tensor, change: Tenso
     unchanged.
 
     Args:
-        encoder: Its head is a linear layer that gives loc first. What it gives besides stays, so
-            that this is meant for latents whose posteriors have one precision.
+        encoder: Its head is a linear layer whose first outputs are loc. The other outputs stay, so
+            this is meant for latents whose posteriors have the same precision.
         decoder: Its stem is a linear layer of z.
         latents: Indices k, shape (M,).
-        change: A, (M, M).
+        change: Matrix A, shape (M, M).
 
     Returns:
         The parts of parameters that were written to.
@@ -143,19 +144,19 @@ def recombine(encoder: Encoder, decoder: Decoder, latents: Tensor, change: Tenso
 
 
 class Guide(PyroModule):
-    """Base of the guides: an encoder, and the posterior that its outputs are parameters of.
+    """Base of the guides: an encoder, and the posterior that its outputs parameterise.
 
     Args:
         spec: Guide spec.
         model: The model whose latents are inferred; gives K and the image shape.
-        outputs: How many numbers the encoder gives for each latent.
+        outputs: How many numbers the encoder outputs for each latent.
     """
 
     # The models that it fits, which have the same latent sites.
     fits: ClassVar[type[VAE]] = VAE
-    # What p is: a latent is informative where its mean over the images exceeds one half.
+    # A description of p: a latent is informative if its mean over the images exceeds one half.
     p_is = "what the guide says of each latent, mean of the images"
-    # What of the spec the schedule multiplies, under its own name there.
+    # Keys of the spec that the schedule multiplies by factors of the same names.
     annealed: tuple[str, ...] = ()
 
     def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
@@ -163,21 +164,21 @@ class Guide(PyroModule):
         self.spec = spec
         self.image_shape, self.latent_size = model.image_shape, model.latent_size
         for name in self.annealed:
-            # A buffer, because it changes in training and is saved with the weights.
+            # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
 
     @classmethod
     def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
-        """What ``fit`` minimises for a guide of this class.
+        """The loss that ``fit`` minimises for a guide of this class.
 
-        By default it is the ``objective`` of the spec, and where that has none -ELBO, estimated as
-        ``fit.elbo`` says.
+        By default it is the ``objective`` of the spec, and if the spec has none, -ELBO with the
+        estimator ``fit.elbo``.
 
         Args:
-            spec: Of the guide.
+            spec: Spec of the guide.
             fit: The estimator of a plain ELBO, and the number of particles.
-            model: What is trained.
+            model: The model that is trained.
             data_size: Number of training images.
         """
         declared = getattr(spec, "objective", None)
@@ -185,12 +186,15 @@ class Guide(PyroModule):
 
     @property
     def phase(self) -> Hashable:
-        """What of the posterior's form is switched in training: recordings hold for one phase."""
+        """The form of the posterior, if training switches it: a recording is for one phase only."""
         return None
 
     def posterior(self, x: Tensor) -> Any:
-        """q(z | x) or q(z, precision | x) for images (B, C, H, W), batch shape (B, K)."""
-        # As in nn.Module.forward: PyroModule's metaclass leaves no room for an abstract class's.
+        """The posterior q(z | x) or q(z, precision | x) of images (B, C, H, W).
+
+        Its batch shape is (B, K).
+        """
+        # Not an abstract method: PyroModule has a metaclass of its own, which excludes ABCMeta.
         raise NotImplementedError(f"{type(self).__name__} does not say what its posterior is")
 
     def forward(self, x: Tensor) -> None:
@@ -199,14 +203,14 @@ class Guide(PyroModule):
             pyro.sample("z", q.to_event(1))
 
     def codes(self, x: Tensor) -> Codes:
-        """What is said of images (B, C, H, W)."""
+        """Posterior summaries of images (B, C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its codes are")
 
     @torch.no_grad()
     def draws(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Posterior draws (count, B, K) of the precision and of z.
 
-        Without a precision site the precision is 1 / variance, the same in all draws.
+        In a guide without a precision site the precision is 1 / variance in all draws.
         """
         z = self.posterior(x).sample((count,))
         return self.codes(x).precision.expand_as(z), z
@@ -215,29 +219,31 @@ class Guide(PyroModule):
     def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
         """Posterior draws of z (S, M, B, K): M = ``draws`` for each of S = ``precisions``.
 
-        Without a precision site there is one group, (1, S M, B, K).
+        In a guide without a precision site there is one group, (1, S M, B, K).
         """
-        return self.posterior(x).sample((1, precisions * draws))
+        z: Tensor = self.posterior(x).sample((1, precisions * draws))
+        return z
 
 
-# Logits of p after a birth and a death where p is the probability of a draw: an informative latent
-# is off in one image of 3,000, and an uninformative one on.
+# Logits of p after a birth and a death if p is the probability of a draw: an informative latent is
+# off in one image in 3,000, and an uninformative one is on as rarely.
 EXACTLY_SETTLED = 8.0, -8.0
-# Where the relaxation's p is 0.92 after a birth, and its gate 0.9998, this makes 0.99995 of it.
+# Factor on the logits: after a birth the relaxation's p is 0.92 and its gate 0.9998; this turns p
+# into 0.99995.
 SURER = 4.0
 
 
 class NormalGammaGuide(Guide):
-    """Base of the guides with sites ``precision`` and ``z``, whose encoder gives loc and logit p.
+    """Base of the guides with sites ``precision`` and ``z``, whose encoder outputs loc and logit p.
 
-    precision_k | x ~ what the posterior says,  z_k | precision_k, x ~ Normal(mu_k,
-    precision_k^-1/2).
+    The precision_k | x has the posterior's own distribution, and
+    z_k | precision_k, x ~ Normal(mu_k, precision_k^-1/2).
     """
 
     fits = NormalGammaVAE
     p_is = "the weight of the informative component, mean of the images"
     # Logits of p after a birth and a death: well inside the flat ends of the relaxation, yet not so
-    # far that the gradient of a sigmoid is lost.
+    # far out that the gradient of the sigmoid vanishes.
     settled = 2.5, -4.0
 
     def forward(self, x: Tensor) -> None:
@@ -256,7 +262,7 @@ class NormalGammaGuide(Guide):
         return precision, z
 
     def exact_posterior(self, x: Tensor) -> NormalGammaMixture:
-        """The mixture itself."""
+        """The mixture itself, without a relaxation, for images (B, C, H, W)."""
         loc, logits = self.encoder(x)
         return NormalGammaMixture(
             loc, logits=logits, concentration=self.spec.concentration, rate=self.spec.rate
@@ -266,15 +272,17 @@ class NormalGammaGuide(Guide):
     def nested_draws(self, x: Tensor, precisions: int, draws: int) -> Tensor:
         q = self.posterior(x)
         precision = q.precision.sample((precisions,))
-        return q.conditional(precision).sample((draws,)).transpose(0, 1)
+        z: Tensor = q.conditional(precision).sample((draws,))
+        return z.transpose(0, 1)
 
     @torch.no_grad()
     def switch(self, decoder: Decoder, latent: int, on: bool, loc: Tensor) -> Touched:
         """Make latent k informative or uninformative, see :class:`SwitchableLatents`.
 
-        On, loc is divided by its standard deviation and the decoder's column multiplied by it,
-        which leaves the reconstruction unchanged, and p is near 1. Off, loc and the column are 0
-        and p is near 0. The mean contribution of loc goes into the decoder's bias.
+        To switch it on, loc is divided by its standard deviation and the decoder's column
+        multiplied by it, which leaves the reconstruction unchanged, and p is set near 1. To switch
+        it off, loc and the column are set to 0 and p near 0. The mean contribution of loc moves
+        into the decoder's bias.
         """
         head, stem = self.encoder.head, decoder.stem
         loc_row, logit_row = latent, latent + self.latent_size
@@ -317,7 +325,7 @@ class RelaxedGuide(NormalGammaGuide):
 
 
 class FlatGuide(RelaxedGuide):
-    """The relaxed posterior, whose objective draws z several times for each precision."""
+    """The relaxed posterior, with an objective that draws z several times for each precision."""
 
     @classmethod
     def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
@@ -325,9 +333,9 @@ class FlatGuide(RelaxedGuide):
 
 
 class ScoredGradient(NormalGammaGuide):
-    """Base of the guides whose gradient has a part by the score of ``precision``.
+    """Base of the guides whose gradient has a score-function term from ``precision``.
 
-    Only ``Trace_ELBO`` takes it.
+    Only ``Trace_ELBO`` includes that term.
     """
 
     @classmethod
@@ -352,9 +360,9 @@ class GeneralizedGuide(ScoredGradient, RelaxedGuide):
 
 
 class ScoreGuide(ScoredGradient):
-    """precision_k | x ~ p_k Gamma(a1, b1) + (1 - p_k) Gamma(a2, b2), drawn as it is.
+    """precision_k | x ~ p_k Gamma(a1, b1) + (1 - p_k) Gamma(a2, b2), without a relaxation.
 
-    The site ``precision`` has no pathwise gradient, so Pyro's ELBOs take that of its score.
+    The site ``precision`` has no pathwise gradient, so Pyro's ELBOs use its score function.
     """
 
     settled = EXACTLY_SETTLED
@@ -364,14 +372,15 @@ class ScoreGuide(ScoredGradient):
 
 
 class MixtureGuide(RelaxedGuide):
-    """The same posterior, drawn the other way round: z first, then its precision.
+    """The same posterior as :class:`ScoreGuide`, drawn in the other order: z, then its precision.
 
-    z_k | x ~ p_k StudentT + (1 - p_k) StudentT, whose gradient by p is pathwise and unbiased
-    (:class:`ngvae_pyro.distributions.NormalGammaMarginal`), and precision_k | z_k, x, which the
-    reconstruction does not need. With :class:`ngvae_pyro.objectives.MixtureELBO` its draw has no
-    part in the gradient; with ``Trace_ELBO`` it adds that of its score.
+    First z_k | x ~ p_k StudentT + (1 - p_k) StudentT, whose gradient with respect to p is pathwise
+    and unbiased (:class:`ngvae_pyro.distributions.NormalGammaMarginal`), then
+    precision_k | z_k, x, which the reconstruction does not need. With
+    :class:`ngvae_pyro.objectives.MixtureELBO` its draw does not enter the gradient; with
+    ``Trace_ELBO`` it adds a score-function term.
 
-    As long as ``exact`` is false it is the relaxed guide, as which its training begins.
+    While ``exact`` is false, as it is at the beginning of its training, it is the relaxed guide.
     """
 
     exact = True
@@ -400,17 +409,17 @@ class MixtureGuide(RelaxedGuide):
 
     @torch.no_grad()
     def become_exact(self) -> Touched:
-        """Leave the relaxation: what was p on its flat ends becomes as sure a probability."""
+        """Leave the relaxation: a p on its flat ends becomes a correspondingly sure probability."""
         self.exact = True
         head, rows = self.encoder.head, slice(self.latent_size, None)
         head.weight[rows] *= SURER
         head.bias[rows] *= SURER
-        # The optimizer has means of gradients of another function of these logits.
+        # The optimizer's moments belong to gradients of another function of these logits.
         return [(head.weight, rows), (head.bias, rows)]
 
 
 class LocationScaleGuide(Guide):
-    """Base of the posteriors with a loc and a variance: the encoder gives it and its logarithm."""
+    """Base of the posteriors with a loc and a variance, whose logarithm the encoder outputs."""
 
     fits = GaussianVAE
     p_is = "the share of images whose inferred variance is below one half, half that of the prior"
@@ -441,15 +450,17 @@ class GaussianMixtureGuide(LocationScaleGuide):
     Rivera (2024), "How to train your VAE", arXiv:2309.13160, whose abstract redefines the ELBO
     with a mixture of Gaussians for the posterior; the paper's text was not available to us. The
     author's code (github.com/marianorivera/How2TrainUrVAE) has one Gaussian for each image and the
-    mixture over the images: that is the objective ``gamix`` of the gaussian guide. This one is the
-    abstract taken at its word, a mixture for each image, and its ELBO is a lower bound of log p(x).
+    mixture over the images: that is the objective ``gamix`` of the gaussian guide. This guide
+    follows the abstract literally, with a mixture for each image, and its ELBO is a lower bound of
+    log p(x).
 
-    From the encoder come mu, log sigma^2 and, for each component, a, b and c:
+    The encoder outputs mu, log sigma^2 and, for each component, a, b and c:
 
         mu_m = mu + 2 sigma tanh(a_m),  sigma_m = sigma exp(tanh(b_m) / 2),  log pi_m ~ 3 tanh(c_m).
 
-    Free parameters diverge within some steps of Adam: the gradient of the weights grows without
-    bound with the gap between components, and one whose weight has gone to 0 is held by nothing.
+    Unbounded parameters diverge within some steps of Adam: the gradient of the weights grows
+    without bound with the gap between components, and nothing constrains a component whose weight
+    has gone to 0.
     """
 
     def __init__(self, spec: GaussianMixtureGuideSpec, model: VAE) -> None:
@@ -482,10 +493,10 @@ class EpanechnikovGuide(LocationScaleGuide):
 class PoissonGuide(Guide):
     """Spike counts z_k | x ~ Poisson(rate_k delta_k(x)), with the rate_k of the model's prior.
 
-    The encoder gives log delta, times 10: the residual of Vafaii, Galor and Yates (2024), "Poisson
-    variational autoencoder", arXiv:2405.14473; rates are softly bounded by 148, as in their code.
-    Counts are relaxed where gradients are taken, and exact under ``torch.no_grad``: what is
-    evaluated are counts.
+    The encoder outputs log delta, times 10: the residual of Vafaii, Galor and Yates (2024),
+    "Poisson variational autoencoder", arXiv:2405.14473; rates are softly bounded by 148, as in
+    their code. Counts are relaxed where gradients are taken, and exact under ``torch.no_grad``, so
+    evaluation always uses counts.
     """
 
     fits = PoissonVAE
@@ -497,7 +508,7 @@ class PoissonGuide(Guide):
 
     def __init__(self, spec: PoissonGuideSpec, model: PoissonVAE) -> None:
         super().__init__(spec, model, outputs=1)
-        # In a tuple, so that the model's parameters are not the guide's as well.
+        # In a tuple, so that the model's parameters do not become the guide's as well.
         self.models = (model,)
 
     @classmethod
@@ -509,26 +520,26 @@ class PoissonGuide(Guide):
         (output,) = self.encoder(x)
         log_rate = self.models[0].log_rate + GAIN * output
         rate = (MAX_LOG_RATE - nn.functional.softplus(MAX_LOG_RATE - log_rate)).exp()
-        # Of a rate of 0 the KL would be 0 log 0.
+        # At a rate of 0 the KL would be 0 log 0.
         rate = rate + torch.finfo(rate.dtype).eps
         return RelaxedPoisson(rate, self.temperature if torch.is_grad_enabled() else 0.0)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Codes:
-        """What is said of images (B, C, H, W); mean and variance of a count are its rate.
+        """Posterior summaries of images (B, C, H, W); mean and variance of a count are its rate.
 
-        A latent is informative, for all images of a batch alike, where its rate varies over them
-        by more than the counts do about it, Var[rate] > E[rate]. By the law of total variance the
-        rule of a Gaussian posterior is the same: under half the variance of the prior. The KL
-        would not do: a count silent for every image may be far from its prior. Of one image alone
-        no latent is informative.
+        A latent is informative, for all images of a batch alike, if its rate varies over them by
+        more than the counts do about it, Var[rate] > E[rate]. By the law of total variance this is
+        the rule of a Gaussian posterior, less than half the variance of the prior. The KL would not
+        work as a criterion: a count that is silent for every image may be far from its prior. For
+        a single image no latent is informative.
         """
         rate = self.posterior(x).rate
         informative = rate.var(0, correction=0) > rate.mean(0)
         return Codes(rate, rate, 1.0 / rate, informative.to(rate).expand_as(rate))
 
 
-# The guides that may be declared: a new one is a class above, its spec, and a line here.
+# The guides that can be declared; a new one takes a class above, a spec, and a line here.
 GUIDES: dict[type[Spec], type[Guide]] = {
     RelaxedGuideSpec: RelaxedGuide,
     FlatGuideSpec: FlatGuide,
@@ -543,21 +554,21 @@ GUIDES: dict[type[Spec], type[Guide]] = {
 
 
 def guides_for(model: VAE) -> tuple[type[Guide], ...]:
-    """Which guides fit a model of one of our classes, or of a subclass; none fit another."""
+    """The guides that fit a model of one of the package's classes or of a subclass, else none."""
     return tuple(guide for guide in GUIDES.values() if isinstance(model, guide.fits))
 
 
 def check_pair(model: VAE, guide: Guide) -> None:
-    """Refuse a guide that infers the latents of another kind of model, or images of another shape.
+    """Refuse a guide for the latents of another kind of model, or for images of another shape.
 
     Raises:
-        UserError: With what to pass.
+        UserError: If they do not fit; the message says what to pass.
     """
     expect("model", model, VAE, "a model from ngvae_pyro.load_model, then the guide")
     expect("guide", guide, Guide, "a guide from ngvae_pyro.load_guide, then the data")
     ours = tuple(GUIDES.values())
     fits = guides_for(model)
-    # Somebody's own guide, or model, may fit what it was written for.
+    # A user's own guide or model may fit whatever it was written for.
     if fits and isinstance(guide, ours) and not isinstance(guide, fits):
         raise UserError(
             f"a {type(guide).__name__} does not fit a {type(model).__name__}; "

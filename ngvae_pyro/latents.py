@@ -1,9 +1,9 @@
-"""The lines that are drawn between latents: informative, leaking, active."""
+"""Thresholds that classify latents as informative, leaking or active."""
 
 from typing import Any
 
-# A latent is informative where its p exceeds this, in the mean over the images. What p is, each
-# guide says by its ``p_is``.
+# A latent is informative if the mean of its p over the images exceeds this. Each guide describes
+# its p in ``p_is``.
 INFORMATIVE = 0.5
 
 # Variance of loc above which an uninformative latent leaks; ten times the threshold of an active
@@ -15,6 +15,6 @@ LEAK = 0.1
 ACTIVE = 0.01
 
 
-def is_informative(p: Any) -> Any:
-    """Whether a latent is informative, by its p: of one number, an array or a tensor of them."""
+def is_informative(p: Any) -> Any:  # noqa: ANN401
+    """Whether a latent is informative, given its p: a number, or an array or tensor of numbers."""
     return p > INFORMATIVE

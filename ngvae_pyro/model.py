@@ -40,9 +40,12 @@ class Likelihood(nn.Module):
 
     ``gaussian``: Normal(output, scale), with one standard deviation for all pixels (the slides'
     Normal(x; mu(z), sigma)), fixed or learned. ``bernoulli`` and ``continuous_bernoulli``: the
-    output is the logit; intensities in [0, 1] are accepted by both, though only the second
-    normalises over them (Loaiza-Ganem and Cunningham, 2019). ``auto`` is resolved by
-    :func:`load_model`, which may know the images; here it is gaussian.
+    output is the logit; both accept intensities in [0, 1], though only the second is normalised
+    over them (Loaiza-Ganem and Cunningham, 2019). ``auto`` is resolved by :func:`load_model`, which
+    may know the images; here it is gaussian.
+
+    Args:
+        spec: Family and scale.
     """
 
     def __init__(self, spec: LikelihoodSpec) -> None:
@@ -60,19 +63,20 @@ class Likelihood(nn.Module):
         if self.family == "gaussian":
             return GaussianPixels(output, self.log_scale.exp())
         if self.family == "bernoulli":
-            # Grey values in [0, 1] are no Bernoulli outcomes; their log_prob is the
-            # cross-entropy that the field trains with.
+            # Grey values in [0, 1] are not Bernoulli outcomes; their log_prob is the
+            # cross-entropy that VAEs are commonly trained with.
             fn = dist.Bernoulli(logits=output, validate_args=False)
         else:
             fn = dist.ContinuousBernoulli(logits=output)
-        return fn.to_event(3)
+        pixels: TorchDistribution = fn.to_event(3)
+        return pixels
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
-        """What images x (N, C, H, W) carry above their mean image, nats per image.
+        """Information in images x (N, C, H, W) beyond their mean image, in nats per image.
 
-        Gaussian: sum over pixels of Var(x) / (2 scale^2). Bernoulli families: the drop in
-        cross-entropy from the mean image to the image itself.
+        For the Gaussian it is the sum over pixels of Var(x) / (2 scale^2), for the Bernoulli
+        families the drop in cross-entropy from the mean image to the image itself.
         """
         if self.family == "gaussian":
             return (x.var(0).sum() / (2.0 * (2.0 * self.log_scale).exp())).item()
@@ -91,7 +95,7 @@ class VAE(PyroModule):
         image_shape: (C, H, W).
     """
 
-    # Whether z are counts.
+    # Whether z is a count.
     discrete = False
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
@@ -101,21 +105,21 @@ class VAE(PyroModule):
         self.latent_size = spec.latent_size
         self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size)
         self.likelihood = Likelihood(spec.likelihood)
-        # An empty buffer knows the device and dtype wherever `.to` has moved the model.
+        # A buffer keeps track of the device and dtype that `.to` has moved the model to.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def sample_latents(self) -> Tensor:
-        """Samples the latent sites from their prior and returns z, shape (B, K)."""
-        # As in nn.Module.forward: PyroModule's metaclass leaves no room for an abstract class's.
+        """Sample the latent sites from their prior and return z, shape (B, K)."""
+        # Not an abstract method: PyroModule has a metaclass of its own, which excludes ABCMeta.
         raise NotImplementedError(f"{type(self).__name__} does not say how to sample its latents")
 
     @property
     def marginal(self) -> TorchDistribution:
-        """p(z), whatever other latents there are integrated out; batch shape (K,)."""
+        """The prior p(z), with any other latents integrated out; batch shape (K,)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its p(z) is")
 
     def forward(self, x: Tensor | None = None, size: int = 1) -> Tensor:
-        """p(x, z, precision) of images x (B, C, H, W) in [0, 1], or ``size`` draws without x."""
+        """Run p(x, z, precision) on images x (B, C, H, W) in [0, 1], or draw ``size`` of them."""
         with pyro.plate("data", size if x is None else len(x)):
             z = self.sample_latents()
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
@@ -154,7 +158,7 @@ class GaussianVAE(VAE):
     @property
     def marginal(self) -> TorchDistribution:
         loc = self.zero.expand(self.latent_size)
-        # Not the number 1, of which torch makes a tensor on the CPU, and copies it each time.
+        # Not the number 1, which torch would put into a tensor on the CPU and copy every time.
         return dist.Normal(loc, torch.ones_like(loc))
 
     def sample_latents(self) -> Tensor:
@@ -177,7 +181,7 @@ class PoissonVAE(VAE):
 
     @property
     def marginal(self) -> TorchDistribution:
-        # Not validated, because in training it is asked about relaxed counts.
+        # Not validated, because in training it is evaluated at relaxed counts.
         return dist.Poisson(self.log_rate.exp(), validate_args=False)
 
     def sample_latents(self) -> Tensor:
@@ -191,8 +195,8 @@ MODELS: dict[type[Spec], type[VAE]] = {
 }
 
 
-def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
-    """(C, H, W) of images, and whether they hold only 0 and 1."""
+def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:  # noqa: ANN401
+    """Shape (C, H, W) of images, and whether all their values are 0 or 1."""
     if not isinstance(images, (tuple, list)):
         found = as_images(images)
         return found.image_shape, found.binary
@@ -204,10 +208,10 @@ def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
 
 
 def check_likelihood(model: VAE, data: ImageData) -> None:
-    """Refuse a likelihood of intensities in [0, 1] for what are none.
+    """Refuse a likelihood of intensities in [0, 1] for data that are not intensities.
 
     Raises:
-        UserError: With the family that takes them.
+        UserError: If they do not fit; the message names the family that does.
     """
     family = model.likelihood.family
     if data.form.layout == "vectors" and family != "gaussian":
@@ -231,7 +235,7 @@ def load_model(
     Args:
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
         images: The data, as :func:`ngvae_pyro.data.as_images` reads them, or their shape (C, H, W).
-            The likelihood ``auto`` looks at the data, and is gaussian where only a shape is given.
+            The likelihood ``auto`` depends on the data, and is gaussian if only a shape is given.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:

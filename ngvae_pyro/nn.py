@@ -1,8 +1,8 @@
 """Encoders and decoders: plain torch modules built from specs.
 
 All kinds are ``trunk`` networks with one linear layer at the latent end (``Encoder.head``,
-``Decoder.stem``), because the moves of :mod:`ngvae_pyro.training.actions` rescale or silence one
-latent there without touching the rest.
+``Decoder.stem``), so that the moves of :mod:`ngvae_pyro.training.actions` can rescale or silence
+one latent there without touching the rest.
 """
 
 import math
@@ -22,9 +22,9 @@ CONV_SIZES = (28, 32, 64)
 class ResidualLayer(nn.Module):
     """h + silu(W norm(h) + b), with layer normalisation (Ba, Kiros and Hinton, 2016).
 
-    A decoder of few latents is a steep function of few numbers, and slow to learn without the
-    norm: on the images of seven-factor sprites from their true factors (8 layers, 2,500 steps),
-    MSE 1.4e-4 with it and 3.5e-4 without. With 15 latents the two differ by a fifth.
+    A decoder of few latents is a steep function of few numbers, and learns slowly without the norm:
+    decoding the images of seven-factor sprites from their true factors (8 layers, 2,500 steps), the
+    MSE was 1.4e-4 with it and 3.5e-4 without. With 15 latents the two differ by a fifth.
     """
 
     def __init__(self, width: int) -> None:
@@ -33,13 +33,14 @@ class ResidualLayer(nn.Module):
         self.linear = nn.Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + nn.functional.silu(self.linear(self.norm(h)))
+        out: Tensor = h + nn.functional.silu(self.linear(self.norm(h)))
+        return out
 
 
 def _norm(channels: int) -> nn.Module:
-    # Not batch normalisation: an image would depend on the others of its batch, on running
-    # averages at evaluation, and on writing those where a Jacobian is taken under vmap. Groups of
-    # about 16 channels, because a group of one channel takes the colour out of an image.
+    # Not batch normalisation: an image would depend on the others in its batch, evaluation on
+    # running averages, and a Jacobian under vmap would have to write to them. Groups have about 16
+    # channels, because normalising a single channel removes the colour of an image.
     return nn.GroupNorm(math.gcd(max(1, channels // 16), channels), channels)
 
 
@@ -47,9 +48,9 @@ class PreActivationBlock(nn.Module):
     """skip(h) + conv(act(norm(conv(act(norm(h)))))), the residual block of ResNetV2.
 
     He, Zhang, Ren and Sun (2016), "Identity mappings in deep residual networks", arXiv:1603.05027.
-    Here with group normalisation (Wu and He, 2018, arXiv:1803.08494) and silu. ``down`` halves the
-    grid, by a stride on one path and by averaging on the other; ``up`` repeats each cell, which
-    leaves no checkerboard as strided transposed convolutions do (Odena, Dumoulin and Olah, 2016,
+    This one has group normalisation (Wu and He, 2018, arXiv:1803.08494) and silu. ``down`` halves
+    the grid, by a stride on one path and by averaging on the other; ``up`` repeats each cell, which
+    avoids the checkerboard of strided transposed convolutions (Odena, Dumoulin and Olah, 2016,
     "Deconvolution and checkerboard artifacts", Distill).
     """
 
@@ -61,7 +62,7 @@ class PreActivationBlock(nn.Module):
         down = nn.AvgPool2d(2) if resize == "down" else nn.Identity()
         project = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         stride = 2 if resize == "down" else 1
-        # The projection commutes with both, and is taken on the smaller grid.
+        # The projection commutes with both, so it is computed on the smaller grid.
         self.skip = nn.Sequential(down, project, up)
         self.residual = nn.Sequential(
             *(_norm(before), nn.SiLU(), up),
@@ -70,24 +71,29 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.skip(h) + self.residual(h)
+        out: Tensor = self.skip(h) + self.residual(h)
+        return out
 
 
 class Network(nn.Module):
-    """A trunk that may compute in bfloat16, between float32 layers at the latents.
+    """A trunk that may compute in bfloat16, next to a float32 layer at the latents.
 
-    A posterior with precision 10,000 has a standard deviation of 0.01, which is what bfloat16
-    resolves of a loc of 2; so the layer that gives loc and the one that takes z are not rounded.
+    A posterior with precision 10,000 has a standard deviation of 0.01, which is the resolution of
+    bfloat16 at a loc of 2; so the layer that outputs loc and the one that takes z stay in float32.
     """
 
     trunk: nn.Sequential
     compute_dtype = torch.float32
 
     def through_trunk(self, x: Tensor) -> Tensor:
+        """The trunk's output in float32, for an input with one batch axis."""
+        out: Tensor
         if self.compute_dtype is torch.float32:
-            return self.trunk(x)
+            out = self.trunk(x)
+            return out
         with torch.autocast(x.device.type, self.compute_dtype):
-            return self.trunk(x).float()
+            out = self.trunk(x).float()
+            return out
 
 
 class Encoder(Network):
@@ -125,7 +131,7 @@ class Encoder(Network):
             for before, after in pairwise(sizes):
                 trunk.append(PreActivationBlock(before, after, "down"))
                 trunk += [PreActivationBlock(after, after) for _ in range(spec.blocks - 1)]
-            # Not averaged over the grid as for classes: where a thing is, is what a latent tells.
+            # Not averaged over the grid as in classification: latents encode where things are.
             trunk += [
                 *(_norm(sizes[-1]), nn.SiLU(), nn.Flatten()),
                 *(nn.Linear(sizes[-1] * grid * grid, spec.width), nn.SiLU()),
@@ -147,7 +153,8 @@ class Encoder(Network):
         self.head = nn.Linear(spec.width, outputs * latent_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.head(self.through_trunk(x)).chunk(self.outputs, -1)
+        out: Tensor = self.head(self.through_trunk(x))
+        return out.chunk(self.outputs, -1)
 
 
 class Decoder(Network):
@@ -209,24 +216,24 @@ class Decoder(Network):
         self.trunk = nn.Sequential(*trunk)
 
     def forward(self, z: Tensor) -> Tensor:
-        # Leading axes (draws, particles) are folded: transposed convolutions take one batch axis.
+        # Fold leading axes (draws, particles), because transposed convolutions take one batch axis.
         h = self.stem(z)
         out = self.through_trunk(h.reshape(-1, h.shape[-1]))
         return out.reshape(*z.shape[:-1], *self.image_shape)
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of each patch of images (B, C, H, W) whether it is real: one logit a patch.
+    """Classifies each patch of images (B, C, H, W) as real or not, with one logit per patch.
 
-    ``layers`` convolutions of stride 2, each with twice the channels of the one before, and one of
-    stride 1 to the logits, all 4x4; with 2 layers a patch is 22 pixels wide, with 3 it is 46.
-    Isola, Zhu, Zhou and Efros (2017), "Image-to-image translation with conditional adversarial
-    networks", arXiv:1611.07004; with group normalisation, so that each image is judged alone.
+    It has ``layers`` convolutions of stride 2, each with twice the channels of the one before, and
+    one of stride 1 to the logits, all 4x4; with 2 layers a patch is 22 pixels wide, with 3 it is
+    46. Isola, Zhu, Zhou and Efros (2017), "Image-to-image translation with conditional adversarial
+    networks", arXiv:1611.07004; here with group normalisation, so that each image is judged alone.
 
     Args:
         image_shape: (C, H, W).
-        channels: Of the first layer.
-        layers: How many of stride 2.
+        channels: Channels of the first layer.
+        layers: How many layers have stride 2.
 
     Raises:
         UserError: If the images are too small for so many layers.
@@ -254,7 +261,8 @@ class PatchDiscriminator(nn.Module):
         self.network = nn.Sequential(*parts, nn.Conv2d(sizes[-1], 1, 4, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        logits: Tensor = self.network(x)
+        return logits
 
 
 def _resnet_grid(spec: ResNetV2Spec, image_shape: Sequence[int]) -> tuple[int, list[int]]:
@@ -279,12 +287,12 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
 
 
 def activations(spec: MLPSpec | ConvSpec | ResNetV2Spec, image_shape: Sequence[int]) -> int:
-    """About how many numbers a network keeps of one image (C, H, W) for its gradients."""
+    """About how many numbers a network keeps for the gradients of one image (C, H, W)."""
     pixels = math.prod(image_shape)
     if spec.kind == "mlp":
-        # The normalised, the linear, its silu and the sum.
+        # Each layer keeps the outputs of its norm, linear map, silu and sum.
         return 4 * spec.depth * spec.width + 2 * pixels
-    # Halving the grid leaves a quarter of it, so all sizes together have 4/3 of the largest.
+    # Halving the grid leaves a quarter of its cells, so all sizes together have 4/3 of the largest.
     cells = 4 * image_shape[1] * image_shape[2] // 3
     layers = 8 * spec.blocks if spec.kind == "resnet_v2" else 1
     return layers * spec.channels * cells + 4 * spec.width + 2 * pixels

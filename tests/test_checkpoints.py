@@ -175,7 +175,7 @@ def test_a_training_goes_on_only_where_it_may(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="expected checkpoints to go on from, got none"):
         ng.fit(model, guide, data, resume=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    with pytest.warns(Notice, match="goes on with 3 threads where it had 1"):
+    with pytest.warns(Notice, match="continues with 3 threads instead of 1"):
         train(data, tmp_path / "run", pair, SMALL, resume=True)
 
 

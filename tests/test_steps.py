@@ -270,7 +270,7 @@ def test_a_model_that_counts_its_calls_is_trained_literally(data):
         model.__class__ = Counting
         spec = FitSpec(steps=14, batch_size=16, monitor_every=4, device="cpu", fast=fast)
         said = (
-            pytest.warns(Notice, match=r"model\.calls changes in a step and is no tensor")
+            pytest.warns(Notice, match=r"model\.calls changes in a step and is not a tensor")
             if fast
             else nullcontext()
         )
@@ -286,7 +286,7 @@ def test_what_changes_later_is_found_by_comparison(data):
     pair = with_own_encoder(data, counting(lambda x, n: x * (1.0 + n // 5 * 1e-6)))
     said = (
         r"the (loss of a batch|gradient of (model|guide)\S+) is .*; model, guide or objective "
-        r"have changed in something that is no tensor; 2 steps ago that was not yet so"
+        r"have changed in something that is not a tensor; 2 steps ago that was not yet so"
     )
     with pytest.warns(Notice, match=said):
         trainer = trained(pair, data, learning_rate=1e-3)

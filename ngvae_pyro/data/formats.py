@@ -446,7 +446,7 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
 
 
 def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
-    """torchvision's own training set, which has the attributes `data` and `targets`."""
+    """Torchvision's own training set, which has the attributes `data` and `targets`."""
     with needed("images"):
         from torchvision import datasets
     class_name, folder = TORCHVISION[name]

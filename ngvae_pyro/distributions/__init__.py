@@ -17,3 +17,23 @@ from ngvae_pyro.distributions.normal_gamma import (
 )
 from ngvae_pyro.distributions.pixels import GaussianPixels
 from ngvae_pyro.distributions.poisson import HORIZON, RelaxedPoisson
+
+__all__ = [
+    "HORIZON",
+    "Epanechnikov",
+    "GammaMixture",
+    "GaussianMixture",
+    "GaussianPixels",
+    "GeneralizedGamma",
+    "IndependentNormalGamma",
+    "NormalGamma",
+    "NormalGammaMarginal",
+    "NormalGammaMixture",
+    "NormalGammaPrior",
+    "RelaxedNormalGammaMixture",
+    "RelaxedPoisson",
+    "SpikeSlabPrior",
+    "conditional_kl",
+    "kl_bound",
+    "kl_monte_carlo",
+]

@@ -1,45 +1,47 @@
 """Posteriors of one latent z: a kernel with bounded support, and a mixture of Normals."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, Normal
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
+from torch.types import _size
 
-from ngvae_pyro.distributions.normal_gamma import _broadcast, _Expandable
+from ngvae_pyro.distributions.normal_gamma import Value, _broadcast, _Expandable
 
 __all__ = ["Epanechnikov", "GaussianMixture"]
 
 
 class Epanechnikov(_Expandable):
-    r"""Epanechnikov kernel at loc, of half-width scale: a parabola, and 0 beyond it.
+    r"""Epanechnikov kernel around loc, a parabola of half-width scale that is 0 outside.
 
     .. math::
         p(z) = \frac{3}{4 s} \left(1 - u^2\right), \qquad u = \frac{z - m}{s} \in [-1, 1]
 
-    Mean m, variance s^2 / 5, entropy 5/3 - log 3 + log s nats. A draw is m + s u with u the median
-    of three uniforms on [-1, 1], which is exact: their median has the density 6 F (1 - F) f.
+    The mean is m, the variance s^2 / 5 and the entropy 5/3 - log 3 + log s nats. A draw is m + s u,
+    with u the median of three uniforms on [-1, 1]; this is exact, because their median has the
+    density 6 F (1 - F) f.
 
-    The KL to a Normal is closed, so an ELBO with this posterior is the ELBO itself. Qin and Huang
-    maximise another bound, with the KL replaced by an upper bound of it that they derive for a
-    kernel density estimate of the posterior, and that this kernel makes tightest; here it is a
-    posterior like any other. At its least, for s^2 = 5, the KL to Normal(0, 1) is 0.046 nats and
-    not 0.
+    The KL to a Normal has a closed form, so an ELBO with this posterior is the ELBO itself. Qin and
+    Huang maximise another bound, in which the KL is replaced by an upper bound that they derive for
+    a kernel density estimate of the posterior, and that is tightest for this kernel; here it is a
+    posterior like any other. The smallest KL to Normal(0, 1), at s^2 = 5, is 0.046 nats and not 0.
 
     References:
         Qin, Huang (2024), Epanechnikov variational autoencoder, https://arxiv.org/abs/2405.12783.
         Devroye (1986), Non-uniform random variate generation, Springer.
 
-    Arguments:
-        loc: mean m, real, in units of z.
-        scale: half-width s of the support, positive, in units of z; the standard deviation is
+    Args:
+        loc: Mean m, real, in units of z.
+        scale: Half-width s of the support, positive, in units of z; the standard deviation is
             s / sqrt(5). Both broadcast.
 
     Raises:
-        ValueError: scale not positive, or a value outside [loc - scale, loc + scale]. Without
-            validation the log density is -inf there.
+        ValueError: If scale is not positive, or a value is outside [loc - scale, loc + scale].
+            Without validation the log density is -inf there.
 
     Example:
         >>> d = Epanechnikov(torch.tensor([0.0, 1.0]), 2.0)
@@ -54,54 +56,55 @@ class Epanechnikov(_Expandable):
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     has_rsample = True
 
-    def __init__(self, loc, scale, *, validate_args=None):
+    def __init__(self, loc: Value, scale: Value, *, validate_args: bool | None = None) -> None:
         self.loc, self.scale = _broadcast(loc, scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.interval(self.loc - self.scale, self.loc + self.scale)
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # As the support is checked: rounding takes a draw near the edge onto it, or beyond.
+        # The same comparison as the support's: rounding can move a draw near the edge onto it, or
+        # beyond.
         inside = (value >= self.loc - self.scale) & (value <= self.loc + self.scale)
         below, above, scale = self._distances(value)
         log_density = math.log(0.75) + below.log() + above.log() - 3 * scale.log()
         exact = torch.where(inside, log_density, -math.inf)
         return exact.to(torch.result_type(value, self.scale))
 
-    def _distances(self, value):
-        """Of a value from the lower and the upper edge of the support, and the scale, in float64.
+    def _distances(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances of a value to the lower and upper edge of the support, and scale, in float64.
 
-        In float32 the difference is rounded by as much as it is near an edge, where the density
-        goes to 0. On the edge and beyond, it is a least one, which keeps the logarithm and its
-        gradient finite.
+        Near an edge, where the density goes to 0, the float32 rounding error is as large as the
+        distance itself. On the edge and beyond, distances are clamped to a small positive one,
+        which keeps the logarithm and its gradient finite.
         """
         loc, scale = self.loc.double(), self.scale.double()
         offset, least = value.double() - loc, torch.finfo(torch.float64).eps * scale.detach()
         return (scale + offset).clamp(min=least), (scale - offset).clamp(min=least), scale
 
-    def rsample(self, sample_shape=()):
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        # [0, 1) doubled: the lower edge takes two zeros among three numbers.
+        # uniform_ draws from [-1, 1): to be at the lower edge takes two draws of -1 out of three.
         a, b, c = self.loc.new_empty((3, *shape)).uniform_(-1, 1).unbind(0)
         u = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
         return self.loc + self.scale * u
 
-    def cdf(self, value):
-        """Probability of at most value: (1 + u)^2 (2 - u) / 4."""
+    def cdf(self, value: Tensor) -> Tensor:
+        """Probability of a draw of at most ``value``: (1 + u)^2 (2 - u) / 4."""
         u = ((value.double() - self.loc.double()) / self.scale.double()).clamp(-1, 1)
         exact = (1 + u).square() * (2 - u) / 4
         return exact.to(torch.result_type(value, self.scale))
 
-    def icdf(self, value):
-        """The root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1].
+    def icdf(self, value: Tensor) -> Tensor:
+        """Root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1].
 
-        Towards the ends 2 p - 1 is rounded to -1 or 1; there, with a = asin(sqrt(q)) / 3 and q the
-        smaller of p and 1 - p, 1 - |u| = 4 sin(a) cos(a - pi / 6). The gradient is 0 at 0 and 1,
-        where the derivative is infinite.
+        Towards the ends 2 p - 1 is rounded to -1 or 1; there 1 - |u| = 4 sin(a) cos(a - pi / 6) is
+        used instead, with a = asin(sqrt(q)) / 3 and q the smaller of p and 1 - p. The gradient is 0
+        at 0 and 1, where the derivative is infinite.
         """
         p = value.double()
         middle = 2 * ((2 * p - 1).clamp(-0.6, 0.6).asin() / 3).sin()
@@ -114,29 +117,29 @@ class Epanechnikov(_Expandable):
         )
 
     @property
-    def mean(self):
+    def mean(self) -> Tensor:
         return self.loc
 
     @property
-    def variance(self):
+    def variance(self) -> Tensor:
         return self.scale.square() / 5
 
-    def entropy(self):
+    def entropy(self) -> Tensor:
         """Entropy in nats."""
         return 5 / 3 - math.log(3) + self.scale.log()
 
 
-class GaussianMixture(MixtureSameFamily):
-    r"""Mixture of M Normals of z, reparameterised.
+class GaussianMixture(MixtureSameFamily):  # type: ignore[misc]
+    r"""Mixture of M Normals for z, reparameterised.
 
     .. math::
         q(z) = \sum_m \pi_m \, \mathrm{Normal}(z; \mu_m, \sigma_m), \qquad
         \partial z / \partial \theta = - \partial_\theta F(z; \theta) / q(z)
 
-    A draw is one of a component; its gradient is the implicit one, through the distribution
-    function F: that of loc and scale is the component's own, times how likely the component is
-    given z. The gradient of the weights moves z across the gap between components, and its
-    variance grows without bound as they part.
+    A draw comes from one component; its gradient is the implicit one, through the distribution
+    function F. With respect to loc and scale it is the component's own, times the probability of
+    the component given z. With respect to the weights it moves z across the gap between
+    components, and its variance grows without bound as they move apart.
 
     References:
         Figurnov, Mohamed, Mnih (2018), Implicit reparameterization gradients,
@@ -144,13 +147,13 @@ class GaussianMixture(MixtureSameFamily):
         Graves (2016), Stochastic backpropagation through mixture density distributions,
         https://arxiv.org/abs/1607.05690.
 
-    Arguments:
-        loc: means mu, shape (..., M), in units of z.
-        scale: standard deviations sigma, positive, likewise.
-        logits: log pi up to a constant, likewise, without unit.
+    Args:
+        loc: Means mu, shape (..., M), in units of z.
+        scale: Standard deviations sigma, positive, likewise.
+        logits: Values log pi up to a constant, likewise, without unit.
 
     Raises:
-        ValueError: scale not positive, or a shape that does not fit the others.
+        ValueError: If scale is not positive, or the shapes do not broadcast.
 
     Example:
         >>> d = GaussianMixture(
@@ -167,7 +170,9 @@ class GaussianMixture(MixtureSameFamily):
     }
     has_rsample = True
 
-    def __init__(self, loc, scale, logits, *, validate_args=None):
+    def __init__(
+        self, loc: Tensor, scale: Tensor, logits: Tensor, *, validate_args: bool | None = None
+    ) -> None:
         loc, scale, logits = _broadcast(loc, scale, logits)
         super().__init__(
             Categorical(logits=logits, validate_args=validate_args),
@@ -176,47 +181,55 @@ class GaussianMixture(MixtureSameFamily):
         )
 
     @property
-    def loc(self):
-        return self.component_distribution.loc
+    def loc(self) -> Tensor:
+        """Means of the components, shape (..., M)."""
+        loc: Tensor = self.component_distribution.loc
+        return loc
 
     @property
-    def scale(self):
-        return self.component_distribution.scale
+    def scale(self) -> Tensor:
+        """Standard deviations of the components, shape (..., M)."""
+        scale: Tensor = self.component_distribution.scale
+        return scale
 
     @property
-    def logits(self):
-        """log pi, of weights pi that add up to 1."""
-        return self.mixture_distribution.logits
+    def logits(self) -> Tensor:
+        """Logarithms log pi of the weights, normalised so that the weights add up to 1."""
+        logits: Tensor = self.mixture_distribution.logits
+        return logits
 
     @property
-    def probs(self):
-        return self.mixture_distribution.probs
+    def probs(self) -> Tensor:
+        """Weights pi of the components, shape (..., M)."""
+        probs: Tensor = self.mixture_distribution.probs
+        return probs
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
         parameters = (self.loc, self.scale, self.logits)
         shape = (*batch_shape, self.loc.shape[-1])
         return type(self)(*(p.expand(shape) for p in parameters), validate_args=False)
 
-    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
-        z = self.sample(sample_shape)
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        z: Tensor = self.sample(sample_shape)
         with torch.no_grad():
             standard = (z.unsqueeze(-1) - self.loc) / self.scale
             log_density = self.component_distribution.log_prob(z.unsqueeze(-1))
             log_joint = self.logits + log_density
             log_q = log_joint.logsumexp(-1, keepdim=True)
-            # Changes of the weights add up to 0, so F may stand for F - 1: whichever is small.
+            # Changes of the weights add up to 0, so F - 1 may replace F: take the smaller one.
             lower, upper = torch.special.ndtr(standard), torch.special.ndtr(-standard)
             is_lower = (self.probs * lower).sum(-1, keepdim=True) < 0.5
             across = torch.where(is_lower, lower, -upper) / log_q.exp()
             responsibilities = (log_joint - log_q).exp()
         moved = responsibilities * (self.loc + self.scale * standard) - across * self.probs
         moved = moved.sum(-1)
-        return z + (moved - moved.detach())
+        value: Tensor = z + (moved - moved.detach())
+        return value
 
 
 @register_kl(Epanechnikov, Normal)
-def _kl_epanechnikov_normal(p, q):
-    # Of q's log density only the second moment of p about q's mean is needed.
+def _kl_epanechnikov_normal(p: Epanechnikov, q: Normal) -> Tensor:
+    # The cross-entropy needs only the second moment of p about q's mean.
     second_moment = (p.loc - q.loc).square() + p.variance
     cross_entropy = (
         0.5 * math.log(2 * math.pi) + q.scale.log() + second_moment / (2 * q.scale.square())

@@ -1,17 +1,20 @@
 """Spike counts: a Poisson distribution whose draws have a pathwise gradient."""
 
 import math
+from typing import Self
 
 import torch
 from pyro.distributions import Poisson
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
+from torch.types import _size
 
-from ngvae_pyro.distributions.normal_gamma import _broadcast
+from ngvae_pyro.distributions.normal_gamma import Value, _broadcast
 
 __all__ = ["RelaxedPoisson"]
 
-# Events later than 1 + HORIZON temperatures are not drawn; each would count less than 0.001.
+# Events later than 1 + HORIZON temperatures are not drawn; each would count for less than 0.001.
 HORIZON = 7.0
 
 
@@ -23,17 +26,18 @@ class RelaxedPoisson(Poisson):
         t_n = \sum_{i \le n} \frac{e_i}{r}, \quad e_i \sim \mathrm{Exponential}(1)
 
     The t_n are the arrival times of a Poisson process of the given rate; at temperature 0 the
-    sigmoid is a threshold and z the number of events within unit time. N is such that more events
-    than that before 1 + 7 T have probability below 1e-5.
+    sigmoid is a threshold and z the number of events within unit time. N is chosen so that the
+    probability of more than N events before 1 + 7 T is below 1e-5.
 
-    What is exact: ``log_prob``, the mean, the variance, and the KL to a Poisson, which is torch's
-    for two Poisson distributions, with r of the prior and r d of the posterior
-    r (1 - d + d log d) nats; and all draws of ``sample``, which are counts at any temperature. At
-    temperature 0 ``rsample`` does not exist, and Pyro takes the score-function gradient.
+    These are exact: ``log_prob``, the mean, the variance, and the KL to a Poisson, which is torch's
+    for two Poisson distributions (with the rate r of the prior and r d of the posterior it is
+    r (1 - d + d log d) nats). So are all draws of ``sample``, which are counts at any temperature.
+    At temperature 0 there is no ``rsample``, and Pyro takes the score-function gradient.
 
-    What is biased: a soft count has mean r T log(1 + exp(1 / T)), 1.31 r at T = 1 and r to 5e-6
-    from T = 0.1 down, and a gradient through it is that of the relaxed objective. For the
-    derivative of E[(z - 3)^2] at r = 2, which is -1 by the sum over the pmf, a million draws gave
+    Soft counts are biased: their mean is r T log(1 + exp(1 / T)), which is 1.31 r at T = 1 and r to
+    5e-6 for T = 0.1 and below, and a gradient through them is that of the relaxed objective. For
+    the derivative of E[(z - 3)^2] at r = 2, which is -1 by the sum over the pmf, a million draws
+    gave
 
     ===========  ======  ======  ======  ======
     temperature  1       0.1     0.05    0.01
@@ -42,20 +46,21 @@ class RelaxedPoisson(Poisson):
     error        0.003   0.004   0.005   0.009
     ===========  ======  ======  ======  ======
 
-    with its standard error: the bias goes with the temperature, the noise comes.
+    with the standard error in the last row: as the temperature falls, the bias vanishes and the
+    noise grows.
 
     References:
         Vafaii, Galor, Yates (2024), Poisson variational autoencoder, algorithm 1,
         https://arxiv.org/abs/2405.14473.
 
-    Arguments:
-        rate: mean r of the count, positive; in events per unit time.
-        temperature: T, at least 0, in units of time: a number or a tensor without axes, such as
-            an annealed buffer.
+    Args:
+        rate: Mean r of the count, positive; in events per unit time.
+        temperature: Softness T, at least 0, in units of time: a number or a tensor without axes,
+            such as an annealed buffer.
 
     Raises:
-        ValueError: rate negative, temperature negative or not a single number, or a value that is
-            negative or, at temperature 0, not whole.
+        ValueError: If rate is negative, temperature is negative or not a single number, or a value
+            is negative or, at temperature 0, not whole.
 
     Example:
         >>> import torch
@@ -66,47 +71,51 @@ class RelaxedPoisson(Poisson):
         tensor([-0.5000, -1.4959])
     """
 
-    def __init__(self, rate, temperature, *, validate_args=None):
+    def __init__(
+        self, rate: Value, temperature: Value, *, validate_args: bool | None = None
+    ) -> None:
         (rate,) = _broadcast(rate)
         if math.prod(getattr(temperature, "shape", ())) != 1 or not float(temperature) >= 0.0:
             raise ValueError(f"Expected temperature to be one number >= 0, got {temperature}")
-        # As a number: it decides how many events are drawn.
+        # A Python number, because it determines how many events are drawn.
         self.temperature = float(temperature)
         self.has_rsample = self.temperature > 0
         super().__init__(rate, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.nonnegative if self.has_rsample else constraints.nonnegative_integer
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(RelaxedPoisson, _instance)
         new.temperature, new.has_rsample = self.temperature, self.has_rsample
-        return super().expand(batch_shape, _instance=new)
+        expanded: Self = super().expand(batch_shape, _instance=new)
+        return expanded
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # In float64: in float32 the terms of a large count cancel, and round by 1e-5 nats.
+        # In float64: the terms of a large count cancel, which in float32 costs 1e-5 nats.
         rate, count = self.rate.double(), value.double()
         exact = count.xlogy(rate) - rate - (count + 1).lgamma()
         return exact.to(torch.result_type(value, self.rate))
 
-    def rsample(self, sample_shape=()):
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
         if not self.has_rsample:
             raise NotImplementedError("Counts at temperature 0 have no pathwise gradient")
         rate = self.rate.expand(self._extended_shape(sample_shape))
         arrivals = rate.new_empty((self._events(), *rate.shape)).exponential_().cumsum(0)
         return ((1 - arrivals / rate) / self.temperature).sigmoid().sum(0)
 
-    def _events(self):
-        """N: as many as the largest rate asks for, by a normal tail widened for small means."""
-        expected = self.rate.detach().max().item() * (1 + HORIZON * self.temperature)
-        return math.ceil(expected + 5 * expected**0.5 + 5)
+    def _events(self) -> int:
+        """N for the largest rate, from a normal tail that is widened for small means."""
+        expected: float = self.rate.detach().max().item() * (1 + HORIZON * self.temperature)
+        most: float = expected + 5 * expected**0.5 + 5
+        return math.ceil(most)
 
 
 @register_kl(RelaxedPoisson, torch.distributions.Poisson)
-def _kl_poisson(p, q):
-    # In float64, because its terms cancel where the rates are nearly the same.
+def _kl_poisson(p: RelaxedPoisson, q: torch.distributions.Poisson) -> Tensor:
+    # In float64, because the terms cancel where the rates are nearly equal.
     exact = (torch.distributions.Poisson(d.rate.double(), validate_args=False) for d in (p, q))
     return kl_divergence(*exact).to(torch.result_type(p.rate, q.rate))

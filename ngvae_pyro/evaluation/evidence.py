@@ -79,7 +79,7 @@ def row_bytes(model: VAE) -> int:
 
 @torch.no_grad()
 def log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z), nats, of images x (B, C, H, W) and z (..., B, K): shape (..., B).
+    """Log p(x, z), nats, of images x (B, C, H, W) and z (..., B, K): shape (..., B).
 
     As many are decoded at once as there is room for.
     """
@@ -192,7 +192,7 @@ def laplace(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Multivaria
 
 
 def _square(offset: Tensor, precision: Tensor) -> Tensor:
-    """offset' precision offset, over the last axis."""
+    """Offset' precision offset, over the last axis."""
     return ((offset.unsqueeze(-2) @ precision).squeeze(-2) * offset).sum(-1)
 
 
@@ -399,7 +399,7 @@ class Proposal:
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log r(z | x) of draws (S, B, K), shape (S, B)."""
+        """Log r(z | x) of draws (S, B, K), shape (S, B)."""
         parts = []
         for m in range(self.counts.shape[1]):
             told, scale_tril = self.told[:, m], self.scale_tril[:, m]
@@ -419,7 +419,7 @@ class Proposal:
 def log_likelihood(
     fit: Fit, data: Images, *, draws: int = 100, widen: float = 1.2, seed: int = 0
 ) -> LogLikelihood:
-    """log p(x) of each image, by importance weighting.
+    """Log p(x) of each image, by importance weighting.
 
         log p(x) ~ log 1/S sum_s w_s,   w_s = p(x | z_s) p(z_s) / r(z_s | x),   z_s ~ r(z | x)
 

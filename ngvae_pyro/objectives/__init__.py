@@ -33,5 +33,30 @@ from ngvae_pyro.objectives.normal_gamma import FlatELBO, MixtureELBO, Repeated
 if TYPE_CHECKING:
     from ngvae_pyro.objectives.registry import load_objective
 
+__all__ = [
+    "DIPELBO",
+    "ELBOS",
+    "LEAST_VARIANCE",
+    "AdversarialELBO",
+    "BetaELBO",
+    "BetaTCELBO",
+    "CapacityELBO",
+    "FactorELBO",
+    "FlatELBO",
+    "GamixELBO",
+    "GaussianMixtureELBO",
+    "MeanFieldELBO",
+    "MixtureELBO",
+    "Objective",
+    "PenalisedELBO",
+    "Repeated",
+    "TraceELBO",
+    "baseline",
+    "collapse",
+    "load_objective",
+    "plain_elbo",
+    "with_adversary",
+]
+
 # It knows the guides, which know their objectives.
 __getattr__ = lazily(__name__, {"load_objective": "objectives.registry"})

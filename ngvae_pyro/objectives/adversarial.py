@@ -1,45 +1,46 @@
 """A discriminator of images on top of any other objective."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from ngvae_pyro.model import VAE
 from ngvae_pyro.nn import PatchDiscriminator
-from ngvae_pyro.objectives.base import Objective, TraceELBO
+from ngvae_pyro.objectives.base import Objective, TraceELBO, sites
 from ngvae_pyro.specs import (
     FitSpec,
 )
 
 
 class AdversarialELBO(TraceELBO):
-    """Any of the objectives, or a plain ELBO, against a discriminator of images.
+    """Any of the objectives, or a plain ELBO, plus an adversarial loss on the images.
 
-    To the loss is added what a discriminator D with one logit for each patch says of the
-    reconstructions E[x | z] at draws of q(z | x),
+    A discriminator D with one logit for each patch judges the reconstructions E[x | z] at draws of
+    q(z | x), and the loss gains the term
 
         w E[-log D(E[x | z])],
 
-    averaged over the patches, and D learns by cross-entropy to tell them from the images. Both in
-    one backward pass: the first term sees D's weights as constants, the second sees the
-    reconstructions as constant. The cross-entropy does not saturate where D is sure, as a hinge
-    does, and reads in nats like the rest. ``loss`` and the value of a step are those of the inner
-    objective: D is only in the gradient. Larsen, Sonderby, Larochelle and Winther (2016),
-    "Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300, for VAE and
-    GAN together; Rivera (2024), arXiv:2309.13160, for the PatchGAN.
+    averaged over the patches, while D learns by cross-entropy to tell them from the images. Both
+    happen in one backward pass: the first term treats D's weights as constants, the second treats
+    the reconstructions as constant. The cross-entropy does not saturate where D is sure, as a hinge
+    does, and is in nats like the rest. ``loss`` and the value of a step are those of the inner
+    objective: D only contributes to the gradient. For the combination of VAE and GAN see Larsen,
+    Sonderby, Larochelle and Winther (2016), "Autoencoding beyond pixels using a learned similarity
+    metric", arXiv:1512.09300; for the PatchGAN Rivera (2024), arXiv:2309.13160.
 
     Args:
         elbo: The inner objective.
         image_shape: (C, H, W).
-        weight: w, nats per image.
-        channels: Of the discriminator's first layer.
+        weight: Weight w of the term, in nats per image.
+        channels: Channels of the discriminator's first layer.
         layers: How many of its layers have stride 2.
-        learning_rate: Its own, for ``fit``.
+        learning_rate: Learning rate of the discriminator, for ``fit``.
         begin: Fraction of training from which it acts and learns.
 
     Raises:
@@ -48,7 +49,7 @@ class AdversarialELBO(TraceELBO):
 
     def __init__(
         self,
-        elbo: Any,
+        elbo: TraceELBO,
         image_shape: Sequence[int],
         weight: float,
         channels: int = 32,
@@ -72,7 +73,7 @@ class AdversarialELBO(TraceELBO):
         return inner.numbers_kept(rows, latents) if isinstance(inner, Objective) else 0
 
     @property
-    def elbo(self) -> Any:
+    def elbo(self) -> TraceELBO:
         """The inner objective, at the same fraction of training."""
         if isinstance(self._elbo, Objective):
             self._elbo.fraction = self.fraction
@@ -90,28 +91,34 @@ class AdversarialELBO(TraceELBO):
         inner = self.elbo
         return groups + (inner.parameter_groups(device) if isinstance(inner, Objective) else [])
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         return self.elbo.loss(model, guide, *args, **kwargs)
 
-    def _get_trace(self, *args: Any) -> Any:
-        # The inner one's, which may draw some sites more than once.
-        return self.elbo._get_trace(*args)
+    def _get_trace(self, *args: Any) -> tuple[Trace, Trace]:
+        # That of the inner objective, which may draw some sites more than once.
+        traces: tuple[Trace, Trace] = self.elbo._get_trace(*args)
+        return traces
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[Tensor, Tensor]:
         loss, surrogate = self.elbo._differentiable_loss_particle(model_trace, guide_trace)
         if not self.acts:
             return loss, surrogate
-        site = model_trace.nodes["x"]
+        site = sites(model_trace)["x"]
         return loss, surrogate + self.contest(site["value"], site["fn"].mean)
 
     def contest(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Both sides' loss, summed over the batch.
+        """Loss of both sides, summed over the batch, in nats.
 
         Args:
             x: Images (B, C, H, W).
-            mean: E[x | z], the same shape, or with further axes in front for the particles.
+            mean: Reconstructions E[x | z] of the same shape, with further axes in front for
+                particles.
         """
-        # Known to Pyro, so that a literal SVI trains it too.
+        # Registered with Pyro, so that a plain SVI trains it too.
         pyro.module("image_discriminator", self.discriminator)
         mean = mean.reshape(-1, *x.shape[-3:])
         frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
@@ -123,7 +130,7 @@ class AdversarialELBO(TraceELBO):
 
 
 def with_adversary(elbo: TraceELBO, fit: FitSpec, model: VAE) -> TraceELBO:
-    """An objective, against a discriminator of images where ``fit.adversarial`` asks for one."""
+    """The objective, with an adversarial loss on the images if ``fit.adversarial`` is set."""
     if (spec := fit.adversarial) is None:
         return elbo
     return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())

@@ -1,12 +1,12 @@
 """Pyro's ELBOs, with tensors where Pyro's own read numbers back.
 
-``Trace_ELBO`` and ``TraceMeanField_ELBO`` turn the log density of each site into a Python number on
-the way, and look for NaN. A GPU stops for each of them, and what is read back cannot be recorded
-(:mod:`ngvae_pyro.training.program`). These two have the same estimators, term by term, and go
-wherever Pyro's do.
+``Trace_ELBO`` and ``TraceMeanField_ELBO`` convert the log density of each site to a Python number
+on the way, and check it for NaN. Each of these synchronises a GPU, and a value that is read back
+cannot be recorded (:mod:`ngvae_pyro.training.program`). These two have the same estimators, term by
+term, and can be used wherever Pyro's can.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -15,28 +15,39 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import check_fully_reparametrized, is_validation_enabled
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ngvae_pyro.distributed import ALONE
 
 
+def sites(trace: Trace) -> Mapping[str, Any]:
+    """Sites of a trace by name; their keys are more than Pyro's type of a message declares."""
+    return trace.nodes
+
+
 class Objective:
-    """What ``fit`` asks of an objective beyond Pyro's ELBO.
+    """The methods that ``fit`` needs from an objective beyond Pyro's ELBO.
 
     ``fraction`` is the position in the training, from 0 to 1, for objectives that change with it.
-    It is 1 unless ``fit`` sets it, to a tensor that it writes to.
+    It is 1 unless ``fit`` sets it, to a tensor that it then updates.
     """
 
     fraction: float | Tensor = 1.0
-    # How many z are drawn of each particle.
+    # How many z are drawn for each particle.
     draws = 1
 
     def advance(self, fraction: float) -> Hashable:
-        """Switch on and off what begins or ends at some fraction; ``fit`` asks before each step.
+        """Switch on and off the parts that begin or end at some fraction of training.
+
+        ``fit`` calls it before each step.
+
+        Args:
+            fraction: Position in the training, from 0 to 1.
 
         Returns:
-            What is on, where that makes a difference to the operations of a step.
+            Which parts are on, if that makes a difference to the operations of a step.
         """
         return None
 
@@ -45,35 +56,47 @@ class Objective:
         return []
 
     def numbers_kept(self, rows: int, latents: int) -> int:
-        """How many numbers it keeps of a batch besides those of the networks, for the gradient."""
+        """How many numbers it keeps for the gradient, besides those that the networks keep.
+
+        Args:
+            rows: Images in a batch.
+            latents: K.
+        """
         return 0
 
 
 class TraceELBO(Objective, Trace_ELBO):
-    """``Trace_ELBO``: E_q[log p(x, z) - log q(z | x)], sampled, with the gradient of scores."""
+    """``Trace_ELBO``: E_q[log p(x, z) - log q(z | x)], sampled, with score-function gradients."""
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        """-ELBO, whose derivative is that of the surrogate loss."""
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """-ELBO in nats, summed over the batch, with the derivative of the surrogate loss."""
         loss: Any = 0.0
         surrogate: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             particle = self._differentiable_loss_particle(model_trace, guide_trace)
             loss = loss + particle[0] / self.num_particles
             surrogate = surrogate + particle[1] / self.num_particles
-        return loss + (surrogate - surrogate.detach())
+        total: Tensor = loss + (surrogate - surrogate.detach())
+        return total
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The same, as a number and without gradient."""
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """The same as a number, without gradient."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[Tensor, Tensor]:
         elbo: Any = 0.0
-        for site in model_trace.nodes.values():
+        for site in sites(model_trace).values():
             if site["type"] == "sample":
                 elbo = elbo + site["log_prob_sum"]
         surrogate, log_r = elbo, None
-        for site in guide_trace.nodes.values():
+        for site in sites(guide_trace).values():
             if site["type"] != "sample":
                 continue
             _, score_function, entropy = site["score_parts"]
@@ -89,17 +112,19 @@ class TraceELBO(Objective, Trace_ELBO):
 
 
 class MeanFieldELBO(TraceELBO, TraceMeanField_ELBO):
-    """``TraceMeanField_ELBO``: the KL of each latent site in closed form, where there is one."""
+    """``TraceMeanField_ELBO``: the KL of each latent site in closed form where there is one."""
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[Tensor, Tensor]:
         loss: Any = 0.0
-        for name, site in model_trace.nodes.items():
+        for name, site in sites(model_trace).items():
             if site["type"] != "sample":
                 continue
             if site["is_observed"]:
                 loss = loss - site["log_prob_sum"]
                 continue
-            q = guide_trace.nodes[name]
+            q = sites(guide_trace)[name]
             if is_validation_enabled():
                 check_fully_reparametrized(q)
             try:
@@ -109,17 +134,17 @@ class MeanFieldELBO(TraceELBO, TraceMeanField_ELBO):
                 loss = loss - site["log_prob_sum"] + entropy.sum()
             else:
                 loss = loss + scale_and_mask(kl, scale=q["scale"], mask=q["mask"]).sum()
-        for name, q in guide_trace.nodes.items():
+        for name, q in sites(guide_trace).items():
             if q["type"] == "sample" and name not in model_trace.nodes:
                 loss = loss + q["score_parts"].entropy_term.sum()
         return loss.detach(), loss
 
 
 class PenalisedELBO(MeanFieldELBO):
-    """-ELBO, its KL in closed form where there is one, plus a penalty."""
+    """-ELBO plus a penalty, with the KL in closed form where there is one."""
 
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
-        """What a batch adds to its -ELBO, nats.
+        """The penalty of a batch, which is added to its -ELBO, in nats.
 
         Args:
             z: Draws of q, shape (B, K).
@@ -128,11 +153,13 @@ class PenalisedELBO(MeanFieldELBO):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it adds to the ELBO")
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[Tensor, Tensor]:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-        site, prior = guide_trace.nodes["z"], model_trace.nodes["z"]["fn"].base_dist
-        # A penalty may be of the batch as a whole, of which a process may have but some rows: each
-        # then computes all of it, and has its share of that.
+        site, prior = sites(guide_trace)["z"], sites(model_trace)["z"]["fn"].base_dist
+        # A penalty may depend on the whole batch, of which a process may have only some rows. Then
+        # every process computes all of it and takes an equal share.
         team = site["infer"].get("team", ALONE)
         parts = (site["value"], site["fn"].base_dist, prior)
         penalty = self.penalty(*(team.whole(part, weight=team.size) for part in parts)) / team.size

@@ -1,7 +1,7 @@
 """Objectives of the baselines: the ELBO with a penalty.
 
-They ask of a guide only that its site ``z`` is Normal (a :class:`GaussianMixture` for
-:class:`GaussianMixtureELBO`), and of a model that its prior of ``z`` has a KL from that.
+They only need a guide whose site ``z`` is Normal (a :class:`GaussianMixture` for
+:class:`GaussianMixtureELBO`), and a model whose prior of ``z`` has a registered KL from it.
 """
 
 import math
@@ -32,7 +32,8 @@ from ngvae_pyro.specs import (
     Spec,
 )
 
-# Of posterior means over a batch: the square of a float32 rounding of values of about 10.
+# Smallest variance of posterior means over a batch: the square of the float32 rounding error of
+# values of about 10.
 LEAST_VARIANCE = 1e-12
 ELBOS: dict[str, type[TraceELBO]] = {
     "Trace_ELBO": TraceELBO,
@@ -58,9 +59,9 @@ class BetaELBO(PenalisedELBO):
 class CapacityELBO(PenalisedELBO):
     """Capacity annealing: ``E[-log p(x | z)] + gamma |KL(q(z | x) || p(z)) - C|``.
 
-    C rises linearly from 0 to ``capacity`` nats until the fraction ``end`` of training; the KL is
-    the mean of the batch. Burgess et al. (2018), "Understanding disentangling in beta-VAE",
-    arXiv:1804.03599.
+    C rises linearly from 0 to ``capacity`` nats, which it reaches at the fraction ``end`` of
+    training; the KL is the mean over the batch. Burgess et al. (2018), "Understanding disentangling
+    in beta-VAE", arXiv:1804.03599.
     """
 
     def __init__(self, gamma: float, capacity: float, end: float = 1.0, **settings: Any) -> None:
@@ -77,8 +78,8 @@ class CapacityELBO(PenalisedELBO):
 class BetaTCELBO(PenalisedELBO):
     """The beta-TCVAE: -ELBO + (beta - 1) TC, TC = KL(q(z) || prod_k q(z_k)).
 
-    Of the three parts of the mean KL, I(x; z), TC and sum_k KL(q(z_k) || p(z_k)), the second weighs
-    beta. The aggregate posterior is estimated by minibatch-weighted sampling,
+    The mean KL has three parts, I(x; z), TC and sum_k KL(q(z_k) || p(z_k)), and the second has the
+    weight beta. The aggregate posterior is estimated by minibatch-weighted sampling,
 
         log q(z_i) ~ log 1 / (N B) sum_j q(z_i | x_j),
 
@@ -99,26 +100,27 @@ class BetaTCELBO(PenalisedELBO):
         return (self.beta - 1.0) * self.total_correlation(z, q).sum()
 
     def numbers_kept(self, rows: int, latents: int) -> int:
-        # The density of each draw under the posterior of each image.
+        # For the density of each draw under the posterior of each image.
         return 2 * rows**2 * latents
 
     def total_correlation(self, z: Tensor, q: Normal) -> Tensor:
-        """log q(z_i) - sum_k log q(z_ik) for draws z (B, K) of q, shape (B,)."""
+        """Estimates log q(z_i) - sum_k log q(z_ik) for draws z (B, K) of q, shape (B,)."""
         log_norm = math.log(len(z) * self.data_size)
         # Every draw under the posterior of every image: (B, B, K).
         crossed = q.log_prob(z.unsqueeze(1))
         joint = crossed.sum(-1).logsumexp(1) - log_norm
         product = (crossed.logsumexp(1) - log_norm).sum(-1)
-        return joint - product
+        difference: Tensor = joint - product
+        return difference
 
 
 class FactorELBO(PenalisedELBO):
-    """The FactorVAE: -ELBO + gamma TC, the total correlation by a density ratio.
+    """The FactorVAE: -ELBO + gamma TC, the total correlation estimated by a density ratio.
 
-    A discriminator D(z) with two logits tells draws of q(z) from draws of prod_k q(z_k), which are
-    those of another part of the batch with each latent shuffled over the images; then
-    TC = E_q(z)[log D - log(1 - D)], the difference of the logits. It learns by cross-entropy in
-    the same backward pass: the penalty sees its weights as constants, and it sees z as constant.
+    A discriminator D(z) with two logits tells draws of q(z) from draws of prod_k q(z_k). The latter
+    are draws for another part of the batch, with each latent shuffled over the images. Then
+    TC = E_q(z)[log D - log(1 - D)], the difference of the logits. D learns by cross-entropy in
+    the same backward pass: the penalty treats its weights as constants, and D treats z as constant.
     Kim and Mnih (2018), "Disentangling by factorising", arXiv:1802.05983, algorithm 2.
 
     Args:
@@ -126,10 +128,10 @@ class FactorELBO(PenalisedELBO):
         latent_size: K.
         width: Units of each hidden layer of the discriminator.
         depth: Number of its hidden layers.
-        learning_rate: Its own, for ``fit``.
+        learning_rate: Learning rate of the discriminator, for ``fit``.
 
     Raises:
-        UserError: For a batch of one image, which leaves nothing to shuffle.
+        UserError: If a batch has only one image, which leaves nothing to shuffle.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class FactorELBO(PenalisedELBO):
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         if len(z) < 2:
             raise UserError("the FactorVAE needs batches of at least 2 images, got 1")
-        # Known to Pyro, so that a literal SVI trains it too.
+        # Registered with Pyro, so that a plain SVI trains it too.
         pyro.module("discriminator", self.discriminator)
         frozen = {name: w.detach() for name, w in self.discriminator.named_parameters()}
         logits = functional_call(self.discriminator, frozen, (z,))
@@ -172,7 +174,8 @@ class FactorELBO(PenalisedELBO):
         labels[: len(joint)] = 0
         # A mean, as in the paper; times B because losses are sums over the batch.
         cross_entropy = len(z) * nn.functional.cross_entropy(logits, labels)
-        return self.gamma * total_correlation + cross_entropy
+        loss: Tensor = self.gamma * total_correlation + cross_entropy
+        return loss
 
 
 class DIPELBO(PenalisedELBO):
@@ -200,15 +203,15 @@ class DIPELBO(PenalisedELBO):
         regulariser = (
             self.off_diagonal * off_diagonal + self.diagonal * (diagonal - 1).square().sum()
         )
-        # Of the batch as a whole, where the ELBO is a sum over its images.
+        # It belongs to the batch as a whole, whereas the ELBO is a sum over its images.
         return len(z) * regulariser
 
 
 def collapse(q: Normal | GaussianMixture) -> Tensor:
-    """How far the variances of q are from 1: 1/2 (s^2 - 1 - log s^2), 0 at s = 1.
+    """How far the variances of q are from 1: 1/2 (s^2 - 1 - log s^2), which is 0 at s = 1.
 
-    It grows without bound as s falls to 0. Of a mixture, the mean over its components by their
-    weights. Shape (B, K).
+    It grows without bound as s falls to 0. For a mixture it is the mean over the components,
+    weighted by their weights. Shape (B, K).
     """
     variance = q.scale.square()
     distance = 0.5 * (variance - 1.0 - variance.log())
@@ -220,16 +223,16 @@ def collapse(q: Normal | GaussianMixture) -> Tensor:
 class GaussianMixtureELBO(PenalisedELBO):
     """A mixture posterior's -ELBO + w sum_k sum_m pi_km 1/2 (s_km^2 - 1 - log s_km^2).
 
-    The KL of a mixture has no closed form, so it is that of the draws, log q(z | x) - log p(z). The
-    second term keeps the components' variances s^2 from collapsing; w = 0 is the ELBO. The form is
-    that of the author's code for Rivera (2024), arXiv:2309.13160; see :class:`GamixELBO`.
+    The KL of a mixture has no closed form, so it is estimated from draws, log q(z | x) - log p(z).
+    The second term keeps the components' variances s^2 from collapsing; w = 0 is the ELBO. The form
+    is that of the author's code for Rivera (2024), arXiv:2309.13160; see :class:`GamixELBO`.
     """
 
     def __init__(self, regulariser: float, **settings: Any) -> None:
         super().__init__(**settings)
         self.regulariser = regulariser
 
-    def penalty(self, z: Tensor, q: GaussianMixture, p: Normal) -> Tensor:  # type: ignore[override]
+    def penalty(self, z: Tensor, q: GaussianMixture, p: Normal) -> Tensor:
         return self.regulariser * collapse(q).sum()
 
 
@@ -239,15 +242,15 @@ class GamixELBO(PenalisedELBO):
         E[-log p(x | z)] + 1/2 sum_k (M_k^2 + V_k - 1 - log V_k)
             + w 1/2 sum_k (s_k^2 - 1 - log s_k^2),
 
-    M_k and V_k being the mean and the variance of the posterior means mu_k over the batch: the
-    first KL is that of Normal(M, V^1/2) from the prior, standing for the mixture
-    q(z) = 1/B sum_i q(z | x_i), and asks nothing of a single image's variance s^2; the last term
-    keeps that from collapsing. The whole is not a bound of log p(x). Rivera (2024), "How to train
-    your VAE", arXiv:2309.13160: the paper's text was not available to us, the formula is that of
-    the author's code (github.com/marianorivera/How2TrainUrVAE, 1.4.3), where w is 0.2.
+    where M_k and V_k are the mean and the variance of the posterior means mu_k over the batch. The
+    first KL is that of Normal(M, V^1/2) from the prior, in place of the mixture
+    q(z) = 1/B sum_i q(z | x_i), and does not constrain the variance s^2 of a single image; the last
+    term keeps that from collapsing. The sum is not a bound of log p(x). Rivera (2024), "How to
+    train your VAE", arXiv:2309.13160: the paper's text was not available to us, the formula is that
+    of the author's code (github.com/marianorivera/How2TrainUrVAE, 1.4.3), where w is 0.2.
 
     Raises:
-        UserError: For a batch of one image, whose mixture has no variance.
+        UserError: If a batch has only one image, whose mixture has no variance.
     """
 
     def __init__(self, regulariser: float, **settings: Any) -> None:
@@ -257,7 +260,7 @@ class GamixELBO(PenalisedELBO):
     def penalty(self, z: Tensor, q: Normal, p: Normal) -> Tensor:
         if len(z) < 2:
             raise UserError("the GAMIX-VAE needs batches of at least 2 images, got 1")
-        # Of images that are all the same V is 0, or a rounding error, whose logarithm says nothing.
+        # If all images are the same, V is 0 or a rounding error, whose logarithm is meaningless.
         variance = q.mean.var(0, correction=0).clamp(min=LEAST_VARIANCE)
         mixture = Normal(q.mean.mean(0), variance.sqrt())
         of_the_batch = len(z) * kl_divergence(mixture, Normal(p.mean[0], p.stddev[0])).sum()
@@ -267,20 +270,20 @@ class GamixELBO(PenalisedELBO):
 
 def plain_elbo(fit: FitSpec, kind: type[TraceELBO] | None = None) -> TraceELBO:
     """-ELBO by the estimator that ``fit.elbo`` names, or by ``kind``."""
-    # With the nesting given, Pyro need not run the pair once to guess it, hidden from the handlers
-    # around a step.
+    # With the nesting given, Pyro need not run model and guide once to guess it, hidden from the
+    # handlers around a step.
     return (kind or ELBOS[fit.elbo])(
         num_particles=fit.particles, vectorize_particles=fit.particles > 1, max_plate_nesting=1
     )
 
 
 def baseline(spec: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
-    """The objective of a gaussian guide, which a spec declares.
+    """The objective of a gaussian guide, as a spec declares it.
 
     Args:
         spec: A member of :data:`ngvae_pyro.specs.ObjectiveSpec`.
         fit: The estimator of a plain ELBO, and the number of particles.
-        model: What is trained.
+        model: The model that is trained.
         data_size: Number of training images.
     """
     particles: dict[str, Any] = {"num_particles": fit.particles}

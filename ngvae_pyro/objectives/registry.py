@@ -11,12 +11,12 @@ from ngvae_pyro.specs import (
 
 
 def load_objective(guide: Spec, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
-    """The Pyro ELBO that a declared guide is trained with, and its adversary where there is one.
+    """The Pyro ELBO that a declared guide is trained with, and its adversary if there is one.
 
     Args:
         guide: Spec of the guide.
         fit: The estimator of a plain ELBO, the number of particles, the adversary.
-        model: What is trained.
+        model: The model that is trained.
         data_size: Number of training images.
     """
     elbo = GUIDES[type(guide)].objective(guide, fit, model, data_size)

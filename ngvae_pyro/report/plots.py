@@ -297,7 +297,7 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
 
 
 def selection(fit: Fit, ax: Axes | None = None) -> Axes:
-    """p of each latent, by which it is informative, and the KLs, against the step.
+    """P of each latent, by which it is informative, and the KLs, against the step.
 
     Moves that were kept are lines; those that were tried and refused are hollow marks at the top,
     where their branches began: a triangle upwards for a birth, downwards for a death.
@@ -885,7 +885,7 @@ class Figures:
         self._fit = fit
 
     def selection(self, ax: Axes | None = None) -> Axes:
-        """p of each latent and the KLs over the training: :func:`ngvae_pyro.plots.selection`."""
+        """P of each latent and the KLs over the training: :func:`ngvae_pyro.plots.selection`."""
         return selection(self._fit, ax)
 
     def precisions(self, images: Any, ax: Axes | None = None) -> Axes:

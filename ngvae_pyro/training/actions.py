@@ -1,7 +1,7 @@
-"""What a training does once, at a fraction of its steps: moves, silence, rotation, exactness.
+"""Actions that a training takes once, at a fraction of its steps, such as moves and a rotation.
 
 An action is an object that acts on a :class:`ngvae_pyro.training.trainer.Trainer`. Those of a
-schedule come from :func:`actions_of`; ``fit`` takes further ones of one's own::
+schedule come from :func:`actions_of`; ``fit`` takes further ones from the user::
 
     @dataclass(frozen=True)
     class Report(Action):
@@ -10,17 +10,17 @@ schedule come from :func:`actions_of`; ``fit`` takes further ones of one's own::
 
     ngvae_pyro.fit(model, guide, data, actions=[Report(at=0.5)])
 
-An action asks the guide for a capability and never for its class: ``needs`` names what the guide
-must be able to do, and is looked at before the first step.
+An action requires a capability of the guide and never a class: ``needs`` names what the guide must
+be able to do, and is checked before the first step.
 
-Moves between informative and uninformative latents do what gradients alone do not. The price of an
-informative latent is flat once the latent is informative, and its relaxation is flat once it is
-not, so gradient steps neither switch a redundant latent off nor let a missing one in. A move is a
-jump in the parameters of one latent, kept only if it pays (as birth and delete moves do for
+Moves between informative and uninformative latents achieve what gradients alone cannot. The price
+of an informative latent is flat once the latent is informative, and its relaxation is flat once it
+is not, so gradient steps neither switch a redundant latent off nor let a missing one in. A move is
+a jump in the parameters of one latent, kept only if it pays (like the birth and delete moves for
 variational mixtures; Hughes and Sudderth, 2013):
 
-- *birth*. An uninformative latent has precision 1, so it can only carry information by a wide
-  loc; the variance of its loc tells on it. The jump divides loc by its standard deviation and
+- *birth*. An uninformative latent has precision 1, so it can only carry information through a wide
+  loc; the variance of its loc reveals that. The jump divides loc by its standard deviation and
   multiplies the decoder's column by it, which leaves the reconstruction unchanged, and sets
   p near 1: the same code with a hundredth of the noise.
 - *death*. The jump sets loc to 0 and p near 0, and the decoder's column to 0 (its mean
@@ -30,8 +30,8 @@ Training is then forked: a fixed number of steps with and without the jump, on t
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
 continues.
 
-At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data alike, those in which
-the informative latents are independent.
+At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data equally well, those
+in which the informative latents are independent.
 """
 
 from abc import ABC, abstractmethod
@@ -54,14 +54,14 @@ from ngvae_pyro.specs import ScheduleSpec
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
 
-# Images that are looked at together where latents are rotated.
+# Images that are encoded together when latents are rotated.
 LOOK_IMAGES = 1024
 
-# Images over which latents are made independent, so many because a correlation of M latents over
-# N images is off by 1 / sqrt(N) for each of their M (M - 1) / 2 pairs.
+# Images over which latents are made independent; this many because the error of a correlation over
+# N images is 1 / sqrt(N) for each of the M (M - 1) / 2 pairs of M latents.
 ROTATION_IMAGES = 20_000
 
-# What a change of coordinates may cost, nats per image: a hundredth of an informative latent.
+# Largest cost of a change of coordinates, in nats per image: a hundredth of an informative latent.
 FREE = 0.1
 
 
@@ -69,8 +69,8 @@ FREE = 0.1
 class Action(ABC):
     """Something that a training does once.
 
-    A training that is resumed does what was not done yet; its checkpoints know the actions by
-    their ``repr``, which therefore has to say all that they are.
+    A resumed training takes the actions that were not taken yet; its checkpoints identify actions
+    by their ``repr``, which therefore has to describe them completely.
 
     Args:
         at: When, as a fraction of the steps of the training.
@@ -78,7 +78,7 @@ class Action(ABC):
 
     at: float
 
-    # What the guide must be able to do.
+    # The capability that the guide must have.
     needs: ClassVar[type] = Guide
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Action(ABC):
 
 @dataclass(frozen=True)
 class Propose(Action):
-    """Fork the training for the most promising latent, and for the next one while that pays.
+    """Fork the training for the most promising latent, and for the next one as long as that pays.
 
     Args:
         at: When, as a fraction of the steps of the training.
@@ -115,7 +115,7 @@ class Propose(Action):
 
     @torch.no_grad()
     def candidates(self, trainer: "Trainer") -> tuple[list[int], Tensor]:
-        """Latents to try, most promising first, and the posterior means (N, K) behind it."""
+        """Latents to try, most promising first, and the posterior means (N, K) of all latents."""
         codes = trainer.codes(trainer.monitor_images)
         informative = codes.informative
         if self.kind == "birth":
@@ -130,7 +130,7 @@ class Propose(Action):
         return sorted(harm, key=harm.__getitem__), codes.loc
 
     def fork(self, trainer: "Trainer", latent: int, loc: Tensor) -> MoveRecord:
-        """Train with and without a switch of one latent; go on with the better branch."""
+        """Train with and without switching one latent, and continue with the better branch."""
         before = trainer.state()
         steps = min(self.steps, trainer.spec.steps - trainer.step)
         name = f"{self.kind} of z{latent}"
@@ -153,12 +153,12 @@ class Propose(Action):
 
 @dataclass(frozen=True)
 class Silence(Action):
-    """Make latents uninformative that carry next to nothing, and take their last trace out.
+    """Make latents uninformative that carry next to nothing, and remove what they carry.
 
-    What they carry, at most 1/2 log(1 + LEAK) = 0.05 nats each, is not worth a fork. In
-    uninformative latents it otherwise fades so slowly that it outlasts the training. In informative
-    ones, of data that hardly vary, it costs their price all the same, and only as many as there are
-    moves would be tried.
+    Each carries at most 1/2 log(1 + LEAK) = 0.05 nats, which is not worth a fork. In uninformative
+    latents it would otherwise fade so slowly that it outlasts the training. Informative ones, on
+    data that hardly vary, would still cost their price, and no more of them would be tried than
+    there are moves.
     """
 
     needs = SwitchableLatents
@@ -166,7 +166,7 @@ class Silence(Action):
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
         codes = trainer.codes(trainer.monitor_images)
-        # Times the precision it is the ratio of signal to noise; the uninformative have about 1.
+        # Variance times precision is the signal-to-noise ratio; uninformative ones have about 1.
         informative = codes.probs.mean(0) >= INFORMATIVE
         precision = torch.where(informative, codes.precision.mean(0), 1.0)
         faint = codes.loc.var(0) * precision < LEAK
@@ -178,9 +178,9 @@ class Silence(Action):
 class Rotate(Action):
     """Rotate the informative latents to independent components, where that is free.
 
-    Their posteriors have much the same precision, so the ELBO hardly knows a rotation of them.
-    Where it costs more than FREE nats they are only made uncorrelated, and stay as they are where
-    that does too; of Gaussian latents there is no more to do than that.
+    Their posteriors have much the same precision, so a rotation hardly changes the ELBO. If it
+    costs more than FREE nats they are only made uncorrelated, and if that does too they stay as
+    they are; Gaussian latents can only be made uncorrelated.
     """
 
     needs = SwitchableLatents
@@ -221,7 +221,7 @@ class Rotate(Action):
 
 @dataclass(frozen=True)
 class BecomeExact(Action):
-    """Let a guide leave the relaxation as which its training began."""
+    """Let a guide leave the relaxation with which its training began."""
 
     needs = Relaxable
 
@@ -232,7 +232,7 @@ class BecomeExact(Action):
 
 
 def actions_of(schedule: ScheduleSpec) -> list[Action]:
-    """What a schedule does once, in the order in which it declares it."""
+    """The actions of a schedule, in the order in which it declares them."""
     actions: list[Action]
     actions = [Propose(move.at, move.kind, move.steps) for move in schedule.moves]
     if schedule.silence < 1.0:
@@ -245,10 +245,10 @@ def actions_of(schedule: ScheduleSpec) -> list[Action]:
 
 
 def check_actions(actions: Iterable[Any], guide: Guide) -> None:
-    """Refuse what is no action, is due at no time of a training, or is too much for a guide.
+    """Refuse objects that are not actions, are never due, or need a capability the guide lacks.
 
     Raises:
-        UserError: With the first such.
+        UserError: For the first of them.
     """
     for action in actions:
         expect("actions", action, Action, "objects of subclasses of ngvae_pyro.actions.Action")

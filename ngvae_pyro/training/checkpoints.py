@@ -1,21 +1,21 @@
-"""Checkpoints of a training, from which it goes on as if nothing had happened.
+"""Checkpoints of a training, from which it resumes as if it had never been interrupted.
 
-A checkpoint is a folder, ``checkpoints/step-000002000-3``, named by the step and by what the
-schedule has done once by then, with three files:
+A checkpoint is a folder, ``checkpoints/step-000002000-3``, named by the step and by the number of
+actions taken so far, with three files:
 
 - ``weights.safetensors``: model and guide, and the parameters of the objective if it has any;
 - ``optimizer.safetensors``: Adam's moments and step counts, and the states of the generators;
-- ``state.json``: the position in the data and in the schedule, the history, what was trained
-  (specs, a digest of the images, versions) and the SHA-256 of all of it.
+- ``state.json``: the position in the data and in the schedule, the history, a description of the
+  training (specs, a digest of the images, versions) and the SHA-256 of all of it.
 
-Nothing in it is a pickle, and reading one runs no code. It is written beside its place, flushed to
-the disk and renamed; then the one before it is removed. So at every moment the newest one is whole.
-Only these files are removed, and no link is followed.
+Nothing in it is a pickle, and reading a checkpoint runs no code. It is written under another name,
+flushed to the disk and renamed; then the one before it is removed. So the newest checkpoint is
+complete at every moment. Only these files are removed, and no link is followed.
 
-The hashes tell what is damaged or mixed up. They are no signature: whoever can write the folder can
-change what is in it and make them good again. Such a checkpoint is refused where it is no state
-that its training could be in (:mod:`ngvae_pyro.training.restoring`), and taken where it is one; so
-trust a checkpoint as far as its folder.
+The hashes reveal damage and mix-ups. They are not a signature: whoever can write to the folder can
+change its contents and recompute them. Such a checkpoint is refused if its training could not be in
+that state (:mod:`ngvae_pyro.training.restoring`), and accepted otherwise; so trust a checkpoint
+only as far as its folder.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ with needed("train"):
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 
-# Of the files; another number is another layout.
+# Version of the layout of the files.
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{9,})-(\d+)")
@@ -50,9 +50,9 @@ _FILES = {str(path) for name in (WEIGHTS, OPTIMIZER, STATE) for path in files.wi
 class Snapshot:
     """A training between two steps.
 
-    ``weights`` and ``optimizer`` are tensors by name, ``position`` what else changes in a training
-    and ``identity`` what does not: both are plain values, as JSON has them. ``source`` is the
-    folder that it was read from, for messages.
+    ``weights`` and ``optimizer`` are tensors by name. ``position`` holds everything else that
+    changes during a training and ``identity`` what does not, both as plain JSON values. ``source``
+    is the folder that it was read from, for messages.
     """
 
     weights: Mapping[str, Tensor]
@@ -63,11 +63,12 @@ class Snapshot:
 
     @property
     def step(self) -> int:
+        """The step that the training has reached."""
         return int(self.position["step"])
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"step-{self.step:09d}-{self.position['acted']}"
 
 
@@ -79,10 +80,10 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, allow_nan=False).encode()
 
 
-def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key in which nested tables differ, with its two values; None if in none.
+def first_difference(one: object, other: object, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key in which nested tables differ, with both values, or None if equal.
 
-    A value is None where a table has no such key.
+    A value is None if a table has no such key.
     """
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return None if one == other else (key, one, other)
@@ -94,14 +95,14 @@ def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any
 
 
 def is_own(name: str) -> bool:
-    """Whether a path in a folder of checkpoints is of one; that of a folder ends with a slash."""
+    """Whether a path in a folder of checkpoints belongs to one; folders end with a slash."""
     folder, slash, file = name.partition("/")
     of_one = _NAME.fullmatch(folder) or _PARTIAL.fullmatch(folder)
     return bool(of_one and slash) and (not file or file in _FILES)
 
 
 def _contents(folder: Path) -> files.Contents:
-    """What one checkpoint has, told apart."""
+    """The contents of the folder of a checkpoint, its own files told from others."""
     return files.contents(folder, lambda name: is_own(f"{folder.name}/{name}"))
 
 
@@ -109,9 +110,10 @@ class Checkpoints:
     """The checkpoints of one training; the newest one is kept.
 
     Args:
-        folder: Theirs; made when the first is saved.
-        every: Steps from one to the next.
-        appear: Called once, when the first has been saved; says where the folder is from then on.
+        folder: Folder of the checkpoints, created when the first is saved.
+        every: Number of steps from one to the next.
+        appear: Called once, after the first has been saved; returns where the folder is from then
+            on.
     """
 
     def __init__(
@@ -120,11 +122,11 @@ class Checkpoints:
         self.folder, self.every, self.appear = Path(folder), every, appear
 
     def names(self) -> list[str]:
-        """Names of the checkpoints that are there, the newest last."""
+        """Names of the existing checkpoints, the newest last."""
         if not self.folder.is_dir():
             return []
         found = {path.name: _NAME.fullmatch(path.name) for path in self.folder.iterdir()}
-        # A folder that only somebody's files are left in is none.
+        # A folder that only holds files of others is not a checkpoint.
         whole = {
             name: match.groups()
             for name, match in found.items()
@@ -133,10 +135,10 @@ class Checkpoints:
         return sorted(whole, key=lambda name: tuple(map(int, whole[name])))
 
     def check_links(self) -> None:
-        """Make sure that nothing here leads elsewhere.
+        """Make sure that nothing here is a link to another place.
 
         Raises:
-            UserError: If the folder or something of a checkpoint is a link.
+            UserError: If the folder or a part of a checkpoint is a link.
         """
         files.check_no_link(self.folder.parent, self.folder.name)
         if self.folder.is_dir():
@@ -156,18 +158,18 @@ class Checkpoints:
             files.remove(self.folder, lambda folder: files.contents(folder, is_own))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint and remove those before it.
+        """Write a checkpoint and remove the earlier ones.
 
         Raises:
-            UserError: If the disk does not take it, or something leads elsewhere by a link; the
-                one before it is still there then.
+            UserError: If it cannot be written, or there is a link to another place; the previous
+                checkpoint is then still there.
         """
         self.check_links()
         before = self.names()
         consequence = f"; the checkpoint {before[-1]} is kept" if before else ""
         name = snapshot.name
         if name in before:
-            # From there the training comes to this very state: only a look may lie between.
+            # The training resumes from there to this same state: at most an evaluation is between.
             return
         partial = self.folder / f".{name}.partial"
         with files.writing(self.folder, consequence):
@@ -179,7 +181,7 @@ class Checkpoints:
                 files.flush(self.folder)
             finally:
                 files.remove(partial, _contents)
-        # Besides those before it, what an end in the middle of the writing has left of others.
+        # Earlier ones, and the remains of any that were being written when a process was killed.
         self.clear(keep=name)
         if self.appear is not None:
             self.folder, self.appear = self.appear(), None
@@ -202,14 +204,14 @@ class Checkpoints:
             files.write(folder / name, content)
 
     def load(self, identity: Mapping[str, Any]) -> Snapshot:
-        """The newest checkpoint.
+        """Read the newest checkpoint.
 
         Args:
-            identity: What is to go on, which the checkpoint has to be of.
+            identity: Identity of the training that resumes, which the checkpoint must have.
 
         Raises:
-            UserError: If there is none, it is damaged, it is of something else, or a link leads
-                elsewhere. Nothing is changed then.
+            UserError: If there is none, it is damaged, it belongs to another training, or there is
+                a link to another place. Nothing is changed then.
         """
         self.check_links()
         names = self.names()
@@ -252,7 +254,7 @@ class Checkpoints:
 
     @staticmethod
     def _state(path: Path, content: bytes) -> dict[str, Any]:
-        """``state.json``, if it is as it was written."""
+        """Parse ``state.json``, if it is unchanged since it was written."""
         try:
             state = json.loads(content)
             known = state["format"]
@@ -271,5 +273,5 @@ class Checkpoints:
         return dict(state)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "nothing" if value is None else repr(value)

@@ -1,4 +1,4 @@
-"""Whether a model and a guide can be held and trained, from the shapes of what is trained."""
+"""Whether a model and a guide fit into memory, from the shapes of what is trained."""
 
 from collections.abc import Sequence
 
@@ -19,13 +19,13 @@ COPIES_IN_TRAINING = 4
 def check_pair(
     spec: RunSpec, image_shape: Sequence[int], images: int = 0, device: torch.device | str = "cpu"
 ) -> None:
-    """Refuses a model and a guide that cannot be held, or not be trained.
+    """Refuse a model and a guide that do not fit into memory, or not while they are trained.
 
     Args:
-        spec: What is run.
+        spec: Spec of the run.
         image_shape: (C, H, W).
-        images: How many are trained on; none where the pair is only read.
-        device: Where it is trained.
+        images: Number of training images; 0 if the pair is only read.
+        device: Device that it is trained on.
 
     Raises:
         UserError: If they do not fit into memory, or the networks do not take such images.
@@ -33,15 +33,15 @@ def check_pair(
     model, guide, fit = spec.model, spec.guide, spec.fit
     latents = model.latent_size
     with torch.device("meta"):
-        # Shapes alone, of the very classes that are trained.
+        # Only the shapes, of the same classes that are trained.
         own_model = MODELS[type(model.prior)](model, image_shape)
         own_guide = GUIDES[type(guide)](guide, own_model)
     weights = sum(p.numel() for part in (own_model, own_guide) for p in part.parameters())
     if not images:
-        # Once as they are, and once in the file.
+        # Once in memory, and once as the contents of the file.
         check("the networks", 2 * FLOAT_BYTES * weights)
         return
-    # Validation would look at numbers, of which there are none.
+    # Validation would check numbers, and meta tensors have none.
     with torch.device("meta"), pyro.validation_enabled(False):
         objective = with_adversary(
             own_guide.objective(guide, fit, own_model, images), fit, own_model

@@ -1,16 +1,16 @@
 """A function of tensors as a flat list of its tensor operations: recorded once, replayed often.
 
-A small VAE pays more for Python, Pyro's handlers and autograd's graph than for its arithmetic, and
-on every step for the same ones: the operations are those of the step before. :class:`Recording`
-writes them down on one call, backward pass included, and :class:`Program` plays them back without
-anything that led to them. What it plays back are the same kernels with the same arguments, so the
-numbers are the same to the last bit, and random ones are drawn anew from the same generator.
+A small VAE spends more time on Python, Pyro's handlers and autograd's graph than on arithmetic,
+although every step consists of the same operations as the one before. :class:`Recording` records
+them in one call, including the backward pass, and :class:`Program` replays them without the code
+that led to them. It runs the same kernels with the same arguments, so the numbers are the same to
+the last bit, and random numbers are drawn anew from the same generator.
 
-Recording freezes whatever is not a tensor operation: a Python number, a branch taken. What changes
-from call to call must be an input, or a tensor that is written to in place, as parameters and
-buffers are. A value that is read back (``tensor.item()``, ``if tensor:``, ``tensor.numpy()``)
-cannot be recorded, and ``Recording.obstacle`` says so; what else has changed from one call to the
-next, :func:`difference` finds in the recordings of both.
+Recording freezes everything that is not a tensor operation: a Python number, the branch that was
+taken. Whatever changes from call to call must be an input, or a tensor that is written to in place,
+as parameters and buffers are. A value that is read back (``tensor.item()``, ``if tensor:``,
+``tensor.numpy()``) cannot be recorded, and ``Recording.obstacle`` reports it; :func:`difference`
+compares the recordings of two calls to find anything else that has changed.
 """
 
 import random
@@ -37,15 +37,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# Results of at least so many bytes get memory of their own that is kept from call to call. From
-# about this size on a C library hands memory back to the system, which then clears every page of
-# it again: on two cores of an EPYC virtual machine that was half the time of a step.
+# Results of at least this many bytes get memory of their own that is kept from call to call. From
+# about this size on, the C library returns freed memory to the system, which clears every page
+# before it is used again: on two cores of an EPYC virtual machine that was half the time of a step.
 KEPT_BYTES = 2**16
 
-# Constants up to so many numbers are computed once.
+# Constants of up to this many numbers are computed only once.
 FOLDED_NUMEL = 2**16
 
-# Operations that read nothing of a tensor but its shape, type and device.
+# Operations that depend only on the shape, type and device of a tensor.
 _SHAPE_ONLY = {
     aten.new_full.default,
     aten.new_zeros.default,
@@ -54,29 +54,29 @@ _SHAPE_ONLY = {
     aten.zeros_like.default,
     aten.full_like.default,
 }
-# What makes a tensor of a Python number, such as the 1.0 of Normal(loc, 1.0).
+# Operations that make a tensor from a Python number, such as the 1.0 of Normal(loc, 1.0).
 _FROM_PYTHON = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 # Views that their schemas do not declare.
 _VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default}
 
 
-# What of a tensor hands its values to others without an operation.
+# Methods of a tensor that expose its values without a tensor operation.
 _READS = {"numpy", "tolist", "__array__", "__dlpack__"}
 _LIBRARIES = tuple(str(Path(library.__path__[0])) + "/" for library in (torch, pyro))
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
 
 
 class NotRecordable(RuntimeError):
-    """A function that does more than compute with tensors; the message is what it does."""
+    """A function does more than compute with tensors; the message says what."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of a recording, for comparison with that of another.
+    """An operation of a recording, for comparison with another recording.
 
-    ``arguments`` are plain values, the results of others by their positions. ``constant`` is a
-    tensor that comes from outside, with a copy of its values; ``written`` says whether the
-    function writes to it. ``place`` is the line of code that asked for the operation.
+    ``arguments`` are plain values, with the results of other operations given by their positions.
+    ``constant`` is a tensor from outside, ``values`` a copy of its values, and ``written`` says
+    whether the function writes to it. ``place`` is the line of code that called the operation.
     """
 
     target: Any
@@ -90,16 +90,16 @@ class Operation:
 class Recording:
     """One call of ``function``, with the operations that it carried out.
 
-    It is a call like any other: what it draws, writes to and returns (``results``) is to the last
-    bit what it would be without being recorded.
+    It is a call like any other: everything it draws, writes to and returns (``results``) is the
+    same to the last bit as without recording.
 
     Args:
-        function: Takes the inputs, returns a tuple of tensors (or None). It is called once.
-        inputs: What it is recorded at.
+        function: Takes the inputs and returns a tuple of tensors (or None). It is called once.
+        inputs: The inputs of the call.
 
     Attributes:
-        results: Of the call.
-        obstacle: What of the call is no tensor operation, with its line; None if all is.
+        results: Results of the call.
+        obstacle: Something in the call that is not a tensor operation, with its line, or None.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor) -> None:
@@ -118,7 +118,7 @@ class Recording:
         self.obstacle = watch.obstacle
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
-                # Older versions of torch do not say of what shape they are.
+                # Older versions of torch do not store their shapes.
                 node.meta.setdefault("val", getattr(self.module, node.target))
         for node in _operations(self.module.graph):
             if self.obstacle is None and _has_any_size(node):
@@ -130,7 +130,7 @@ class Program:
     """The operations of a recording, to be replayed at other inputs of the same shapes.
 
     Args:
-        recording: Not to be used for another program.
+        recording: The recording, which must not be used for another program.
 
     Raises:
         NotRecordable: If the recorded function reads the value of a tensor back into Python, makes
@@ -144,7 +144,7 @@ class Program:
         graph = self.module.graph
         # Tensors from outside that a call writes to.
         self.written: list[Any] = [o.constant for o in recording.operations if o.written]
-        # Of the coarsest type that it computes with.
+        # The resolution of the coarsest type that it computes with.
         values = [_value(node) for node in _operations(graph)]
         types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
         self.eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
@@ -156,9 +156,10 @@ class Program:
         self.module.recompile()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor | None, ...]:
-        """What the function returns; valid until the next call, which writes to the same memory."""
+        """The function's results, valid until the next call, which writes to the same memory."""
         with torch.no_grad():
-            return self.module(*inputs)
+            results: tuple[Tensor | None, ...] = self.module(*inputs)
+            return results
 
     @property
     def transfers(self) -> list[str]:
@@ -167,7 +168,7 @@ class Program:
         for node in _operations(self.module.graph):
             values = [_value(other) for other in (node, *node.all_input_nodes)]
             tensors = [v for value in values for v in _flat(value) if isinstance(v, Tensor)]
-            # A number on the CPU is an argument of the kernel.
+            # A number on the CPU is passed to the kernel as an argument.
             if len({v.device for v in tensors if v.dim() or v is values[0]}) > 1:
                 found.append(str(node.target))
         return found
@@ -189,12 +190,12 @@ class _Watch(TorchDispatchMode):
         self.generators = _generators()
 
     def note(self, frame: FrameType | None, what: str) -> None:
-        """The first obstacle is the one to be told."""
+        """Note an obstacle; the first one is reported."""
         if self.obstacle is None:
             self.obstacle = f"{_place(frame) or 'the function'} {what}"
 
     def look_at_generators(self, frame: FrameType | None) -> None:
-        """Python's and NumPy's, whose draws no recording has."""
+        """Check for draws from Python's or NumPy's generator, which cannot be recorded."""
         if self.obstacle is None and (now := _generators()) != self.generators:
             name = "Python's random" if now[0] != self.generators[0] else "numpy.random"
             self.note(frame, f"draws from {name}")
@@ -205,7 +206,7 @@ class _Watch(TorchDispatchMode):
         kwargs, frame = kwargs or {}, sys._getframe(1)
         self.look_at_generators(frame)
         if kwargs.get("generator") is not None:
-            # Its state is neither saved nor set back with those of torch.
+            # Its state is not saved and restored with those of torch.
             self.note(frame, "draws from a generator of its own")
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
@@ -214,7 +215,7 @@ class _Watch(TorchDispatchMode):
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
-            # The only error that recording adds; all others are those of the function itself.
+            # The only error that recording adds; all others are errors of the function itself.
             if "tracing tensor" not in str(error):
                 raise
             self.note(frame, "reads the value of a tensor")
@@ -228,7 +229,7 @@ class _Watch(TorchDispatchMode):
 
 
 class _WatchReads(TorchFunctionMode):
-    """Notes where the values of a tensor are taken without an operation."""
+    """Notes where the values of a tensor are read without a tensor operation."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -249,9 +250,9 @@ def _generators() -> tuple[Any, Any]:
 
 
 def _place(frame: FrameType | None) -> str:
-    """File and line of the code that a frame was called from, torch and Pyro left out.
+    """File and line of the code that a frame was called from, ignoring torch and Pyro.
 
-    Best the user's; where the call went through none of it, that of this package.
+    It is the user's code if the call went through any, else that of this package.
     """
     own = ""
     for caller, line in traceback.walk_stack(frame):
@@ -275,7 +276,7 @@ def _described(module: fx.GraphModule) -> list[Operation]:
     for node in module.graph.nodes:
         target, constant, values = node.target, None, None
         if node.op == "get_attr":
-            # Named in the order in which they were met, which says nothing of what they are.
+            # Names follow the order of discovery, so they do not identify the tensors.
             target, constant = node.op, getattr(module, str(node.target))
             if isinstance(constant, Tensor) and not isinstance(constant, nn.Parameter):
                 values = constant.detach().clone()
@@ -296,14 +297,14 @@ def _described(module: fx.GraphModule) -> list[Operation]:
 
 
 class _Result(int):
-    """The result of the operation of that number."""
+    """The result of the operation with this number."""
 
 
 def difference(one: Recording, other: Recording) -> str | None:
-    """What is not the same in two recordings of a function, besides the values of its tensors.
+    """The first difference between two recordings of a function, besides the values of its tensors.
 
-    Parameters, buffers and other tensors that are there all the time may have changed. A tensor
-    that was made for the call, of Python numbers or by NumPy, must have the same values in both.
+    Parameters, buffers and other persistent tensors may have changed. A tensor that was made for
+    the call, from Python numbers or by NumPy, must have the same values in both.
     """
     for a, b in zip(one.operations, other.operations, strict=False):
         at = f" at {a.place}" if a.place else ""
@@ -321,7 +322,7 @@ def difference(one: Recording, other: Recording) -> str | None:
 
 
 def _changed(a: Any, b: Any) -> tuple[Any, Any]:
-    """The innermost arguments that differ, of two that do."""
+    """The innermost parts that differ, of two arguments that differ."""
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
         if len(a) == 2 and isinstance(a[0], type) and a[0] is b[0] and not isinstance(a[1], tuple):
             return a[1], b[1]
@@ -330,7 +331,7 @@ def _changed(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def same_values(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors are laid out alike and hold the same numbers, NaN being one."""
+    """Whether two tensors have the same layout and the same numbers, with NaN equal to itself."""
     if a is None or b is None:
         return a is b
     like = (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
@@ -342,7 +343,7 @@ def _operations(graph: fx.Graph) -> Iterable[fx.Node]:
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether the node does more than give a result: writes, or moves on a random generator."""
+    """Whether the node has side effects: it writes to memory or advances a random generator."""
     target = node.target
     if not isinstance(target, OpOverload):
         return node.op in ("placeholder", "output")
@@ -350,7 +351,7 @@ def _acts(node: fx.Node) -> bool:
 
 
 def _has_any_size(node: fx.Node) -> bool:
-    """Whether the size of a result depends on the values that it is made of."""
+    """Whether the size of a result depends on the values of the arguments."""
     target: Any = node.target
     if target is aten.index.Tensor:
         # By a mask, not by positions.
@@ -361,12 +362,12 @@ def _has_any_size(node: fx.Node) -> bool:
 
 
 def _value(node: fx.Node) -> Any:
-    """A tensor without data, of the node's shape, strides, type and device."""
+    """A tensor without data that has the node's shape, strides, type and device."""
     return node.meta.get("val")
 
 
 def _written(module: fx.GraphModule) -> set[fx.Node]:
-    """Nodes whose memory is written to after they were made, or that are views of such."""
+    """Nodes whose memory is written to after they were computed, and views of such nodes."""
     owner: dict[fx.Node, fx.Node] = {}
     by_memory: dict[int, fx.Node] = {}
     written = set()
@@ -392,7 +393,7 @@ def _written(module: fx.GraphModule) -> set[fx.Node]:
 
 
 def _is_pure(node: fx.Node, written: set[fx.Node]) -> bool:
-    """Whether the node gives the same result for the same arguments, wherever it stands."""
+    """Whether the node gives the same result for the same arguments, wherever it is placed."""
     target = node.target
     if not isinstance(target, OpOverload):
         return node.op == "call_function" and node not in written
@@ -402,7 +403,7 @@ def _is_pure(node: fx.Node, written: set[fx.Node]) -> bool:
 
 
 def _fold(module: fx.GraphModule, written: set[fx.Node]) -> None:
-    """Compute once what depends on no input, parameter or buffer."""
+    """Compute only once the nodes that depend on no input, parameter or buffer."""
     constants: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
         inputs = node.all_input_nodes
@@ -439,7 +440,7 @@ def _flat(value: Any) -> Sequence[Any]:
 
 
 def _merge(graph: fx.Graph, written: set[fx.Node]) -> None:
-    """Drop what changes nothing and compute what is computed twice only once."""
+    """Drop operations without effect, and compute only once what is computed twice."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op == "get_attr":
@@ -456,7 +457,7 @@ def _merge(graph: fx.Graph, written: set[fx.Node]) -> None:
 
 
 def _same(node: fx.Node) -> Any:
-    """The argument that a node is no different from."""
+    """The argument that a node is identical to, if there is one."""
     argument = node.args[0] if node.args else None
     if not isinstance(argument, fx.Node):
         return None
@@ -476,12 +477,12 @@ def _hashable(value: Any) -> Any:
         return tuple(map(_hashable, value))
     if isinstance(value, dict):
         return tuple((key, _hashable(item)) for key, item in value.items())
-    # 1, 1.0 and True are equal, and not the same argument; NaN is, and not equal.
+    # 1, 1.0 and True are equal but different arguments; NaN is the same argument but not equal.
     return (type(value), repr(value) if isinstance(value, float) else value)
 
 
 def _keep(module: fx.GraphModule, written: set[fx.Node]) -> None:
-    """Give large results memory that stays, where the operation can write into it."""
+    """Give large results memory that is kept, if the operation can write into it."""
     for n, node in enumerate(list(_operations(module.graph))):
         value = _value(node)
         if node in written or not isinstance(value, Tensor) or value.device.type != "cpu":
@@ -511,14 +512,14 @@ def _is_dense(value: Tensor) -> bool:
 
 
 def _into(target: Any) -> tuple[OpOverload | None, str]:
-    """The variant of an operation that writes into given memory, and how that is called there."""
+    """The variant of an operation that writes into given memory, and the name of that argument."""
     if not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags:
         wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
         packet = target.overloadpacket
         for overload in (getattr(packet, name) for name in packet.overloads()):
             *arguments, last = overload._schema.arguments
             writes = last.alias_info is not None and last.alias_info.is_write and last.kwarg_only
-            # Those that are generated from the plain operation copy its result.
+            # Variants that are generated from the plain operation copy its result.
             generated = torch.Tag.generated in overload.tags
             if (
                 writes

@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs."""
+"""The progress bar of a training."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -23,17 +23,20 @@ with needed("train"):
     from rich.table import Column
     from rich.text import Text
 
-# Columns of a terminal from which the bar is a wide one: in fewer the state needs the room.
+# Columns of a terminal from which the bar is wide; with fewer the state needs the room.
 WIDE = 100
-# Columns in which a move, cut short, still says what is tried.
+# Columns that a truncated move needs to be recognisable.
 LEAST = 12
 
 
 class State:
     """Texts in one line, the most important first, as many as there is room for.
 
-    Where there is none for all of the second, such as the progress of a move, it is cut; the others
-    are there whole or not at all.
+    The second one, such as the progress of a move, is truncated if it does not fit; the others are
+    shown in full or not at all.
+
+    Args:
+        parts: The texts.
     """
 
     def __init__(self, parts: Sequence[str]) -> None:
@@ -53,7 +56,7 @@ class State:
 
 
 class StateColumn(ProgressColumn):
-    """The state of a training, in what the other columns leave."""
+    """The state of a training, in the room that the other columns leave."""
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(ratio=1, no_wrap=True))
@@ -66,24 +69,24 @@ class TrainingBar:
     """Progress on a terminal or in a notebook; elsewhere (a log file) a line for every tenth.
 
     Bar, counter and time left keep their width, and the state has the rest of the line: how many
-    latents are informative and how many leak by the last look, the move that is tried, the loss and
-    the KLs. The counter is the step of the training. While a move is tried, of whose two branches
-    one will be the training, it advances by one for every two steps.
+    latents were informative and leaking at the last evaluation, the move that is tried, the loss
+    and the KLs. The counter is the step of the training. While a move is tried, it advances by one
+    for every two steps, because only one of the two branches will be part of the training.
 
     Args:
-        steps: How many there are.
+        steps: Number of steps of the training.
         enabled: Whether anything is shown.
-        console: Where; by default on stderr.
+        console: Where it is shown; by default on stderr.
     """
 
     def __init__(self, steps: int, enabled: bool, console: Console | None = None) -> None:
         self.console = Console(stderr=True) if console is None else console
-        # In a notebook without ipywidgets rich would warn, and show nothing.
+        # In a notebook without ipywidgets rich would warn and show nothing.
         notebook = self.console.is_jupyter and find_spec("ipywidgets") is not None
         self.live = enabled and (self.console.is_terminal or notebook)
         self.lines = enabled and not self.live
         self.steps, self.tenth = steps, 0
-        # Name, first step, steps of a branch and number of the branch of the move that is tried.
+        # For the move that is tried: name, first step, steps of a branch, number of the branch.
         self.trial: tuple[str, int, int, int] | None = None
         self.counts, self.numbers = "", [""]
         self.progress = Progress(
@@ -98,7 +101,7 @@ class TrainingBar:
         self.task = TaskID(0)
 
     def __enter__(self) -> "TrainingBar":
-        # Some versions of rich write an empty line where a disabled one stops.
+        # Some versions of rich write an empty line when a disabled bar stops.
         if self.live:
             self.progress.start()
         return self
@@ -108,18 +111,18 @@ class TrainingBar:
             self.progress.stop()
 
     def begin(self, step: int) -> None:
-        """Start the clock at a step, which is not the first one where a training goes on."""
+        """Start the clock at a step, which is not the first one in a resumed training."""
         self.tenth = 10 * step // self.steps
         self.task = self.progress.add_task(
             "training", total=self.steps, completed=step, parts=("training",)
         )
 
     def show(self, row: Mapping[str, Any], leaking: int | None) -> None:
-        """What a look has found, from the next :meth:`advance` on.
+        """Show the results of an evaluation, from the next :meth:`advance` on.
 
         Args:
-            row: Of the history.
-            leaking: How many latents leak; None where none can.
+            row: Row of the history.
+            leaking: How many latents leak; None if none can.
         """
         self.counts = f"informative {row['informative']}"
         if leaking is not None:
@@ -132,7 +135,7 @@ class TrainingBar:
             self._print(row["step"], "  ".join([self.counts, *self.numbers]))
 
     def advance(self, step: int) -> None:
-        """The step at which the training is, or the branch of a move."""
+        """Show the step that the training, or the branch of a move, has reached."""
         if not self.live:
             return
         parts = [self.counts]
@@ -144,12 +147,12 @@ class TrainingBar:
         self.progress.update(self.task, completed=step, parts=[*parts, *self.numbers])
 
     def trying(self, name: str, step: int, steps: int, branch: int) -> None:
-        """A branch of a move begins: 0 without it, 1 with it."""
+        """Show that a branch of a move begins: 0 without the move, 1 with it."""
         self.trial = name, step, steps, branch
         self.advance(step)
 
     def decided(self, record: MoveRecord, step: int) -> None:
-        """What became of a move, at the step where the training goes on."""
+        """Show the outcome of a move, at the step where the training continues."""
         self.trial = None
         if self.lines:
             what = "kept" if record.accepted else "refused"

@@ -1,9 +1,9 @@
-"""Whether a checkpoint can be of the training that is to go on from it; looked at before it is set.
+"""Checks that a checkpoint can belong to the training that resumes from it, before it is restored.
 
-Its hashes tell damage. What they do not tell is who wrote them: whoever changes a checkpoint can
-make them good again. So what is read has to be a state that the training could be in: positions in
-range and in agreement with each other, tensors of the right names, shapes and types, finite. What
-is changed within these bounds (a weight, a loss of the history) is taken for the training's own.
+Its hashes reveal damage, but not who wrote them: whoever changes a checkpoint can recompute them.
+So a checkpoint has to be a state that the training could be in: positions in range and consistent
+with each other, tensors of the right names, shapes and types, finite. A change within these bounds
+(of a weight, or of a loss in the history) cannot be told from the training's own state.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +29,14 @@ ROUNDING = 1e-3
 
 
 def check(trainer: "Trainer", snapshot: Snapshot) -> None:
-    """Refuse a snapshot that is no state of a training.
+    """Refuse a snapshot that is not a possible state of a training.
 
     Args:
         trainer: The training, at its beginning.
-        snapshot: Of a checkpoint.
+        snapshot: The contents of a checkpoint.
 
     Raises:
-        UserError: With the first thing that cannot be.
+        UserError: For the first contradiction.
     """
     position: Position = parse(Position, snapshot.position, f"{snapshot.source / STATE}: position")
     for name, problems in (
@@ -49,7 +49,7 @@ def check(trainer: "Trainer", snapshot: Snapshot) -> None:
 
 
 def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
-    """What of a position cannot be."""
+    """The contradictions in a position."""
     last, actions = trainer.spec.steps, trainer.actions
     if position.step > last:
         yield f"position.step: expected at most fit.steps = {last}, got {position.step}"
@@ -59,7 +59,7 @@ def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
         due = min(action.at * last, last)
         if number < position.acted and position.step < due:
             yield f"position.acted: action {number} is done, but not due until step {due:g}"
-        # Only forks, which count as extra steps, jump over the step at which one is due.
+        # Only forks, which count as extra steps, skip the step at which an action is due.
         if number >= position.acted and position.step - due >= 1 + position.extra_steps:
             yield f"position.acted: action {number} was due at step {due:g}, and is not done"
     relaxed = any(isinstance(action, BecomeExact) for action in actions[position.acted :])
@@ -142,7 +142,7 @@ def _of_optimizer(trainer: "Trainer", found: Mapping[str, Tensor], step: int) ->
     if trainer.on_cuda:
         generators["cuda_rng"] = trainer.device
     moments = found.keys() - generators.keys()
-    # A parameter that has had no gradient yet has none.
+    # A parameter that has had no gradient yet has no moments.
     begun = {int(name.partition(".")[0]) for name in moments if name.partition(".")[0].isdecimal()}
     begun &= set(range(len(trainer.parameters)))
     yield from _of_names(found, {*generators, *(f"{i}.{name}" for i in begun for name in MOMENTS)})

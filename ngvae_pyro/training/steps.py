@@ -1,15 +1,15 @@
-"""How an optimizer step is carried out: gradients, clipping, Adam, and where they are recorded.
+"""How an optimizer step is carried out: gradients, clipping, Adam, and how they are recorded.
 
-All that changes from step to step is a tensor on the device: the position, a row of a table with
-the learning rates and the weights of the schedule, and the batch that the position points to. So a
-step is the same tensor operations every time, and after some literal ones it is recorded: on a CPU
-as a :class:`~ngvae_pyro.training.program.Program`, on CUDA as a graph of that program, which is
-launched by one call. Nothing is read back from a GPU unless it is asked for.
+Everything that changes from step to step is a tensor on the device: the position, a row of a table
+with the learning rates and the weights of the schedule, and the batch at that position. So a step
+consists of the same tensor operations every time, and after some ordinary ("literal") steps it is
+recorded: on a CPU as a :class:`~ngvae_pyro.training.program.Program`, on CUDA as a graph of that
+program, which is launched by one call. Nothing is read back from a GPU unless it is requested.
 
-Whether a step is the same operations every time depends on model and guide, which may be anybody's.
-So two literal steps are recorded and compared, and from then on a replayed step is compared with a
-literal one now and then. Every recording is one of the training's steps, so a model that counts its
-calls counts them as it does without recordings until it is found out.
+Whether the operations really are the same every time depends on model and guide, which may be the
+user's own. So two literal steps are recorded and compared, and from then on a replayed step is
+compared with a literal one now and then. Every recording is one of the training's steps, so a model
+that counts its calls counts them as without recordings, until the comparison detects it.
 """
 
 import warnings
@@ -26,27 +26,33 @@ from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.training.program import Program, Recording, difference, same_values
 
-# Literal steps before a recording, enough for optimizer and kernels to have what they allocate on
+# Literal steps before a recording, enough for optimizer and kernels to allocate what they need on
 # first use.
 WARM_UP = 10
-# Two recordings take a second or two, and pay after some hundred steps.
+# Two recordings take a second or two, which pays off after some hundred steps.
 PAYS_FROM = 300
-# A replayed step is compared with a literal one at 1, 2, 4, ... steps after a recording and then
-# every so many, for which a training takes less than 1 % longer.
+# A replayed step is compared with a literal one at 1, 2, 4, ... steps after a recording and then at
+# this interval, which makes a training less than 1 % longer.
 COMPARED_EVERY = 512
-# Steps of a recorded program on the stream of a CUDA graph before its capture, as torch asks for.
+# Steps of a recorded program on the stream of a CUDA graph before its capture, as torch requires.
 CAPTURE_AFTER = 3
-# Rows of the schedule that are on the device at a time.
+# Number of rows of the schedule that are on the device at a time.
 ROWS = 4096
 
-# A loss and its gradients by the parameters.
+# A loss and its gradients with respect to the parameters.
 Gradients = tuple[Tensor | None, ...]
 # States of generators, and tensors with their values.
 State = tuple[list[Tensor], list[tuple[Tensor, Tensor]]]
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; parameters are those before that step."""
+    """The loss or its gradient became NaN or infinite; parameters are those before that step.
+
+    Args:
+        step: The step.
+        loss: Its loss.
+        norm: Norm of its gradient.
+    """
 
     def __init__(self, step: int, loss: float, norm: float) -> None:
         super().__init__(
@@ -57,8 +63,8 @@ class NonFiniteLoss(RuntimeError):
         self.step, self.loss, self.norm = step, loss, norm
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default an exception is unpickled from its message, which is not what it is made of;
-        # a worker process could not report it.
+        # By default an exception is unpickled with its message as the only argument, which would
+        # fail, and a worker process could not report it.
         return type(self), (self.step, self.loss, self.norm)
 
 
@@ -66,18 +72,18 @@ class Steps:
     """The optimizer steps of one training.
 
     Args:
-        gradients: From a batch (B, C, H, W), -ELBO per image and its gradients by the parameters.
-            Whatever it needs of the schedule it reads from ``row``.
-        parameters: What is trained.
+        gradients: Gives -ELBO per image of a batch (B, C, H, W) and its gradients with respect to
+            the parameters. It reads what it needs of the schedule from ``row``.
+        parameters: Parameters that are trained.
         optimizer: A fused Adam over them, whose learning rates are in ``row``.
-        batches: Of images.
-        count: How many steps there are.
-        numbers: Learning rates and weights of a step, N numbers.
-        row: Where those of the present step are put, shape (1, N).
+        batches: Batches of images.
+        count: Number of steps of the training.
+        numbers: Gives the learning rates and weights of a step, N numbers.
+        row: Where those of the current step are written, shape (1, N).
         clip_norm: Largest norm of the gradient.
-        modules: By their names, what the gradients come from.
-        key: What a recording holds for, besides the tensors: it is made anew when that changes.
-        fast: Whether there are recordings at all.
+        modules: The modules that the gradients come from, by name.
+        key: Gives a value that a recording is valid for: when it changes, a new recording is made.
+        fast: Whether to record at all.
     """
 
     def __init__(
@@ -105,37 +111,38 @@ class Steps:
         self.tabled = -1
         # Loss and norm of the gradient of the latest step.
         self.latest = torch.zeros(2, dtype=torch.float32, device=self.device)
-        # 1 once they were not finite; then nothing is changed any more.
+        # 1 once they were not finite; from then on nothing changes any more.
         self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next = 0
         self.program: Program | None = None
-        # What the program is of, until it is compared with a second one.
+        # The recording of the program, until it is compared with a second one.
         self.recording: Recording | None = None
-        # Whether replayed steps have been literal ones to the last bit.
+        # Whether replayed steps have equalled literal ones to the last bit.
         self.exact = self.device.type == "cpu"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded_for: Hashable = None
         self.since = 0
-        # Whether a recording was there in the training that goes on here.
+        # Whether the training that is resumed here had a recording.
         self.had_recording = False
 
     def state(self) -> dict[str, Any]:
-        """What decides over recordings, for :meth:`set_state`."""
+        """The state that determines when to record, for :meth:`set_state`."""
         holds = self.key() == self.recorded_for
         recorded = holds and self.program is not None
-        # It counts towards a recording, and towards nothing where there is one or none is to be.
+        # The count is only of use while a recording is still to be made.
         since = self.since if self.fast and holds and not recorded else 0
         return {"fast": self.fast, "recorded": recorded, "since": since}
 
     def set_state(self, state: Mapping[str, Any], step: int) -> None:
-        """Go on before a step as the steps did that were in this state there.
+        """Continue before a step from a state that was saved there.
 
-        What was replayed is replayed: on a GPU it may differ from literal steps by rounding.
+        Steps that were replayed are replayed again: on a GPU they may differ from literal ones by
+        rounding.
         """
         self.fast, self.had_recording = state["fast"], state["recorded"]
         self.recorded_for, self.since = self.key(), state["since"]
         if step > 0:
-            # What looks and objectives read until the next step is that of the one before.
+            # Until the next step, evaluations and objectives read the row of the previous one.
             self.row.copy_(self.row.new_tensor([self.numbers(step - 1)]))
 
     def _forget(self) -> None:
@@ -146,13 +153,13 @@ class Steps:
         """Carry out a step.
 
         Raises:
-            NonFiniteLoss: On a CPU at once; on CUDA it is for :meth:`check` to say.
+            NonFiniteLoss: On a CPU at once; on CUDA it is raised by :meth:`check`.
         """
         if step != self.next:
             self.position.fill_(step)
         self.batches.prepare(step)
         self._tabulate(step)
-        # Asked for in any case, because the answer also switches the objective.
+        # Called in any case, because the call also switches the objective.
         key = self.key()
         if self.fast and key != self.recorded_for:
             self._forget()
@@ -175,13 +182,13 @@ class Steps:
         """Raise if a loss or gradient so far was not finite.
 
         Raises:
-            NonFiniteLoss: With the first of them.
+            NonFiniteLoss: For the first of them.
         """
         if self.failed.item():
             raise NonFiniteLoss(int(self.position.item()), *self.latest.tolist())
 
     def _tabulate(self, step: int) -> None:
-        """Have the schedule of a step on the device, and that of those around it."""
+        """Make sure that the rows of the schedule around a step are on the device."""
         part, rows = step // len(self.table), len(self.table)
         if part != self.tabled:
             steps = range(part * rows, min((part + 1) * rows, self.count))
@@ -199,15 +206,16 @@ class Steps:
     def _read_row(self) -> None:
         torch.index_select(self.table, 0, self.position % len(self.table), out=self.row)
 
-    def _update(self, loss: Any, *gradients: Tensor | None) -> None:
+    def _update(self, loss: Tensor | None, *gradients: Tensor | None) -> None:
+        assert loss is not None
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         both = torch.stack((loss, norm)).to(self.latest.dtype)
         self.latest.copy_(torch.where(self.failed == 0.0, both, self.latest))
         self.failed.copy_(~self.latest.isfinite().all())
-        # The kernel of a fused Adam divides gradients and skips steps, as it does for mixed
-        # precision, so that clipping takes no pass over the gradients of its own.
+        # The kernel of a fused Adam can divide gradients and skip steps, as for mixed precision, so
+        # that clipping needs no separate pass over the gradients.
         optimizer: Any = self.optimizer
         optimizer.grad_scale = (both[1] / self.clip_norm).clamp(min=1.0)
         optimizer.found_inf = self.failed
@@ -225,7 +233,8 @@ class Steps:
         goes_on, self.had_recording = self.had_recording, False
         before = self._state()
         if goes_on:
-            # On the first call of a process Pyro registers the parameters, which is not a step's.
+            # On the first call in a process Pyro registers the parameters, which must not be
+            # recorded as part of a step.
             self.gradients(x)
             self._set_state(before)
         plain = self._plain()
@@ -239,7 +248,7 @@ class Steps:
             if transfers := self.program.transfers:
                 self._do_without_graph(f"{transfers[0]} copies between devices")
         if goes_on:
-            # In the training that goes on here this step was replayed.
+            # In the training that is resumed here this step was replayed.
             self._set_state(before)
             return self.program(x)
         return recording.results
@@ -250,9 +259,9 @@ class Steps:
         return self.since & (self.since - 1) == 0 or self.since % COMPARED_EVERY == 0
 
     def _compare(self, x: Tensor) -> Gradients:
-        """A literal step and its replay; where the two are not the same, recordings end with it.
+        """A literal step and its replay; if the two differ, this is the end of recordings.
 
-        The first literal step after a recording is recorded as well, and compared with that.
+        The first literal step after a recording is recorded as well, and the recordings compared.
         """
         assert self.program is not None
         first, self.recording = self.recording, None
@@ -280,7 +289,7 @@ class Steps:
         return literal
 
     def _state(self) -> State:
-        """What gradients change besides their results: generators, and tensors written to."""
+        """The side effects of computing gradients: generators, and tensors that are written to."""
         generators = [torch.get_rng_state()]
         if self.device.type == "cuda":
             generators.append(torch.cuda.get_rng_state(self.device))
@@ -301,12 +310,12 @@ class Steps:
     def _unlike(
         self, literal: Gradients, after: State, replayed: Gradients, now: State, summands: int
     ) -> str | None:
-        """How a replayed step differs from the literal one, if it does.
+        """How a replayed step differs from the literal one, or None if it does not.
 
         On a CPU they are the same to the last bit. A GPU may choose other kernels, and older
-        versions of torch record some gradients as the formulas that they are: then they may differ
-        as sums of ``summands`` numbers in another order do, by the square root of that times the
-        resolution of a number, in the norm.
+        versions of torch record some gradients as explicit formulas: then they may differ as much
+        as sums of ``summands`` numbers in another order, in the norm by the square root of
+        ``summands`` times the resolution of a number.
         """
         assert self.program is not None
         names = {
@@ -329,11 +338,11 @@ class Steps:
         if name == "the loss" and recorded is not None and now_ is not None:
             what = f"the loss of a batch is {recorded:.9g} as recorded, and {now_:.9g} now"
         else:
-            what = f"{name} is another as recorded than now"
-        return f"{what}; model, guide or objective have changed in something that is no tensor"
+            what = f"{name} is not the same as recorded"
+        return f"{what}; model, guide or objective have changed in something that is not a tensor"
 
     def _plain(self) -> dict[str, Hashable]:
-        """What model and guide have in their attributes that is no tensor."""
+        """The attributes of model and guide that are not tensors."""
         return {
             f"{part}.{name}.{key}".replace("..", "."): _plain(value)
             for part, module in self.modules.items()
@@ -358,7 +367,7 @@ class Steps:
         try:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._step(program)
-        # What CUDA refuses to capture; the step is then as it was, recorded.
+        # CUDA refuses to capture the step; it continues as a recorded program.
         except RuntimeError as error:
             self._do_without_graph(str(error).splitlines()[0])
         else:
@@ -375,14 +384,14 @@ class Steps:
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def fall_back(self, reason: str) -> None:
-        """Go on without recordings, and say so."""
+        """Continue without recordings, and warn about it."""
         warnings.warn(f"training goes step by step, unrecorded: {reason}", Notice, stacklevel=2)
         self._forget()
         self.fast = False
 
 
 def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
-    """Whether the norm of the difference is small beside that of one of them."""
+    """Whether the norm of the difference is small relative to the norm of ``b``."""
     if a is None or b is None or a.shape != b.shape:
         return a is b
     a, b = a.double(), b.double()
@@ -391,17 +400,17 @@ def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
 
 
 def _change(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> str | None:
-    """Which attribute a step has changed that no recording would."""
+    """An attribute that a literal step has changed and that a recording would not change."""
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
-            return f"{name} changes in a step and is no tensor (a buffer would be recorded)"
+            return f"{name} changes in a step and is not a tensor (a buffer would be recorded)"
     return None
 
 
-def _plain(value: Any, holders: tuple[int, ...] = ()) -> Hashable:
-    """Numbers, texts and arrays, and tables of them; None of all else, which is not looked into."""
+def _plain(value: object, holders: tuple[int, ...] = ()) -> Hashable:
+    """Hashable form of numbers, texts, arrays and containers of them; None for anything else."""
     if isinstance(value, bool | int | float | complex | str | bytes):
-        # As texts, because NaN is not equal to itself.
+        # As text, because NaN is not equal to itself.
         return repr(value)
     if isinstance(value, np.ndarray | np.generic):
         return str(value.dtype), value.shape, value.tobytes()

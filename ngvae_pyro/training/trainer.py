@@ -1,8 +1,8 @@
 """Stochastic variational inference: one ``fit`` for every model and guide.
 
-The loss is Pyro's ELBO, divided by the batch size, so that losses and KLs read in nats per image.
-Sites are weighed during training by the effect handler :class:`SiteWeights`, so a model or guide
-never knows of its schedule.
+The loss is Pyro's ELBO, divided by the batch size, so that losses and KLs are in nats per image.
+The effect handler :class:`SiteWeights` weights the sites during training, so a model or guide does
+not need to know its schedule.
 """
 
 import copy
@@ -50,29 +50,30 @@ from ngvae_pyro.training.progress import TrainingBar
 from ngvae_pyro.training.steps import NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
 
-# Images on which moves are judged and progress is shown: enough for a standard error of the ELBO
-# well under one nat, few enough to cost less than ten training steps.
+# Images on which moves are judged and progress is measured: enough for a standard error of the ELBO
+# well below one nat, few enough to cost less than ten training steps.
 MONITOR_IMAGES = 1024
 
 # Steps between updates of the bar.
 SHOWN_EVERY = 10
 
-# A team asks its processes for signals in one of so many steps: each asking takes a message.
+# A team polls its processes for signals at this interval of steps: each poll costs a message.
 HEED_EVERY = 10
 
-# Inputs of a linear layer up to which its weights have the learning rate as it is. A first step of
-# Adam moves all weights by that, and each output by as much for every input: with more of them the
-# encoder's outputs are thrown to where float32 has no precision. With the rate divided by the
-# number of inputs they move alike at all sizes (Yang and Hu, 2021, "Tensor programs IV: feature
-# learning in infinite-width neural networks", arXiv:2011.14522). 12,288 are RGB images of 64x64.
+# Largest number of inputs at which the weights of a linear layer keep the learning rate unchanged.
+# The first step of Adam moves every weight by the learning rate, and so each output by as much for
+# every input: with more inputs the encoder's outputs end up where float32 has no precision. With a
+# rate inversely proportional to the number of inputs they move alike at all sizes (Yang and Hu,
+# 2021, "Tensor programs IV: feature learning in infinite-width neural networks",
+# arXiv:2011.14522). 12,288 is an RGB image of 64x64.
 MOST_INPUTS = 12_288
 
 
 class SiteWeights(Messenger):
     """Multiplies the log probability of named sites, in model and guide alike.
 
-    Weighing a latent site by w in both weighs its KL term by w. Unlike ``poutine.scale`` it takes
-    single sites and the weight 0.
+    A weight w of a latent site in both weights its KL term by w. Unlike ``poutine.scale`` it acts
+    on single sites and accepts the weight 0.
 
     Args:
         weights: Weight of each named site; other sites keep 1.
@@ -82,19 +83,19 @@ class SiteWeights(Messenger):
         super().__init__()
         self.weights = weights
 
-    def _process_message(self, msg: Message) -> None:
+    def _process_message(self, msg: "Message[..., Any]") -> None:
         weight = self.weights.get(str(msg["name"])) if msg["type"] == "sample" else None
         if weight is not None:
             msg["scale"] = msg["scale"] * weight
 
 
 def convolutional(*modules: torch.nn.Module) -> bool:
-    """Whether there are convolutions among them."""
+    """Whether any of the modules has convolutions."""
     return any(p.dim() == 4 for module in modules for p in module.parameters())
 
 
 def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list[dict[str, Any]]:
-    """Groups of Adam: the weights of layers of very many inputs have a smaller rate."""
+    """Groups for Adam, with a smaller rate for the weights of layers with very many inputs."""
     wide = [p for p in parameters if p.dim() == 2 and p.shape[1] > MOST_INPUTS]
     # By identity, because tensors compare by their values.
     rest = [p for p in parameters if all(p is not other for other in wide)]
@@ -106,7 +107,7 @@ def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list
 
 
 def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient with the strides of its parameter, which fused kernels take for granted."""
+    """The gradient with the strides of its parameter, which fused kernels require."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
@@ -130,7 +131,7 @@ class Trainer:
                 raise UserError(f"schedule.{key} needs a {owner} guide, got {type(guide).__name__}")
         self.actions = [*actions_of(schedule), *actions]
         check_actions(self.actions, guide)
-        # In order of time, and at one time in that of the schedule.
+        # In order of time, and in the order of the schedule if at the same time.
         self.actions.sort(key=lambda action: action.at)
         self.own_actions = tuple(actions)
         if isinstance(guide, Relaxable):
@@ -138,8 +139,8 @@ class Trainer:
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule, self.team = spec, schedule, team
-        # Convolutions of a 64x64 batch of 128 took two thirds of the time with channels last, on
-        # two cores of an EPYC virtual machine; on CUDA it is not measured.
+        # With channels last, the convolutions of a 64x64 batch of 128 took two thirds of the time,
+        # on two cores of an EPYC virtual machine; this has not been measured on CUDA.
         last = spec.fast and self.device.type == "cpu" and convolutional(model, guide)
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.set_networks(self.memory_format, getattr(torch, spec.network_dtype))
@@ -160,10 +161,10 @@ class Trainer:
         self.elbo = with_adversary(objective, spec, self.model)
         own = self.elbo.parameter_groups(self.device)
         groups += own
-        # Those of the objective, such as a discriminator's.
+        # Parameters of the objective, such as a discriminator's.
         self.own_parameters: list[Tensor] = [p for group in own for p in group["params"]]
         self.parameters: list[Tensor] = [*pair, *self.own_parameters]
-        # Of a batch that is shared with other processes.
+        # The loss of a batch that is shared with other processes.
         self.shared_loss = (
             SharedLoss(team, self.elbo, self.model, self.guide, self.own_parameters)
             if team.size > 1
@@ -175,7 +176,7 @@ class Trainer:
             initial = max(1.0, signal / schedule.signal_nats)
             self.site_ramps["z"] = schedule.z.model_copy(update={"initial": initial})
         self.step = 0
-        # How many of the actions are done.
+        # How many of the actions have been taken.
         self.acted = 0
         self.seconds_before, self.began = 0.0, time.perf_counter()
         self.fit = Fit(
@@ -186,13 +187,13 @@ class Trainer:
         self.bar = TrainingBar(spec.steps, enabled=False)
 
     def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
-        """How the networks lay out images and in what type they compute."""
+        """Set the memory layout of the networks and the type that they compute in."""
         self.model.to(memory_format=memory_format)
         self.guide.to(memory_format=memory_format)
         self.model.decoder.compute_dtype = self.guide.encoder.compute_dtype = dtype
 
     def _steps(self, groups: list[dict[str, Any]]) -> Steps:
-        """What carries out the steps: optimizer, and the schedule as a table for the device."""
+        """Build the steps: the optimizer, and the schedule as a table for the device."""
         columns: list[Callable[[float], float]]
         columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
         ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
@@ -229,14 +230,15 @@ class Trainer:
 
     def annealed(self, name: str, fraction: float) -> float:
         """A number of the guide that the schedule multiplies, at a fraction of training."""
-        return getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+        value: float = getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
+        return value
 
     def phase(self) -> Hashable:
-        """What decides over the operations of the next step, besides the tensors."""
+        """A value that, together with the tensors, determines the operations of the next step."""
         return self.guide.phase, self.elbo.advance(self.step / self.spec.steps)
 
     def batch_loss(self, x: Tensor) -> Tensor:
-        """-ELBO per image of a batch, weighed as the schedule says."""
+        """-ELBO per image of a batch, with the weights of the schedule."""
         for name, value in self.buffers.items():
             getattr(self.guide, name).copy_(value)
         x = x.contiguous(memory_format=self.memory_format)
@@ -246,10 +248,10 @@ class Trainer:
             return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The loss of a batch and its gradients by the parameters."""
+        """The loss of a batch and its gradients with respect to the parameters."""
         loss = self.batch_loss(x)
         if self.shared_loss is not None:
-            # They are averaged over the processes where they arrive at the parameters.
+            # They are averaged over the processes as they arrive at the parameters.
             self.optimizer.zero_grad()
             loss.backward()
             return loss.detach(), *(p.grad for p in self.parameters)
@@ -260,7 +262,7 @@ class Trainer:
         """One optimizer step at the current position of the schedule.
 
         Raises:
-            Interrupted: Instead, if a signal has asked for the end.
+            Interrupted: If a signal has requested the end; the step is then not taken.
         """
         self.heed()
         self.steps(self.step)
@@ -271,14 +273,14 @@ class Trainer:
     # Looking at the state --------------------------------------------------------------------
 
     def fixed_noise(self) -> AbstractContextManager[None]:
-        """Common random numbers for every look, and none taken from the training stream."""
+        """Common random numbers for every evaluation, separate from those of the training."""
         return seeded(self.spec.seed, self.device)
 
     def loss(self) -> float:
-        """-ELBO per monitor image, nats; agreed on, so that all processes decide alike by it.
+        """-ELBO per monitor image in nats, the same in all processes, which decide by it.
 
         Raises:
-            NonFiniteLoss: If the last step has left weights whose posterior cannot be drawn from.
+            NonFiniteLoss: If the last step left weights whose posterior cannot be sampled.
         """
         self.finite_codes(self.monitor_images)
         looks = evaluating(self.model, self.guide)
@@ -287,29 +289,29 @@ class Trainer:
             return self.team.agreed(self.elbo.loss(self.model, self.guide, x) / len(x))
 
     def finite_codes(self, x: Tensor) -> Codes:
-        """What the guide says of images.
+        """The guide's posterior summaries of images.
 
         Raises:
-            NonFiniteLoss: If the last step has left weights that say nothing finite of them.
+            NonFiniteLoss: If they are not finite after the last step.
         """
         with evaluating(self.guide), pyro.validation_enabled(False):
             codes = self.guide.codes(x)
-        # A variance may be infinite, that of z where its precision is often near 0.
+        # The variance of z may be infinite, if its precision is often near 0.
         if not (codes.loc.isfinite().all() and codes.probs.isfinite().all()):
             raise NonFiniteLoss(self.step, math.nan, math.nan)
         return codes
 
     def codes(self, x: Tensor) -> Codes:
-        """What the guide says of images, agreed on likewise."""
+        """The guide's posterior summaries of images, the same in all processes."""
         codes = self.finite_codes(x)
         return Codes(**{name: self.team.agreed(value) for name, value in vars(codes).items()})
 
     def look(self) -> dict[str, Any]:
-        """A row of the history."""
+        """Evaluate on the monitor images, and return a row of the history."""
         self.steps.check()
         looks = evaluating(self.model, self.guide)
         with looks, self.fixed_noise(), pyro.validation_enabled(False):
-            # First, because what is not finite cannot be drawn from.
+            # First, because a posterior that is not finite cannot be sampled.
             codes = self.finite_codes(self.monitor_images)
             probs = codes.probs.detach().mean(0)
             log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
@@ -327,7 +329,7 @@ class Trainer:
         }
 
     def record(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows to the history, and show the last of them."""
+        """Add rows to the history, and show the last one."""
         self.fit.history += rows
         if rows:
             selects = isinstance(self.guide, SwitchableLatents)
@@ -338,7 +340,7 @@ class Trainer:
     # Forks -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that a step changes, copied."""
+        """A copy of everything that a step changes."""
         return {
             "model": copy.deepcopy(self.model.state_dict()),
             "guide": copy.deepcopy(self.guide.state_dict()),
@@ -354,22 +356,24 @@ class Trainer:
 
     @property
     def on_cuda(self) -> bool:
+        """Whether the training runs on a CUDA device."""
         return self.device.type == "cuda"
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a copy made by :meth:`state`."""
         self.model.load_state_dict(state["model"])
         self.guide.load_state_dict(state["guide"])
         with torch.no_grad():
             for own, value in zip(self.own_parameters, state["objective"], strict=True):
                 own.copy_(value)
-            # In place, as all of this is, because recordings hold these tensors.
+            # All of this is in place, because recordings refer to these tensors.
             for own, saved in zip(self.parameters, state["optimizer"], strict=True):
                 moments = self.optimizer.state[own]
                 for name, value in moments.items():
-                    # Nothing was saved before the first step, where all of it is 0.
+                    # Nothing was saved before the first step, where all moments are 0.
                     value.copy_(saved.get(name, 0.0))
                 for name in saved.keys() - moments.keys():
-                    # Laid out as the parameter, which a fused Adam takes for granted.
+                    # With the layout of the parameter, which a fused Adam requires.
                     like = own if saved[name].dim() else torch.empty((), device=self.device)
                     moments[name] = torch.empty_like(like).copy_(saved[name])
         torch.set_rng_state(state["rng"])
@@ -378,12 +382,12 @@ class Trainer:
         self.step = state["step"]
 
     def train_and_judge(self, steps: int) -> tuple[float, list[dict[str, Any]]]:
-        """Train for some steps, which are a branch of a fork.
+        """Train a branch of a fork for some steps.
 
         Returns:
-            Its loss, at the parameters averaged over the second half of the steps: single iterates
-            scatter by 10 nats and more at a high learning rate, as much as a latent is worth; their
-            average does not. And its rows of the history, where looks were due.
+            The loss of the branch, at the parameters averaged over the second half of the steps:
+            single iterates scatter by 10 nats and more at a high learning rate, as much as a latent
+            is worth; their average does not. Then its rows of the history, if any were due.
         """
         rows: list[dict[str, Any]] = []
         for _ in range(steps // 2):
@@ -402,16 +406,16 @@ class Trainer:
         return loss, rows
 
     def _step_of_branch(self, rows: list[dict[str, Any]]) -> None:
-        """A step, and a look where one is due; that at the last step is for the end of all."""
+        """A step, and a row if one is due, except at the last step: that row ends the training."""
         self.train_step()
         if self.step % self.spec.monitor_every == 0 and self.step < self.spec.steps:
             rows.append(self.look())
 
     def forget(self, touched: Touched) -> None:
-        """Set Adam's running means of parts of parameters to 0; before its first step it has none.
+        """Reset Adam's running means for parts of parameters, if it has any yet.
 
         Args:
-            touched: Parameters, and where in them somebody other than the optimizer has written.
+            touched: Parameters, and the indices that were written to, other than by the optimizer.
         """
         for parameter, index in touched:
             state = self.optimizer.state[parameter]
@@ -422,18 +426,18 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last look, after the last step, is done."""
+        """Whether the last evaluation, after the last step, is done."""
         history = self.fit.history
         looked = bool(history) and history[-1]["step"] == self.spec.steps
         return looked and self.step == self.spec.steps
 
     @property
     def seconds(self) -> float:
-        """Spent on the training, before an interruption too."""
+        """Seconds spent on the training, including those before an interruption."""
         return self.seconds_before + time.perf_counter() - self.began
 
     def _look_at(self) -> int:
-        """The step at which the next look is due; moves have looks of their own."""
+        """The step at which the next evaluation is due; moves have their own evaluations."""
         history = self.fit.history
         return self._next(history[-1]["step"], self.spec.monitor_every) if history else 0
 
@@ -443,23 +447,28 @@ class Trainer:
         return step - step % every + every
 
     def run(self, bar: TrainingBar, checkpoints: Checkpoints | None) -> None:
-        """Go on to the last step, act as the schedule says, and look now and then.
+        """Train to the last step, with the actions and the evaluations that are due on the way.
+
+        Args:
+            bar: Shows the progress.
+            checkpoints: Where the training is saved, if anywhere.
 
         Raises:
-            Interrupted: If a signal has asked for the end; a checkpoint is there then.
+            Interrupted: If a signal has requested the end; with ``checkpoints`` the training has
+                been saved then.
         """
         actions, last = self.actions, self.spec.steps
         self.bar = bar
         bar.begin(self.step)
         look_at = self._look_at()
-        # The first one after the first step, which shows what is wrong with what was asked for.
+        # The first one is due after the first step, which reveals most mistakes in the arguments.
         save_at = self._next(self.step, checkpoints.every) if checkpoints and self.step else 1
         while not self.finished:
-            # A fork may jump over the step at which an action was due.
+            # A fork may skip the step at which an action was due.
             looks = look_at <= self.step < last
             acts = not looks and self.acted < len(actions)
             acts = acts and (self.step == last or self.step >= actions[self.acted].at * last)
-            # An action is not interrupted half done: what it did is done again.
+            # An action that is interrupted is repeated in full, from the checkpoint before it.
             if checkpoints is not None and (self.step >= save_at or acts):
                 self.save(checkpoints)
                 save_at = self._next(self.step, checkpoints.every)
@@ -482,7 +491,7 @@ class Trainer:
         self.heed(now=True)
 
     def heed(self, now: bool = False) -> None:
-        """End if a signal has asked for it, all processes of a team at the same step."""
+        """Stop if a signal has requested it, all processes of a team at the same step."""
         if self.team.size > 1 and self.step % HEED_EVERY and not now:
             return
         if signum := self.team.most(self.stop.signum or 0):
@@ -491,19 +500,19 @@ class Trainer:
     # Checkpoints ---------------------------------------------------------------------------
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint; one process does it for all."""
+        """Write a checkpoint; one process writes it for all."""
         with self.team.together():
             if self.team.leads:
                 checkpoints.save(self.snapshot())
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the training is, as plain values: a checkpoint is of this and of nothing else."""
+        """A description of the training as plain values, which its checkpoints must match."""
         versions = provenance.versions()
         own = {"actions": [repr(action) for action in self.own_actions]} if self.own_actions else {}
         return {
             "model": self.model.spec.model_dump(mode="json"),
-            # The schedule may be another than the guide's own.
+            # The schedule may differ from the guide's own.
             "guide": self.guide.spec.model_dump(
                 mode="json", exclude=IMMATERIAL["guide"] | {"schedule"}
             ),
@@ -519,7 +528,7 @@ class Trainer:
         }
 
     def snapshot(self) -> Snapshot:
-        """All that :meth:`restore` needs."""
+        """Everything that :meth:`restore` needs."""
         state = self.state()
         weights = {
             f"{part}.{name}": value
@@ -548,21 +557,21 @@ class Trainer:
         return Snapshot(weights, optimizer, position, self.identity)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on where a snapshot was taken: the next step is to the last bit what it was to be.
+        """Continue from a snapshot: the next step is the same to the last bit as without a break.
 
         Raises:
-            UserError: If it is no state of such a training, whatever its identity says; nothing is
-                changed then.
+            UserError: If it is not a possible state of this training, even if its identity matches;
+                nothing is changed then.
         """
         restoring.check(self, snapshot)
         self._restore(snapshot)
-        # They decide over the order of sums, and so over the last bits.
+        # These determine the summation order, hence the last bits.
         before, now = self.fit.starts[-2:]
         for name in ("threads", "processes"):
             if before[name] != now[name]:
                 warnings.warn(
-                    f"the training goes on with {now[name]} {name} where it had {before[name]}: "
-                    "the same but for rounding",
+                    f"the training continues with {now[name]} {name} instead of {before[name]}: "
+                    "the result is the same except for rounding",
                     Notice,
                     stacklevel=2,
                 )
@@ -611,8 +620,8 @@ def fit(
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
 
-    Minimises -ELBO / batch size with Adam, the KL of each site weighed by the schedule. Model and
-    guide are in ``train()`` in the steps, and in ``eval()`` where they are looked at.
+    Minimises -ELBO / batch size with Adam, with the KL of each site weighted by the schedule. Model
+    and guide are in ``train()`` during the steps, and in ``eval()`` while they are evaluated.
 
     Args:
         model: From :func:`ngvae_pyro.load_model`.
@@ -620,18 +629,18 @@ def fit(
         data: Training images of the model's shape, or vectors, as
             :func:`ngvae_pyro.data.as_images` reads them. Their form becomes that of the fit.
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
-        schedule: Annealing and moves; the guide's own by default.
-        progress: Show a bar with the informative and the leaking latents, the move that is tried,
-            the loss and the KL of each site.
+        schedule: Annealing and moves; by default the guide's own.
+        progress: Whether to show a bar with the informative and the leaking latents, the move that
+            is tried, the loss and the KL of each site.
         team: The processes that train together, from :func:`ngvae_pyro.distributed.joined`; each
             of them calls ``fit`` with the same arguments and gets the same result.
-        checkpoints: Where the training is kept, every so many steps, at the end, and when SIGINT or
-            SIGTERM asks for the end.
-        resume: Go on from the newest of the checkpoints, for a model and a guide as they were
-            before their training. The result is that of an uninterrupted training to the last bit,
-            on the same machine with the same number of threads.
-        actions: What is done once at some fraction of the steps, besides what the schedule says
-            (:mod:`ngvae_pyro.training.actions`).
+        checkpoints: Where the training is saved, at regular intervals, at the end, and when SIGINT
+            or SIGTERM requests the end.
+        resume: Continue from the newest of the checkpoints, with a model and a guide as they were
+            before their training. On the same machine with the same number of threads, the result
+            is that of an uninterrupted training to the last bit.
+        actions: Further actions that are taken once at some fraction of the steps, besides those of
+            the schedule (:mod:`ngvae_pyro.training.actions`).
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
@@ -643,7 +652,7 @@ def fit(
             this process, the processes of the team cannot share a batch evenly, or a checkpoint
             cannot be written, cannot be read or is of another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
-        Interrupted: If a signal asked for the end and there are checkpoints.
+        Interrupted: If a signal requested the end and there are checkpoints.
     """
     check_pair(model, guide)
     data = as_images(data)
@@ -677,7 +686,7 @@ def fit(
         trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team, actions)
         trainer.fit.digest = data.digest
         trainer.fit.starts.append(provenance.here(trainer.device, team.size))
-        # What is not kept may as well end at once.
+        # Without checkpoints there is nothing to save, so let signals act immediately.
         signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
         with TrainingBar(spec.steps, enabled=progress) as bar, signals as trainer.stop:
             try:
