@@ -75,9 +75,9 @@ def there(device: torch.device | str = "cpu") -> float:
 def allowed(root: Path = Path("/")) -> float:
     """The memory in bytes that Linux control groups, and so containers, allow.
 
-    It is infinite if there is no limit. Otherwise it is the smallest among the process's group and its ancestors: ``memory.max`` in
-    version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html), ``memory.limit_in_bytes`` in
-    version 1.
+    It is infinite if there is no limit, and otherwise the smallest limit among the process's group
+    and its ancestors: ``memory.max`` in version 2
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html), ``memory.limit_in_bytes`` in version 1.
 
     Args:
         root: Where /proc and /sys are.

@@ -70,7 +70,7 @@ class Form:
         return all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in pairs)
 
     def shape_of(self, images: Sequence[int]) -> tuple[int, ...]:
-        """The shape of one array item that holds an image of shape (C, H, W).
+        """The shape of one entry of the arrays, for images of shape (C, H, W).
 
         >>> Form("channels_last").shape_of((3, 8, 9))
         (8, 9, 3)
