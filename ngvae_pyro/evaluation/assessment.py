@@ -39,7 +39,7 @@ NEW_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Sample:
-    """Codes of a set of images: the guide's output, and one posterior draw of z for each image."""
+    """Codes of a set of images: the guide's output, and one posterior draw of z for each."""
 
     images: ImageData
     codes: Codes

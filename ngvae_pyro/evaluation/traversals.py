@@ -28,8 +28,8 @@ from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.machine import seeded
 
-# The share of the images that count as similar to the base image, the least number of these, and the
-# share of their values that is cut off at each end.
+# The share of the images that count as similar to the base image, the least number of these, and
+# the share of their values that is cut off at each end.
 SIMILAR, LEAST, TAIL = 0.02, 20, 0.05
 # Posterior draws of each image for these quantiles.
 DRAWS = 10
