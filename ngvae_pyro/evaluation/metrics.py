@@ -76,9 +76,8 @@ def sharpness(images: Array | Tensor) -> float:
     The Laplacian of the grey image (the mean of the channels) is the sum of a pixel's four
     neighbours minus four times itself, inside the border: 0 where the image is flat or a linear
     slope, large at edges and in noise. Images sharper than the data are therefore not better.
-    Tolstikhin,
-    Bousquet, Gelly and Schoelkopf (2018), "Wasserstein auto-encoders", arXiv:1711.01558,
-    section 4.
+    Tolstikhin, Bousquet, Gelly and Schoelkopf (2018), "Wasserstein auto-encoders",
+    arXiv:1711.01558, section 4.
 
     Args:
         images: (N, C, H, W), uint8 or in [0, 1], at least 3 pixels high and wide.
@@ -559,8 +558,8 @@ def total_correlation(codes: Array | Tensor) -> float:
     """
     # Constant columns are rows of the identity here, and so do not change the determinant.
     eigenvalues = np.linalg.eigvalsh(_correlation(codes))
-    # Because of rounding, exact dependence does not give exactly 0: codes in float32 are accurate to
-    # 1e-6 of a standard deviation, which is squared here.
+    # Because of rounding, exact dependence does not give exactly 0: codes in float32 are accurate
+    # to 1e-6 of a standard deviation, which is squared here.
     if eigenvalues[0] < 1e-12:
         return math.inf
     return max(0.0, -0.5 * float(np.log(eigenvalues).sum()))
