@@ -29,7 +29,7 @@ from ngvae_pyro.specs import RunSpec
 
 POINTS = 15_000
 
-# Held-out images and draws for the log likelihood; on sprites the standard error of its mean is then
+    """Codes of a set of images: the guide's output, and one posterior draw of z for each."""
 # half a nat.
 LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 100
 

@@ -69,8 +69,8 @@ STYLE: Any = {
 }
 
 
-# The most latents that get a row of their own in a figure, most informative first; matplotlib cannot
-# draw a picture with thousands of rows.
+# The most latents that get a row of their own in a figure, most informative first; matplotlib
+# cannot draw a picture with thousands of rows.
 SHOWN = 200
 # Images in a figure of reconstructions.
 COLUMNS = 12
@@ -491,11 +491,11 @@ def covariance(loc: Any, rows: Any, ax: Axes | None = None) -> Axes:
 
 
 def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> AxesImage:
-    """The matrix of the covariances of values (N, K) over the largest variance, latents named."""
+    """Draw the covariances of values (N, K), divided by the largest variance, with labels."""
     order = [row["latent"] for row in rows]
     cov = np.atleast_2d(np.cov(values[:, order].numpy().T, bias=True))
-    # A latent that does not move has no correlation with anything; the scale of the largest
-    # keeps its row faint instead of dividing noise by noise.
+    # A latent that does not vary correlates with nothing; dividing by the largest variance keeps
+    # its row faint instead of dividing noise by noise.
     scaled = cov / max(float(np.diag(cov).max()), 1e-12)
     ax.grid(False)
     image = ax.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -591,9 +591,9 @@ def are_vectors(images: Tensor) -> bool:
 
 
 def _curve(ax: Axes, vector: Tensor, **style: Any) -> None:
-    """A vector (1, 1, D) against the number of its column."""
+    """Draw a vector (1, 1, D) against the column number."""
     values = vector.flatten().cpu().numpy()
-    # Few columns are points that a line joins.
+    # A few columns are drawn as points joined by a line.
     ax.plot(np.arange(len(values)), values, marker="." if len(values) <= 40 else "", **style)
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
