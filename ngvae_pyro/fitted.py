@@ -541,17 +541,17 @@ def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
 
 
 def read_latents(values: Any, where: str, size: int) -> Tensor:
-    """Latents of a user as float32, (N, size), on the CPU.
+    """Check a user's latents and return them as float32, (N, size), on the CPU.
 
     Raises:
-        UserError: For what are no finite numbers of this shape.
+        UserError: If they are not finite numbers of this shape.
     """
     array = number_array(values, where)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] != size:
         raise UserError(f"{where}: expected shape (N, {size}), got {tuple(array.shape)}")
-    # A copy, because torch warns of memory that may not be written to.
+    # A copy, because torch warns about memory that is not writeable.
     with np.errstate(over="ignore"):  # infinity is refused
         latents = np.array(array, np.float32)
     if not np.isfinite(latents).all():

@@ -29,8 +29,8 @@ from ngvae_pyro.specs import RunSpec
 
 POINTS = 15_000
 
-    """Codes of a set of images: the guide's output, and one posterior draw of z for each."""
-# half a nat.
+# Held-out images and draws for the log likelihood; the standard error of its mean on sprites is
+# then half a nat.
 LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 100
 
 # Added to a run's data seed to render the images whose codes are measured.
