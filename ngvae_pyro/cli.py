@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
 
-# Heavy imports (torch, arviz, the specs) are inside the functions that need them, so that --help and
-# variants respond at once.
+# Heavy imports (torch, arviz, the specs) are inside the functions that need them, so that --help
+# and variants respond at once.
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",

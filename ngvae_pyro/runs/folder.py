@@ -50,8 +50,8 @@ _UNFINISHED = ".results.partial"
 def own_files(folder: Path) -> set[str]:
     """Relative paths of the files that are a run's own, whether or not they exist.
 
-    Its ``run.json`` names them. If it was written by an earlier version and does not, they are those
-    that a run may have: its results, its evaluation, and scores whose three files all exist.
+    Its ``run.json`` names them. If that was written by an earlier version and does not, they are
+    those that a run may have: its results, its evaluation, and scores whose three files all exist.
 
     Raises:
         UserError: If ``run.json`` is damaged.

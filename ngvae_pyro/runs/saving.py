@@ -57,10 +57,10 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
 
 
 def _start_of_paths(spec: DataSpec) -> str | None:
-    """The current folder, where the data have a relative path."""
+    """The working directory, if the data have a relative path."""
     folder = str(Path.cwd())
     relative = any(not Path(getattr(spec, key)).is_absolute() for key in paths(spec))
-    # A folder of a name that TOML cannot hold is left out.
+    # A folder whose name cannot be written in TOML is left out.
     return folder if relative and folder.isprintable() else None
 
 

@@ -155,14 +155,14 @@ def _other_images(
     fit: Fit,
     fit_images: bool,
 ) -> tuple[ImageData, str]:
-    """At most ``size`` of the other images, in the shape of the run's, and how they got there."""
+    """At most ``size`` of the other images, in the run's shape, and what was done to them."""
     values = dict(other)
     if str(values["name"]).startswith("sprites"):
         values.setdefault("size", size)
         if own.name.startswith("sprites") and own.resolution is not None:
             values.setdefault("resolution", own.resolution)
     spec = parse(DataSpec, values, "--data")
-    # Another seed than the run's, whose sprites are those that it was trained on.
+    # Not the run's seed, which would give the sprites that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
     images = load_images(spec, new, fit.device)
     if len(images) > size:
