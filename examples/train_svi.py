@@ -1,7 +1,7 @@
 """A Normal-Gamma VAE in plain Pyro.
 
-Seeds 0 to 3 find 4, 6, 4 and 6 of the seven factors; the others leak through a wide loc at precision
-1, which the births in :func:`ngvae_pyro.fit` repair.
+Seeds 0 to 3 find 4, 6, 4 and 6 of the seven factors; the others leak through a wide loc at
+precision 1, which the births in :func:`ngvae_pyro.fit` repair.
 """
 
 import argparse

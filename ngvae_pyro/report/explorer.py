@@ -287,7 +287,7 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
     count = sum(layer.weights.size for layer in layers)
     return found, (
-        f"The decoder itself stands in this page: {count:,} weights as 16-bit integers with a "
+        f"This page contains the decoder itself: {count:,} weights as 16-bit integers with a "
         f"scale for each row. At {len(z):,} places of the sliders its means were compared with "
         f"torch's, and differ by at most {255 * worst:.2f}/255 {unit}."
     )

@@ -74,13 +74,13 @@ COMPARISON_FIGURES = {
         "Matrices of the covariances between the latents, one for each model.",
     ),
     "traversals": (
-        "One latent a row, the most informative one on top, moved while the others stay as far as "
-        "there are images that are alike in the others; in the last row all others move at once.",
+        "One latent per row, the most informative one on top, moved while the others stay fixed, as "
+        "far as there are images alike in the others; in the last row all others move at once.",
         "Grids of decoded images, one for each model and one row for each latent.",
     ),
     "reconstruction": (
         "Reconstruction error of held-out images against the number of informative latents, one "
-        "point a run.",
+        "point per run.",
         "Scatter plot of the MSE per pixel against the number of informative latents.",
     ),
 }
@@ -173,7 +173,7 @@ def _run_captions(
         named += f" and {len(leaking) - 8} more"
     one = len(leaking) == 1
     precision = (
-        "Precision of q(z | x), one over the variance that z is inferred with: mean, and 5 % to "
+        "Precision of q(z | x), the inverse of the inferred variance of z: mean, and 5 % to "
         "95 % over images and draws."
     )
     if "precision" in metrics["kl"]:

@@ -108,7 +108,7 @@ def _posterior(
 METRICS = (
     _slides(
         *("entropy", "Entropy", "nats", "lower", ".2f"),
-        "of the latents' shares in the KL of z: log K if all carry alike, 0 if one carries all; "
+        "of the latents' shares in the KL of z: log K if all are equal, 0 if one carries all; "
         "best among the models that lose no factor, since losing them lowers it",
         complete=True,
     ),
@@ -138,7 +138,7 @@ METRICS = (
     ),
     _fit(
         *("k_bad", "Pareto k above 0.7", "", "evaluation.log_likelihood.k_bad", None, ".2f"),
-        "share of images whose log likelihood hangs on few draws, and is too low",
+        "share of images whose log likelihood depends on a few draws and is too low",
     ),
     _fit(
         *("elbo", "ELBO", "nats", "metrics.elbo", None, ".1f"),
@@ -146,18 +146,18 @@ METRICS = (
     ),
     _fit(
         *("seconds", "Training", "s", "run.seconds", None, ".0f"),
-        "with as many others at once as there were jobs",
+        "with as many runs at once as there were jobs",
     ),
-    _score("mig", "MIG", "1 if one latent alone knows each factor, 0 if two know it alike"),
-    _score("sap", "SAP", "near 1 if one latent alone predicts each factor, 0 if two do alike"),
+    _score("mig", "MIG", "1 if one latent alone tells each factor, 0 if two tell it equally"),
+    _score("sap", "SAP", "near 1 if one latent alone predicts each factor, 0 if two do equally"),
     _score(
         *("dci_disentanglement", "DCI disentanglement"),
-        "1 if each latent serves one factor, 0 if each serves all alike",
+        "1 if each latent serves one factor, 0 if each serves all equally",
         TWO,
     ),
     _score(
         *("dci_completeness", "DCI completeness"),
-        "1 if one latent serves each factor, 0 if all are needed alike",
+        "1 if one latent serves each factor, 0 if all are needed equally",
         TWO_LATENTS,
     ),
     _score(
@@ -166,12 +166,12 @@ METRICS = (
     ),
     _score(
         *("beta_vae_score", "beta-VAE score"),
-        "1 if a held factor can always be told, 1/F by chance; lenient to mixtures",
+        "1 if a held factor can always be identified, 1/F by chance; lenient to mixtures",
         TWO,
     ),
     _score(
         *("modularity", "Modularity"),
-        "1 if each latent knows of one factor, 0 if of all alike",
+        "1 if each latent tells of one factor, 0 if of all equally",
         TWO,
     ),
     _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly: 0.5 by chance"),
@@ -197,7 +197,7 @@ METRICS = (
     ),
     _posterior(
         *("variance_law", "Variance law", "", None, ".3f"),
-        "variance of loc + mean inferred variance, mean of the latents: 1 where the law holds",
+        "variance of loc + mean inferred variance, averaged over latents: 1 if the law holds",
         NORMAL,
     ),
     _posterior(

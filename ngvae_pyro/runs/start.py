@@ -79,34 +79,33 @@ def train(
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
 ) -> tuple[Fit, diagnostics.Metrics]:
-    """Train what a spec says and write the run folder.
+    """Train according to a spec and write the run folder.
 
     The folder appears after the first step, with a checkpoint in it. From then on :func:`resume`
-    goes on with it whatever happens; it is :func:`finished` when its ``metrics.json`` is there.
-
-    Until the end no other process may write the folder.
+    can continue it whatever happens; it is :func:`~ngvae_pyro.runs.finished` once its
+    ``metrics.json`` exists. Until the end the folder is locked against other processes.
 
     Args:
-        spec: What to run.
+        spec: The run's spec.
         out: The run folder.
-        overwrite: Whether an existing run folder is replaced, when the new one appears; one that
-            holds anything else than the files of its run is not.
-        progress: Show the training.
-        stage: Shows what is done before and after the training.
-        team: The processes that train together; the first of them writes the folder and shows.
+        overwrite: Whether an existing run folder is replaced once the new one appears; a folder
+            that holds anything besides the files of its run is never replaced.
+        progress: Whether to show the progress of the training.
+        stage: Shows the stages before and after the training.
+        team: The processes that train together; the first one writes the folder and shows progress.
 
     Returns:
         The fit and its metrics.
 
     Raises:
-        UserError: If something that the spec asks for is not there, and nothing is written; or if
-            the disk refuses to take something, and the last checkpoint is kept.
+        UserError: If something that the spec needs is missing, in which case nothing is written; or
+            if the disk refuses a write, in which case the last checkpoint is kept.
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
-        Interrupted: If SIGINT, SIGTERM or SIGHUP came; the folder then holds a checkpoint of that
+        Interrupted: On SIGINT, SIGTERM or SIGHUP; the folder then holds a checkpoint of that
             moment.
     """
     out = Path(out)
-    # Everything that can be wrong is looked at before the first step.
+    # Everything that can be wrong is checked before the first step.
     with ExitStack() as stack:
         with team.together():
             team.check_device(spec.fit.device)
