@@ -104,7 +104,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
-        "fashion_mnist, cifar10, a .npz, .npy or IDX file, a folder of pictures."
+        "fashion_mnist, cifar10, a .npz, .npy or IDX file, or a folder of pictures."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
@@ -329,14 +329,14 @@ def train(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Model variant, or path to a .toml file.",
+            help="Model variant or path to a .toml file.",
             autocompletion=_complete_model,
         ),
     ] = None,
     guide: Annotated[
         str | None,
         typer.Argument(
-            help="Guide variant, or path to a .toml file.",
+            help="Guide variant or path to a .toml file.",
             autocompletion=_complete_guide,
         ),
     ] = None,
@@ -360,11 +360,12 @@ def train(
         typer.Option(
             parser=_path,
             metavar="FOLDER",
-            help="Resume the training in this run folder; takes no model, guide or --out.",
+            help="Resume the training in this run folder; only --device, --data-root and "
+            "--download may be added.",
         ),
     ] = None,
 ) -> None:
-    """Train a model and a guide, and write a run folder with the evidence."""
+    """Train a model and a guide, and write a run folder with the results."""
     if resume is not None:
         given = [name for name in context.params if _is_given(context, name)]
         if others := sorted({*given} - {"resume", "device", "data_root", "download"}):
@@ -717,8 +718,8 @@ def compare(
 ) -> None:
     """Train and evaluate several pairs over several seeds, and compare them side by side.
 
-    Finished runs in the folder are not repeated, so the same command continues after an
-    interruption, and a command with more pairs or seeds adds to the comparison.
+    Finished runs are not repeated, so the same command resumes an interrupted comparison.
+    A command with more pairs or seeds adds to it.
     """
     from ngvae_pyro import provenance
     from ngvae_pyro.report.table import groups, notes

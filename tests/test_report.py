@@ -221,7 +221,7 @@ def test_a_run_says_what_was_found(run_page):
         "1.22e-04",
         "500 draws for each of 500 images",
         "15,000 new sprites",
-        "1 if each latent serves one factor, 0 if each serves all alike",
+        "1 if each latent serves one factor, 0 if each serves all equally",
         "[model.likelihood]",
         "2.15.0",
     ):

@@ -74,8 +74,8 @@ COMPARISON_FIGURES = {
         "Matrices of the covariances between the latents, one for each model.",
     ),
     "traversals": (
-        "One latent per row, the most informative one on top, moved while the others stay fixed, as "
-        "far as there are images alike in the others; in the last row all others move at once.",
+        "One latent per row, the most informative one on top, moved while the others stay fixed, "
+        "as far as there are images alike in the others; in the last row all others move at once.",
         "Grids of decoded images, one for each model and one row for each latent.",
     ),
     "reconstruction": (
