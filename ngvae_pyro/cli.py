@@ -70,8 +70,8 @@ class Command(TyperCommand):
         for param in once:
             values = list(dict.fromkeys(given.get(param.name, ())))
             if len(values) > 1:
-                said = " and ".join(map(repr, values))
-                raise UserError(f"{param.opts[0]}: is given as {said}; pass one of them")
+                listed = " and ".join(map(repr, values))
+                raise UserError(f"{param.opts[0]}: is given as {listed}; pass one of them")
         return super().parse_args(ctx, args)
 
 

@@ -68,13 +68,13 @@ def flush(path: Path) -> None:
         is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
         if not is_folder or error.errno not in _FOLDERS_ARE_NOT_FLUSHED:
             raise
-        _say_that_folders_are_not_flushed(error.strerror)
+        _warn_not_flushed(error.strerror)
     finally:
         os.close(handle)
 
 
 @cache
-def _say_that_folders_are_not_flushed(reason: str) -> None:
+def _warn_not_flushed(reason: str) -> None:
     warnings.warn(
         f"the file system cannot flush a folder to the disk ({reason}); a power failure may undo "
         "the last seconds",

@@ -121,7 +121,7 @@ class Fit:
             precision=precision,
         )
 
-    # What it says of data ---------------------------------------------------------------------
+    # Encoding and decoding --------------------------------------------------------------------
 
     def as_images(self, images: Images, name: str = "images") -> ImageData:
         """Convert data to images for this pair, in the layout and units of the training data.
@@ -433,7 +433,7 @@ class Fit:
 
         return Figures(self)
 
-    # What it says of itself -------------------------------------------------------------------
+    # Display ----------------------------------------------------------------------------------
 
     def _lines(self) -> list[str]:
         """Lines on the pair and its device, the count, and the training."""
@@ -467,7 +467,7 @@ def _like(given: Any, tensor: Tensor) -> np.ndarray | Tensor:
     return tensor.to(given.device) if isinstance(given, Tensor) else tensor.numpy()
 
 
-# What float32 does not hold --------------------------------------------------------------------
+# Overflow of float32 ---------------------------------------------------------------------------
 
 
 def _too_far(what: str) -> UserError:
@@ -537,7 +537,7 @@ def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
     return arrays
 
 
-# What is asked of arguments --------------------------------------------------------------------
+# Checks of arguments ---------------------------------------------------------------------------
 
 
 def read_latents(values: Any, where: str, size: int) -> Tensor:

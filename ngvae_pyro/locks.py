@@ -77,14 +77,14 @@ def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
             if error.errno == errno.ELOOP:
                 raise UserError(f"{path}: is a link; nothing is written through it") from None
             if error.errno in _NO_PLACE and folder.is_dir() and not os.path.lexists(path):
-                _say_without(folder, error)
+                _warn_unlocked(folder, error)
                 return None
             raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder may have removed the file before it was locked here.
             if _is_at(handle, path):
-                _say(handle)
+                _write_holder(handle)
                 return handle
         except OSError as error:
             if error.errno in _HELD:
@@ -93,7 +93,7 @@ def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
                 raise
             path.unlink()
             os.close(handle)
-            _say_without(folder, error)
+            _warn_unlocked(folder, error)
             return None
         os.close(handle)
 
@@ -108,9 +108,9 @@ def _opened(path: Path) -> int:
         if not os.path.lexists(path):
             raise
         handle = os.open(path, flags | os.O_RDONLY)
-    said = _said(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else b"?"
+    content = _content(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else b"?"
     # After a power failure the file may be empty or hold zeros.
-    if said.strip(b"\0") and not said.startswith(_BEGINNING):
+    if content.strip(b"\0") and not content.startswith(_BEGINNING):
         os.close(handle)
         raise UserError(f"{path}: is not a lock of ngvae; move it")
     return handle
@@ -124,11 +124,11 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _said(handle: int) -> bytes:
+def _content(handle: int) -> bytes:
     return os.pread(handle, _LONGEST, 0)
 
 
-def _say(handle: int) -> None:
+def _write_holder(handle: int) -> None:
     values = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -141,14 +141,14 @@ def _say(handle: int) -> None:
 
 def _holder(handle: int) -> str:
     try:
-        values = json.loads(_said(handle))
+        values = json.loads(_content(handle))
         return f"process {values['pid']} on {values['host']} ({values['command']})"
     except (ValueError, KeyError):
         # The holder has not written its name yet.
         return "another process"
 
 
-def _say_without(folder: Path, error: OSError) -> None:
+def _warn_unlocked(folder: Path, error: OSError) -> None:
     warnings.warn(
         f"{folder}: cannot be locked ({error.strerror}); let no other process write there",
         Notice,

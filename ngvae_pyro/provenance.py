@@ -55,7 +55,7 @@ def _processor() -> str:
 
 
 def renderer(device: torch.device) -> str:
-    """What determines the rounding of a rendered image: device, instruction set, torch version."""
+    """The device, instruction set and torch version, which determine how images are rounded."""
     kind = device.type
     if kind == "cpu":
         kind += f" {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

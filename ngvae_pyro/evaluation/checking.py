@@ -263,11 +263,11 @@ def posterior_draws(
         disable_progbar=True,
     )
     mcmc.run()
-    samples, said = mcmc.get_samples(), mcmc.diagnostics()
+    samples, found = mcmc.get_samples(), mcmc.diagnostics()
     return Chain(
         z=loc + scale * torch.stack([samples[name] for name in names], 1),
-        ess=torch.stack([said[name]["n_eff"] for name in names]),
-        divergences=len(said["divergences"]["chain 0"]),
+        ess=torch.stack([found[name]["n_eff"] for name in names]),
+        divergences=len(found["divergences"]["chain 0"]),
     )
 
 

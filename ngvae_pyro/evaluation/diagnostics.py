@@ -242,7 +242,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
 
 
 def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
-    """What :func:`evaluate` returns, where the codes of the images are known."""
+    """Compute what :func:`evaluate` returns, from known codes of the images."""
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []

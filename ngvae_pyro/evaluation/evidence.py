@@ -125,13 +125,13 @@ class Peaks:
         loc: Modes, (N, K).
         precision: (N, K, K).
         height: log p(x, loc), (N,).
-        told: Which latents the likelihood depends on, (N, K).
+        informed: Which latents the likelihood depends on, (N, K).
     """
 
     loc: Tensor
     precision: Tensor
     height: Tensor
-    told: Tensor
+    informed: Tensor
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def climb(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Peaks:
         _climb(model, *few, iterations, max(1, min(columns, ROOM // column)))
         for few in zip(x.split(images), z.split(images), strict=True)
     ]
-    names = ("loc", "precision", "height", "told")
+    names = ("loc", "precision", "height", "informed")
     return Peaks(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
@@ -179,8 +179,8 @@ def _climb(model: VAE, x: Tensor, z: Tensor, iterations: int, columns: int) -> P
         better = at_new > value
         damping = torch.where(better[:, None, None], damping / 30, damping * 30)
         z, value = torch.where(better.unsqueeze(-1), new, z), torch.where(better, at_new, value)
-    told = information.diagonal(dim1=1, dim2=2) > 0.5 * own
-    return Peaks(z.double(), precision, value.double(), told)
+    informed = information.diagonal(dim1=1, dim2=2) > 0.5 * own
+    return Peaks(z.double(), precision, value.double(), informed)
 
 
 def laplace(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> MultivariateNormal:
@@ -214,8 +214,8 @@ def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
 class Modes:
     """Modes of p(z | x) for a few images: the first one found for each, and those added later.
 
-    ``loc`` (B, M, K), ``precision`` (B, M, K, K), ``height`` (B, M) and ``told`` (B, M, K) are as
-    in :class:`Peaks`; an image with fewer than M modes is filled up with heights of -inf. ``more``
+    ``loc`` (B, M, K), ``precision`` (B, M, K, K), ``height`` (B, M) and ``informed`` (B, M, K) are
+    as in :class:`Peaks`; an image with fewer than M modes is filled up with heights of -inf. ``more``
     (B,) marks images with more modes than are kept.
 
     Args:
@@ -227,7 +227,7 @@ class Modes:
     def __init__(self, model: VAE, x: Tensor, first: Peaks) -> None:
         self.model, self.x = model, x
         self.loc, self.precision = first.loc.unsqueeze(1), first.precision.unsqueeze(1)
-        self.height, self.told = first.height.unsqueeze(1), first.told.unsqueeze(1)
+        self.height, self.informed = first.height.unsqueeze(1), first.informed.unsqueeze(1)
         self.more = torch.zeros_like(first.height, dtype=torch.bool)
 
     def lead_elsewhere(self, z: Tensor, value: Tensor) -> Tensor:
@@ -283,15 +283,15 @@ class Modes:
         self.more[index[new & (slot == MODES)]] = True
         new &= slot < MODES
         if new.any() and slot[new].max() == self.height.shape[1]:
-            for name in ("loc", "precision", "told"):
+            for name in ("loc", "precision", "informed"):
                 values = getattr(self, name)
                 setattr(self, name, torch.cat((values, values[:, :1]), 1))
             absent = torch.full_like(self.height[:, :1], -math.inf)
             self.height = torch.cat((self.height, absent), 1)
-        told = found.told[these]
+        informed = found.informed[these]
         for name, values in (("loc", loc), ("precision", precision), ("height", height)):
             getattr(self, name)[index[new], slot[new]] = values[new]
-        self.told[index[new], slot[new]] = told[new]
+        self.informed[index[new], slot[new]] = informed[new]
 
     def shares(self, draws: int) -> Tensor:
         """How many of the draws each mode gets, whole numbers (B, M).
@@ -381,16 +381,16 @@ class Proposal:
         self.modes, self.widen = modes, widen
         self.prior = None if isinstance(modes.model.marginal, Normal) else modes.model.marginal
         self.counts = modes.shares(draws)
-        told = modes.told | (self.prior is None)
-        both = told.unsqueeze(-1) & told.unsqueeze(-2)
-        eye = torch.eye(told.shape[-1], dtype=torch.float64, device=told.device)
-        self.told, precision = told, torch.where(both, modes.precision, eye)
+        informed = modes.informed | (self.prior is None)
+        both = informed.unsqueeze(-1) & informed.unsqueeze(-2)
+        eye = torch.eye(informed.shape[-1], dtype=torch.float64, device=informed.device)
+        self.informed, precision = informed, torch.where(both, modes.precision, eye)
         law = MultivariateNormal(torch.zeros_like(modes.loc), precision_matrix=precision)
         self.scale_tril = widen * law.scale_tril
         # Times the offset of the latents drawn from the prior: how far that moves the others.
         self.cross = None
-        if not told.all():
-            cross = told.unsqueeze(-1) & ~told.unsqueeze(-2)
+        if not informed.all():
+            cross = informed.unsqueeze(-1) & ~informed.unsqueeze(-2)
             self.cross = torch.linalg.solve(precision, torch.where(cross, modes.precision, 0.0))
 
     def _centre(self, z: Tensor, m: int) -> Tensor:
@@ -410,8 +410,8 @@ class Proposal:
             if of_prior is None:
                 drawn = self.modes.loc[:, m] + offset
             else:
-                told = self.told[:, m]
-                drawn = torch.where(told, self._centre(of_prior, m) + offset, of_prior)
+                informed = self.informed[:, m]
+                drawn = torch.where(informed, self._centre(of_prior, m) + offset, of_prior)
             chosen = (place < ends[:, m]) & (place >= ends[:, m] - self.counts[:, m])
             z = torch.where(chosen.unsqueeze(-1), drawn, z)
         return z
@@ -420,8 +420,8 @@ class Proposal:
         """The log density log r(z | x) of draws (S, B, K), (S, B)."""
         parts = []
         for m in range(self.counts.shape[1]):
-            told, scale_tril = self.told[:, m], self.scale_tril[:, m]
-            offset = torch.where(told, z - self._centre(z, m), 0.0)
+            informed, scale_tril = self.informed[:, m], self.scale_tril[:, m]
+            offset = torch.where(informed, z - self._centre(z, m), 0.0)
             law = MultivariateNormal(torch.zeros_like(offset[0]), scale_tril=scale_tril)
             part = law.log_prob(offset) + (self.counts[:, m] / self.counts.sum(1)).log()
             if self.prior is not None:
@@ -429,7 +429,7 @@ class Proposal:
                 # drawn from the prior.
                 constant = 0.5 * math.log(2 * math.pi) + math.log(self.widen)
                 own = self.prior.log_prob(z.float()).double() + constant
-                part = part + torch.where(told, 0.0, own).sum(-1)
+                part = part + torch.where(informed, 0.0, own).sum(-1)
             parts.append(part)
         return torch.stack(parts).logsumexp(0)
 

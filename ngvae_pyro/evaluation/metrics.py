@@ -190,8 +190,8 @@ def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
         return math.nan
     squared = _mutual_information(codes, factors[:, _varies(factors)]) ** 2
     largest = squared.max(1)
-    told = largest > 0
-    leaked = (squared.sum(1) - largest)[told] / (largest[told] * (squared.shape[1] - 1))
+    informed = largest > 0
+    leaked = (squared.sum(1) - largest)[informed] / (largest[informed] * (squared.shape[1] - 1))
     return float((1.0 - leaked).sum() / len(squared))
 
 

@@ -166,31 +166,28 @@ def explore(
     }
     what = "vector" if are_vectors(data.images) else "image"
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
-    ends = (
-        f"Each slider ends where the data end when its latent alone moves from the chosen {what}."
-    )
+    ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
     why = "the decoder is convolutional"
     if fit.model.spec.decoder.kind == "mlp":
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
-        weights, said = _weights(fit, z, page)
+        weights, note = _weights(fit, z, page)
         if weights is not None:
-            leave = f" Several moved together may leave the data, where {what}s break up."
-            return Explorer(sliders, (f"{ends}{leave}{rest}", said), weights, what)
-        why = said
+            leave = f" Moving several together may leave the data, where {what}s break up."
+            return Explorer(sliders, (f"{ends}{leave}{rest}", note), weights, what)
+        why = note
     if what == "vector":
         return Explorer((), (f"There is no explorer, because {why}.",), None)
     for frames in FRAMES:
         strips = _strips(fit, support, latents, numbers, frames)
         beforehand = {**page, "steps": frames - 1, "strips": strips}
         if _size(beforehand) <= BYTES:
-            said = (
-                "One latent moves at a time, and the others go back to the chosen image: "
-                f"because {why}, the page holds {frames} images of each that were decoded "
-                "beforehand."
+            note = (
+                "One latent moves at a time, and the others return to the chosen image: "
+                f"because {why}, the page holds {frames} images of each latent, decoded beforehand."
             )
-            return Explorer(sliders, (f"{ends}{rest}", said), beforehand)
-    said = f"There is no explorer, because {why}, and images of all latents more than 5 MB."
-    return Explorer((), (said,), None)
+            return Explorer(sliders, (f"{ends}{rest}", note), beforehand)
+    note = f"There is no explorer, because {why}, and images of all latents would exceed 5 MB."
+    return Explorer((), (note,), None)
 
 
 def _of_the_rest(informative: int, shown: int, size: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""What all specs have in common: strictness, ranges of numbers, unions, and one-line errors.
+"""The base of all specs: strictness, ranges of numbers, unions, and one-line errors.
 
 Each spec is a frozen pydantic model. A TOML variant file, a ``--set`` option and Python code all
 build the same objects, so each of them is checked in the same way: unknown keys, wrong types,

@@ -1,4 +1,4 @@
-"""What changes during training: ramps, moves, and the default schedules of the guides."""
+"""Changes during training: ramps, moves, and the default schedules of the guides."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -80,7 +80,7 @@ def renamed(values: Any) -> Any:
 
 
 class ScheduleSpec(Spec):
-    """What changes during training.
+    """The weights and relaxations that change during training.
 
     ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
     ``temperature`` multiply those of the relaxations. All end at 1, so that training ends by
