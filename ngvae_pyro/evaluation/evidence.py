@@ -215,8 +215,8 @@ class Modes:
     """Modes of p(z | x) for a few images: the first one found for each, and those added later.
 
     ``loc`` (B, M, K), ``precision`` (B, M, K, K), ``height`` (B, M) and ``informed`` (B, M, K) are
-    as in :class:`Peaks`; an image with fewer than M modes is filled up with heights of -inf. ``more``
-    (B,) marks images with more modes than are kept.
+    as in :class:`Peaks`; an image with fewer than M modes is filled up with heights of -inf.
+    ``more`` (B,) marks images with more modes than are kept.
 
     Args:
         model: The model whose posterior is explored.
