@@ -45,13 +45,12 @@ import numpy as np
 import tomli_w
 from hypothesis import strategies as st
 
-from ngvae_pyro import cli, evaluation, machine
+from ngvae_pyro import cli, evaluation, machine, specs
 from ngvae_pyro.data import rendering
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
 from ngvae_pyro.runs import start as training
-from ngvae_pyro.specs import run as specs
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 IMAGES = "images.npz"
