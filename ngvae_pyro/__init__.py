@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ngvae_pyro.training.checkpoints import Checkpoints
     from ngvae_pyro.training.trainer import fit
 
-# Where each public name lives. They are imported on first use, because torch alone takes seconds
-# and `ngvae --help` needs none of it.
+# The module of each public name. Names are imported on first use, because torch alone takes seconds
+# to import and `ngvae --help` does not need it.
 _HOMES = {
     "Checkpoints": "training.checkpoints",
     "Fit": "fitted",
@@ -50,7 +50,7 @@ _HOMES = {
     "sprites": "data.rendering",
     "to_arviz": "evaluation.diagnostics",
 }
-# Modules of which all public names are meant for use.
+# Modules that are public as a whole.
 _MODULES = {
     "metrics": "evaluation.metrics",
     "objectives": "objectives",

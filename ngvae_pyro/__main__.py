@@ -1,4 +1,4 @@
-"""``python -m ngvae_pyro`` is ``ngvae``; where it cannot begin, a line says what is missing."""
+"""``python -m ngvae_pyro`` runs ``ngvae``; if it cannot start, one line says what is missing."""
 
 import sys
 

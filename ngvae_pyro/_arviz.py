@@ -1,4 +1,4 @@
-"""The one place that knows which generation of ArviZ is installed (0.23 or 1.x)."""
+"""The only module that depends on which generation of ArviZ is installed (0.23 or 1.x)."""
 
 import warnings
 from pathlib import Path
@@ -13,13 +13,13 @@ with needed("arviz"), warnings.catch_warnings():
     # 0.23 announces its successor once a day; users of this package need not act on it.
     warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing", FutureWarning)
     import arviz as az
-    import h5netcdf  # noqa: F401, of the files; here, so that its lack is told before the end
+    import h5netcdf  # noqa: F401, writes the files; here, so that a lack of it shows at once
     import h5py  # noqa: F401, for h5netcdf
     import xarray as xr
 
 FIRST_GENERATION = az.__version__.startswith("0.")
 
-# Pareto k above which an importance-sampling estimate is not to be trusted (Vehtari et al., 2024).
+# Above this Pareto k an importance-sampling estimate cannot be trusted (Vehtari et al., 2024).
 GOOD_K = 0.7
 
 
@@ -29,9 +29,18 @@ def from_dict(
     dims: dict[str, list[str]],
     attrs: dict[str, Any],
 ) -> Any:
-    """``az.from_dict`` of either generation: 0.23 takes keywords, 1.x one mapping.
+    """Call ``az.from_dict`` of either generation: 0.23 takes keywords, 1.x one mapping.
 
-    On 0.23 the mapping of 1.x is taken as a posterior, without a word; so the version is asked.
+    Version 0.23 silently takes the mapping of 1.x for a posterior, so the version is checked.
+
+    Args:
+        groups: The arrays of each group, by name.
+        coords: Values along the dimensions.
+        dims: Names of the dimensions of each array.
+        attrs: Attributes of the whole object and of its posterior.
+
+    Returns:
+        An ``InferenceData`` (0.23) or a ``DataTree`` (1.x).
     """
     build: Any = az.from_dict
     if FIRST_GENERATION:
@@ -44,37 +53,37 @@ def from_dict(
 
 
 def from_netcdf(path: str) -> Any:
-    """An ArviZ object from a NetCDF file."""
+    """Read an ArviZ object from a NetCDF file."""
     return az.from_netcdf(path, engine="h5netcdf")
 
 
 def to_netcdf(data: Any, path: Path) -> None:
     """Write an ArviZ object as a NetCDF file.
 
-    On a disk that is full HDF5 does not raise but ends the process, so room is made sure of first.
+    On a full disk HDF5 does not raise but ends the process, so the space is reserved first.
 
     Raises:
-        OSError: If there is not enough of it.
+        OSError: If there is not enough space.
     """
     groups = data.groups() if FIRST_GENERATION else data.children
-    # Compression mostly makes it less; what HDF5 adds is far below a MiB for each group.
+    # Compression usually makes the file smaller; HDF5 adds far less than a MiB for each group.
     files.reserve(path, sum(data[group].nbytes + 2**20 for group in groups))
     data.to_netcdf(str(path), engine="h5netcdf")
     files.flush(path)
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Pareto k (N,) of importance weights (N, S), from their logarithms, S at least 25.
+    """Pareto k (N,) of importance weights, from their logarithms (N, S), with S at least 25.
 
-    Equal weights, but for a thousandth, have no tail: k is 0, and not that of the rounding of
-    thousands of nats. Where all weight is on one draw the fit of the tail breaks
-    down: k is 10, and never more.
+    Weights that agree to a thousandth have no tail: k is then 0, rather than a fit to the rounding
+    errors of thousands of nats. If all weight is on one draw, the fit of the tail breaks down: k is
+    then 10, which is also its upper bound.
     """
     k = np.zeros(len(log_weights))
     differ = np.ptp(log_weights, axis=1) > 1e-3
     if not differ.any():
         return k
-    # It says by itself, with an infinite or missing k, when a tail is too heavy for its arithmetic.
+    # An infinite or missing k already reports a tail that is too heavy for the arithmetic.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         if FIRST_GENERATION:
@@ -83,19 +92,22 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
             with needed("arviz"):
                 from arviz_stats.base import array_stats
 
-            # It takes log likelihoods, whose negatives are the log weights of leaving one out.
+            # It expects log likelihoods, whose negatives are the leave-one-out log weights.
             found = array_stats.psislw(-log_weights[differ])[1]
     k[differ] = np.nan_to_num(found, nan=10.0, posinf=10.0).clip(max=10.0)
     return k
 
 
 def elpd(log_likelihood: np.ndarray, pareto_k: np.ndarray, draws: int) -> Any:
-    """Pointwise log likelihoods (N,) of held-out data as what ``az.compare`` takes.
+    """Convert pointwise log likelihoods of held-out data to what ``az.compare`` takes.
 
     Args:
-        log_likelihood: Of each image, nats.
-        pareto_k: Diagnostic of each.
-        draws: Number of draws behind each.
+        log_likelihood: Log likelihood of each image, (N,), nats.
+        pareto_k: Pareto k of each estimate, (N,).
+        draws: Number of draws behind each estimate.
+
+    Returns:
+        An ``ELPDData`` object of the installed generation.
     """
     count = len(log_likelihood)
     total, se = log_likelihood.sum(), float((count * log_likelihood.var()) ** 0.5)

@@ -1,4 +1,4 @@
-"""Names that are imported on first use, and modules that are found under an older name."""
+"""Names that are imported on first use, and modules that are still found under an older name."""
 
 import importlib
 import importlib.abc
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-# Modules of version 0.1, each with its home of today: code that imports them goes on working.
+# The modules of version 0.1, each with its present location; code that imports them still works.
 MOVED = {
     "actions": "training.actions",
     "aggregate": "evaluation.aggregate",
@@ -45,11 +45,14 @@ MOVED = {
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: its names come from their modules when they are asked for.
+    """A ``__getattr__`` for a package whose names are imported when first used.
 
     Args:
-        package: Its name.
-        homes: The module of each name, below ``ngvae_pyro``.
+        package: The package's name, for the error message.
+        homes: The module of each name, relative to ``ngvae_pyro``.
+
+    Returns:
+        The function to assign to the package's ``__getattr__``.
     """
 
     def get(name: str) -> Any:
@@ -61,7 +64,7 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 class _MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules of :data:`MOVED`: the very module of today, under both names."""
+    """Finds the modules in :data:`MOVED`; both names give the same module object."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -77,13 +80,14 @@ class _MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # It has been executed, as what it is called today; the import system has just renamed it.
+        # The module has already been executed under its present name; undo the import system's
+        # change of its spec.
         renamed = module.__spec__
         assert renamed is not None
         module.__spec__ = renamed.loader_state
 
 
 def keep_moved_names() -> None:
-    """Let the modules of :data:`MOVED` be imported by their older names too."""
+    """Make the modules in :data:`MOVED` importable under their older names too."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

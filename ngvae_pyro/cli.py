@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.verdict import Verdict
 
-# Heavy imports (torch, arviz, the specs) stand inside the functions that need them, so that --help
-# and variants answer at once.
+# Heavy imports (torch, arviz, the specs) are inside the functions that need them, so that --help
+# and variants respond at once.
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Train Normal-Gamma VAEs, and see which latents carry information.",
+    help="Train Normal-Gamma VAEs and see which latents carry information.",
 )
 out = Console()
 err = Console(stderr=True)
-# The class of all mistakes in options, in typer's own click and in the click of older typers.
+# The base class of all errors in options, in typer's own click and in the click of older typers.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A line as it is: it stays one in a log file, and brackets in a path are no markup."""
+    """Print a line literally: without wrapping, and without treating brackets as markup."""
     out.print(printable(text), style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def complain(message: object) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     print(f"ngvae: {one_line(message)}", file=sys.stderr)
 
 
 class Command(TyperCommand):
-    """A command that takes no option with two values: by itself click goes by the last of them."""
+    """A command that refuses an option given with two values, where click would use the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         collecting: Any = copy.copy(self)
@@ -70,13 +70,13 @@ class Command(TyperCommand):
         for param in once:
             values = list(dict.fromkeys(given.get(param.name, ())))
             if len(values) > 1:
-                said = " and ".join(map(repr, values))
-                raise UserError(f"{param.opts[0]}: is given as {said}; pass one of them")
+                listed = " and ".join(map(repr, values))
+                raise UserError(f"{param.opts[0]}: is given as {listed}; pass one of them")
         return super().parse_args(ctx, args)
 
 
 def _path(text: str) -> Path:
-    """A path of the command line; the empty one would be the current folder."""
+    """Parse a path; the empty one is refused, because it would mean the working directory."""
     if not text or "\0" in text:
         raise typer.BadParameter(f"expected a path, got {text!r}")
     return Path(text)
@@ -104,7 +104,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
-        "fashion_mnist, cifar10, a .npz, .npy or IDX file, a folder of pictures."
+        "fashion_mnist, cifar10, a .npz, .npy or IDX file, or a folder of pictures."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
@@ -119,7 +119,7 @@ DownloadOption = Annotated[bool, typer.Option("--download", help="Download missi
 
 
 def _team() -> "AbstractContextManager[Team | None]":
-    """The processes that torchrun has started, None without it; those of a training are joined."""
+    """The processes started by torchrun, joined for a training; None without torchrun."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from ngvae_pyro import distributed
@@ -142,7 +142,7 @@ def _show_warning(
 
 
 class _Terminal(io.FileIO):
-    """A terminal, which may be closed while there is still something to say."""
+    """A terminal, which may be closed while there is still output."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -154,7 +154,7 @@ class _Terminal(io.FileIO):
 
 
 def _tolerant(stream: Any, errors: str) -> Any:
-    """A stream that shows otherwise what its encoding does not have, and then ends nothing."""
+    """A stream that substitutes characters missing from its encoding instead of failing."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     if stream.isatty():
@@ -173,14 +173,14 @@ def main() -> None:
         _check_words(sys.argv[1:])
         with interrupts.raised() as stop, _team() as team:
             code = _run(team)
-            # Typer takes every KeyboardInterrupt for a SIGINT.
+            # Typer treats every KeyboardInterrupt as a SIGINT.
             if code == 130 and stop.signum is not None:
                 code = 128 + stop.signum
     except UserError as error:
         complain(error)
         code = 2
     except interrupts.Interrupted as end:
-        # Before the command had begun.
+        # The signal came before the command had begun.
         code = end.exit_code
     sys.exit(code)
 
@@ -196,9 +196,9 @@ def _check_words(words: list[str]) -> None:
 
 
 def _run(team: "Team | None") -> Any:
-    """Run the command line; its exit code."""
+    """Run the command line and return its exit code."""
     try:
-        # By itself typer shows a mistake in a box of several lines.
+        # In standalone mode typer would show an error in a box of several lines.
         return app(obj=team, standalone_mode=False) or 0
     except (UserError, UsageError, OSError) as error:
         if team is None or team.leads:
@@ -211,16 +211,16 @@ def _run(team: "Team | None") -> Any:
             raise SystemExit(signal.exit_code) from None
         return 1
     except SystemExit as end:
-        # All processes of a team come to the end of these; an interrupted one leaves alone.
+        # All processes of a team reach these exits; an interrupted process leaves on its own.
         if end.code not in (0, 1, 2):
             raise
         return end.code
 
 
 def _explain(error: Any) -> None:
-    """The line for a mistake, or for what the machine refuses: a full disk, a name too long."""
+    """Print one line for a user's mistake or a system error, such as a full disk."""
     if isinstance(error, UsageError):
-        # Without arguments typer shows the help, and raises this with no message.
+        # Without arguments typer shows the help, and raises this error without a message.
         if sys.argv[1:]:
             text = error.format_message().rstrip(".")
             command = error.ctx.command_path if error.ctx else "ngvae"
@@ -252,8 +252,8 @@ def assign(values: dict[str, Any], assignment: str) -> None:
     """Apply one ``--set key=value``: a dotted key, a TOML value or a bare string.
 
     Raises:
-        UserError: If it is not of that form, its key starts in no part of a run, or is set to
-            another value already.
+        UserError: If it does not have that form, if its key does not start with a part of a run,
+            or if the key is already set to another value.
     """
     key, equals, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
@@ -280,7 +280,7 @@ def assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def _put(values: dict[str, Any], changes: dict[str, Any], option: str, path: str = "") -> None:
-    """Add what an option sets to what others have set, which it must not contradict."""
+    """Add the values of an option to those of earlier options, which it must not contradict."""
     for key, value in changes.items():
         dotted = f"{path}.{key}" if path else key
         old = values.get(key)
@@ -304,7 +304,7 @@ def _values(
     settings: list[str] | None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """The tables of a run that options of the command line set."""
+    """The tables of a run that are set by command-line options."""
     values: dict[str, Any] = {"fit": {}, "data": {}, "model": {}, "guide": {}}
     for table, key, value in (
         ("data", "name", data),
@@ -329,14 +329,14 @@ def train(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Model variant, or path to a .toml file.",
+            help="Model variant or path to a .toml file.",
             autocompletion=_complete_model,
         ),
     ] = None,
     guide: Annotated[
         str | None,
         typer.Argument(
-            help="Guide variant, or path to a .toml file.",
+            help="Guide variant or path to a .toml file.",
             autocompletion=_complete_guide,
         ),
     ] = None,
@@ -360,11 +360,12 @@ def train(
         typer.Option(
             parser=_path,
             metavar="FOLDER",
-            help="Go on with the training of this run folder, and leave out the rest.",
+            help="Resume the training in this run folder; only --device, --data-root and "
+            "--download may be added.",
         ),
     ] = None,
 ) -> None:
-    """Train a model and a guide, and write a run folder with the evidence."""
+    """Train a model and a guide, and write a run folder with the results."""
     if resume is not None:
         given = [name for name in context.params if _is_given(context, name)]
         if others := sorted({*given} - {"resume", "device", "data_root", "download"}):
@@ -379,7 +380,7 @@ def train(
         run = partial(runs.resume, resume, device=device, data_root=data_root, download=download)
         _train(resume, context.obj, run)
         return
-    # First, because a name that is wrong is more to know than an option that is missing.
+    # Checked first, because a wrong name is a more useful message than a missing option.
     named: tuple[tuple[variants.Kind, str | None], ...] = (("models", model), ("guides", guide))
     for kind, name in named:
         if name is not None:
@@ -404,7 +405,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _train(folder: Path, team: "Team | None", run: Callable[..., Any]) -> "Fit | None":
-    """Train or go on, and say how it ended; the fit for the process that speaks."""
+    """Train or resume, and report the outcome; returns the fit in the process that reports."""
     from ngvae_pyro import distributed, runs
     from ngvae_pyro.training.steps import NonFiniteLoss
 
@@ -435,7 +436,7 @@ def _short(value: float) -> str:
 
 
 def _verdict(fit: "Fit", metrics: "Metrics") -> "Verdict":
-    """That of the metrics; runs of older versions have none, and are judged by what they have."""
+    """The verdict in the metrics, or, for runs of older versions, one computed from them."""
     from ngvae_pyro.verdict import Verdict
 
     found = Verdict.from_metrics(metrics)
@@ -480,7 +481,7 @@ def inspect(
     marks = {k: finding.kind for finding in findings for k in finding.latents}
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
     table = _titled(title)
-    # Without lines between the columns, because eight of them have to fit 80 characters.
+    # Without lines between the columns, because eight columns have to fit into 80 characters.
     table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
     for name in ("latent", "", "p", "precision", "5 %", "95 %", "var loc"):
         left = name in ("latent", "")
@@ -529,7 +530,7 @@ def inspect(
 
 
 def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Latent]") -> Table:
-    # A table of its own, because that of the numbers is as wide as 80 characters are.
+    # A separate table, because the table of numbers already takes 80 characters.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("latent", no_wrap=True)
     for heading in remarks:
@@ -574,14 +575,14 @@ def check(
         int | None, typer.Option(min=1, max=10_000, help="Held-out images; 8 by default.")
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=50, max=10**6, help="Steps of NUTS to adapt in; 300.")
+        int | None, typer.Option(min=50, max=10**6, help="Warmup steps of NUTS; 300 by default.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=50, max=10**6, help="Draws of NUTS for each image; 500.")
+        int | None, typer.Option(min=50, max=10**6, help="Draws per image; 500 by default.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Compare the guide's posterior of some images with draws of NUTS; takes minutes."""
+    """Compare the guide's posterior with draws of NUTS for some images; takes minutes."""
     from ngvae_pyro.evaluation import checking
     from ngvae_pyro.runs.checking import check_run
 
@@ -625,15 +626,13 @@ def score(
     folder: FolderArgument,
     data: Annotated[
         str | None,
-        typer.Option(help="Other images, named as for train; scored against the held-out ones."),
+        typer.Option(help="Other images, named as for train, to compare with the held-out ones."),
     ] = None,
-    size: Annotated[
-        int, typer.Option(min=2, max=10**9, help="Images of each set, at most.")
-    ] = 1000,
+    size: Annotated[int, typer.Option(min=2, max=10**9, help="Most images in each set.")] = 1000,
     fit_images: Annotated[
         bool,
         typer.Option(
-            "--fit-images", help="Pad or resize other images, and repeat or average channels."
+            "--fit-images", help="Pad or resize other images; repeat or average their channels."
         ),
     ] = False,
     out_file: Annotated[
@@ -642,7 +641,7 @@ def score(
             "--out",
             parser=_path,
             metavar="FILE",
-            help="A .json file; .csv and .png are put beside it.",
+            help="A .json file; a .csv and a .png are written beside it.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -653,7 +652,7 @@ def score(
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """Say how foreign images are to a run: held-out ones, and those of --data with an AUROC."""
+    """Score how foreign images are to a run: held-out ones and, with an AUROC, those of --data."""
     other = None
     if data is not None:
         values = _values(data, None, None, None, data_root, download, settings)
@@ -699,16 +698,16 @@ def compare(
     pairs: Annotated[
         list[str] | None,
         typer.Option(
-            help="model+guide, several by commas or by repeating; default: the table of Jouffroy "
-            "et al. (2022): vanilla VAE, two beta-VAEs and NG-VAE."
+            help="model+guide; separate several by commas or repeat the option. Default: the table "
+            "of Jouffroy et al. (2022): vanilla VAE, two beta-VAEs and NG-VAE."
         ),
     ] = None,
     data: DataOption = None,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Runs at once; default: one a core, or one on a GPU."),
+        typer.Option(min=1, max=256, help="Runs at once; default: one per core, or one on a GPU."),
     ] = None,
     latents: LatentsOption = None,
     steps: StepsOption = None,
@@ -717,10 +716,10 @@ def compare(
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """Train and evaluate several pairs over seeds, and put them side by side.
+    """Train and evaluate several pairs over several seeds, and compare them side by side.
 
-    What is in the folder already is not done again, so the same command goes on after an
-    interruption, and one with more pairs or seeds adds to it.
+    Finished runs are not repeated, so the same command resumes an interrupted comparison.
+    A command with more pairs or seeds adds to it.
     """
     from ngvae_pyro import provenance
     from ngvae_pyro.report.table import groups, notes
@@ -752,7 +751,7 @@ def compare(
 
 
 def _comparison_table(result: dict[str, Any], group: str) -> Table:
-    # Narrow, because a column for each model takes all the width there is.
+    # Narrow, because the columns of the models take all the available width.
     table = Table(
         title=escape(group),
         title_justify="left",
@@ -777,12 +776,12 @@ def list_variants(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="A variant, a .toml file or a folder of them, to see what each declares.",
+            help="A variant, a .toml file, or a folder of such files, to show.",
             autocompletion=_complete_variant,
         ),
     ] = None,
 ) -> None:
-    """List the declared models and guides, or show every key of one and check it."""
+    """List the declared models and guides, or check one and show all its keys."""
     if name is None:
         for kind in variants.KINDS:
             title = f"{kind} ({variants.folder(kind)})"
@@ -822,7 +821,7 @@ def _variants_table(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _toml(value: Any) -> str:
-    """A value as a variant file has it; a dash for none."""
+    """Format a value as in a variant file; a dash for none."""
     if value is None:
         return "-"
     if isinstance(value, dict):

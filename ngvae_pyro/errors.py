@@ -1,4 +1,4 @@
-"""The exception and the warning that are meant for the user's eyes."""
+"""The exception and the warning that are addressed to the user."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ class UserError(ValueError):
 
 
 class Notice(UserWarning):
-    """One clear line for the user, of what goes on otherwise than asked for."""
+    """One clear line for the user about something that is done differently than requested."""
 
 
-# Characters of a message: a screenful. What is longer quotes somebody's value at length.
+# Longest message in characters: a screenful. Longer ones quote somebody's value at length.
 LONGEST = 1200
 
 
 def printable(text: str) -> str:
-    r"""Text whose line breaks and other signs that are not printable are escaped.
+    r"""Escape line breaks and other characters that are not printable.
 
-    File names and the files of others may hold any, those that steer a terminal among them.
+    File names and other people's files may contain any, including terminal control sequences.
 
     >>> printable("a\nb\x1b[2J")
     'a\\nb\\x1b[2J'
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message as one printable line; the middle of a very long one is left out."""
+    """Format a message as one printable line; the middle of a very long one is left out."""
     text = printable(str(message))
     if len(text) <= LONGEST:
         return text
@@ -38,7 +38,7 @@ def one_line(message: object) -> str:
 
 
 def described(value: Any) -> str:
-    """A value in a few words, for a message: short ones as they are, of an array the shape.
+    """Describe a value in a few words: short ones literally, arrays by their shape.
 
     >>> described("a.png"), described([1.0]), described(None)
     ("'a.png'", 'a list', 'None')
@@ -53,12 +53,12 @@ def described(value: Any) -> str:
 
 
 def expect(what: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Refuse an argument that is of none of some types.
+    """Refuse an argument that has none of the accepted types.
 
     Args:
         what: The name of the argument.
         value: What was passed.
-        kinds: The types that will do. True and False are no numbers here.
+        kinds: The accepted types. True and False do not count as numbers.
         expected: What to pass, in words.
 
     Raises:
@@ -72,7 +72,10 @@ def expect(what: str, value: Any, kinds: type | tuple[type, ...], expected: str)
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
 
-    The prefix, such as the folder of the names, is put before the one that is found.
+    Args:
+        name: What was given.
+        known: The names that exist.
+        prefix: Put before the match, for example the folder of the names.
     """
     match = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{prefix}{match[0]}'?" if match else ""

@@ -1,4 +1,4 @@
-"""`NGVAE`: a model, a guide and their training as one estimator of scikit-learn."""
+""":class:`NGVAE`: a model, a guide and their training as one scikit-learn estimator."""
 
 import warnings
 from collections import Counter
@@ -43,50 +43,51 @@ with needed("metrics"):
 
 
 class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """A Normal-Gamma VAE that counts its own latents, as an estimator of scikit-learn.
+    """A Normal-Gamma VAE that counts its own latents, as a scikit-learn estimator.
 
-    Images or vectors x are explained by few latents z, of which there are as many as carry
-    information: p(x | z) with a mean from a network, z ~ Normal(0, 1), and for each latent the
-    choice whether it is paid for. ``n_components`` is only a bound that should be too high.
+    Images or vectors x are explained by a few latents z, as many as carry information: p(x | z) has
+    a mean from a network, z ~ Normal(0, 1), and for each latent training decides whether it is
+    worth its price. ``n_components`` is only an upper bound, which should be too high.
 
-    :meth:`score_samples` is an importance-sampling estimate, whose draws depend on which rows are
-    scored together: the score of a row agrees between calls on other rows to its Monte Carlo error
-    only.
+    :meth:`score_samples` is an importance-sampling estimate whose draws depend on which rows are
+    scored together: a row's scores from calls with different other rows agree only up to Monte
+    Carlo error.
 
-    A part of the data, ``held_out``, is not trained on: the count, the verdict and the order of the
-    latents are those of that part. ``NGVAE(random_state=0).fit(x)`` is to the last bit what
-    ``ngvae train normal_gamma relaxed --data x.npz --seed 0`` trains.
+    A fraction ``held_out`` of the data is not trained on; the count, the verdict and the order of
+    the latents come from it. ``NGVAE(random_state=0).fit(x)`` gives, to the last bit, the result of
+    ``ngvae train normal_gamma relaxed --data x.npz --seed 0``.
+
+    Parameters that are None take the defaults of the specs (:mod:`ngvae_pyro.specs`).
 
     A parameter that is None has the default that the specs declare (:mod:`ngvae_pyro.specs`).
 
     Args:
-        n_components: Latents at most; None for the model's own.
-        model: What p(x, z) is: a name in ``models/``, a path to a TOML file, or a
+        n_components: Most latents; None for the model's own number.
+        model: The model p(x, z): a name in ``models/``, a path to a TOML file, or a
             :class:`ngvae_pyro.ModelSpec`.
-        guide: What q(z | x) is: a name in ``guides/``, a path to a TOML file, or the spec of one.
+        guide: The guide q(z | x): a name in ``guides/``, a path to a TOML file, or its spec.
         steps: Steps of Adam.
-        batch_size: Rows in each of them.
-        learning_rate: Of Adam.
+        batch_size: Rows per step.
+        learning_rate: Learning rate of Adam.
         scale: Standard deviation of the gaussian likelihood: of a pixel in [0, 1], or of a vector's
             entry in standard deviations of its column. Smaller ones find more latents.
-        held_out: Fraction of the rows that is not trained on; of few rows it is one row at least.
+        held_out: Fraction of the rows that is not trained on, but at least one row.
         device: auto, cpu, cuda or cuda:N.
-        random_state: Seed of the split, the weights and the noise: an int, which is the seed
-            itself, in [0, 2**32), a ``RandomState``, a ``Generator``, or None for another one each
-            time.
-        verbose: Show a bar while it trains.
+        random_state: Seed of the split, the weights and the noise: an int in [0, 2**32), used as
+            the seed itself, a ``RandomState``, a ``Generator``, or None for a new seed each time.
+        verbose: Whether to show a progress bar during training.
 
     Attributes:
-        n_components_: Informative latents, those with p above 1/2.
-        latents_: Which of the model's latents they are, ``(n_components_,)``, most informative
-            first: by the KL of z, nats.
-        precisions_: Mean posterior precision of each, ``(n_components_,)``.
-        verdict_: What speaks against the count, a :class:`ngvae_pyro.verdict.Verdict`.
+        n_components_: Number of informative latents, those with p above 1/2.
+        latents_: Their numbers in the model, (n_components_,), most informative first: by the KL of
+            z, nats.
+        precisions_: Mean posterior precision of each, (n_components_,).
+        verdict_: Whether the count can be trusted, a :class:`ngvae_pyro.verdict.Verdict`.
         metrics_: Numbers on the held-out rows, see :func:`ngvae_pyro.evaluate`.
         fit_: The :class:`ngvae_pyro.Fit`, with ``model_`` and ``guide_``.
         held_out_: The rows that were not trained on.
-        n_features_in_: Columns of vectors, or numbers of an image.
-        feature_names_in_: Columns of a table whose names are all strings.
+        n_features_in_: Number of columns of vectors, or of values of an image.
+        feature_names_in_: Column names of a table, if all are strings.
 
     Examples:
         >>> x = np.random.default_rng(0).normal(size=(60, 4))
@@ -127,20 +128,20 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def fit(self, X: Images, y: object = None) -> Self:
         """Train on images or vectors, and count the latents.
 
-        A fit that fails leaves the estimator as it was; nothing of a former one outlasts a new one.
+        A fit that fails leaves the estimator unchanged; a successful one replaces all attributes.
 
         Args:
             X: At least 3 rows: vectors (N, D) of any units; images (N, H, W), (N, H, W, C) or
-                (N, C, H, W), bytes or of any range; lists or tuples of these; or what
-                :func:`ngvae_pyro.data.as_images` takes.
+                (N, C, H, W), bytes or any range; lists or tuples of these; or anything that
+                :func:`ngvae_pyro.data.as_images` accepts.
             y: Not used.
 
         Raises:
-            UserError: For what cannot be read or trained on, and for a parameter out of range.
+            UserError: For data that cannot be read or trained on, and for parameters out of range.
             NonFiniteLoss: If the training diverges.
 
         Warns:
-            ConvergenceWarning: If the ELBO still rose at the end of the default ``steps``.
+            ConvergenceWarning: If the ELBO was still rising at the end of the default ``steps``.
         """
         new = copy(self)
         for name in _fitted(new):
@@ -167,7 +168,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             raise UserError(
                 f"X: expected at least 3 rows, one of them held out, got n_samples={rows}"
             )
-        # A path leads to the data again; a name of an array does not.
+        # A path leads back to the data; the name of an array does not.
         spec = self._spec(str(X) if isinstance(X, (str, Path)) else images.name)
         count = _rows_of(spec.data.held_out, rows)
         if count == rows:
@@ -183,7 +184,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.spec_, self.held_out_ = spec, held_out
 
     def _spec(self, data: str) -> RunSpec:
-        """What is run, with the declared defaults where a parameter is None."""
+        """The spec of the run, with the declared defaults for parameters that are None."""
         training = _given(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -206,7 +207,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         )
 
     def _images(self, X: Any, trained: Fit | None) -> ImageData:
-        """The rows as images, after scikit-learn's own checks of what has columns."""
+        """Convert the rows to images, after scikit-learn's own checks of tables."""
         if not isinstance(X, (ImageData, Dataset, str, Path)):
             X = self._array(X, trained)
         images = as_images(X, "X") if trained is None else trained.as_images(X, "X")
@@ -215,7 +216,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         return images
 
     def _array(self, X: Any, trained: Fit | None) -> np.ndarray:
-        """An array of rows, with as many axes as are known for them."""
+        """An array of rows, with the number of axes that is known for them."""
         if hasattr(X, "columns") and hasattr(X, "dtypes"):
             _check_columns(X)
             return self._table(X, trained)
@@ -227,38 +228,38 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             row = trained.form.shape_of(trained.model.image_shape)
             axes = (2,) if trained.form.layout == "vectors" else (3, 4)
             shape = f"shape ({', '.join(map(str, ('N', *row)))}), as what was fitted"
-            # The first words are those that scikit-learn's checks look for.
+            # Scikit-learn's checks look for the first words.
             one = ". Reshape your data: one alone is X[None]" if array.shape == row else ""
         if array.ndim not in axes:
             raise UserError(f"X: expected {shape}, got shape {array.shape}{one}")
         check_rows(array, "X")
         if array.dtype.kind == "c":
-            # The first words are those that scikit-learn's checks look for.
+            # Scikit-learn's checks look for the first words.
             raise UserError(f"X: Complex data not supported: expected numbers, got {array.dtype}")
-        # Of objects scikit-learn finds out whether they are numbers.
+        # Scikit-learn decides whether objects are numbers.
         if array.dtype.kind not in "biufO":
             raise UserError(f"X: expected numbers, got dtype {array.dtype}")
         if array.ndim == 2:
             return self._table(array, trained)
-        # The lowest of numbers is NaN if any is, and takes no memory.
+        # The minimum is NaN if any value is, and takes no extra memory.
         if array.dtype.kind == "f" and array.size and np.isnan(array.min()):
             raise UserError("X: expected finite numbers, got NaN")
         return array
 
     def _table(self, X: Any, trained: Fit | None) -> np.ndarray:
-        """What has columns as an array, after scikit-learn's checks of their names and number."""
+        """Convert a table to an array, after scikit-learn's checks of its columns."""
         check_rows(X, "X")
         try:
             # NaN and inf are refused below, in one line.
             array = check_array(X, ensure_all_finite=False, estimator=self)
         except (TypeError, ValueError) as error:
-            # Some quote the whole table after the first line.
+            # Some of its messages quote the whole table after the first line.
             raise _NoNumbers(f"X: {str(error).splitlines()[0]}") from None
         validate_data(self, X, reset=trained is None, skip_check_array=True)
         return array
 
     def _take(self, trained: Fit, metrics: diagnostics.Metrics) -> None:
-        """The attributes that follow from a fit and its metrics."""
+        """Set the attributes that follow from a fit and its metrics."""
         self.fit_, self.metrics_ = trained, metrics
         self.model_, self.guide_ = trained.model, trained.guide
         rows = diagnostics.most_informative_first(metrics)
@@ -279,21 +280,21 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             ``(N, n_components_)`` float32.
 
         Raises:
-            UserError: For what cannot be read, for another shape than was fitted, and for rows so
-                far from the training data that the codes are not finite.
+            UserError: For data that cannot be read, for a shape other than the fitted one, and for
+                rows so far from the training data that the codes are not finite.
         """
         check_is_fitted(self)
         return locs(self.fit_, self._images(X, self.fit_)).numpy()[:, self.latents_]
 
     def inverse_transform(self, X: np.ndarray | Tensor) -> np.ndarray:
-        """The mean E[x | z], with the other latents at the means of their prior.
+        """The mean E[x | z], with the other latents at their prior means.
 
         Args:
             X: Codes ``(N, n_components_)``.
 
         Returns:
-            In the layout and the units of what was fitted: bytes for bytes, float32 for images in
-            [0, 1], else float64.
+            In the layout and units of the fitted data: bytes for bytes, float32 for images in
+            [0, 1], otherwise float64.
 
         Raises:
             UserError: For another shape, for NaN and infinity, and for codes so large that the
@@ -307,7 +308,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         return self._own(decoded(self.fit_, z, "X").numpy())
 
     def _own(self, images: np.ndarray) -> np.ndarray:
-        """Bytes for what was fitted as bytes."""
+        """Convert images to bytes if the fitted data were bytes."""
         if not self.fit_.form.in_bytes:
             return images
         return np.clip(np.rint(255 * images), 0, 255).astype(np.uint8)
@@ -317,13 +318,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         n_samples: int = 1,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
     ) -> np.ndarray:
-        """The means E[x | z] of draws of z from the prior, without the noise of the likelihood.
+        """The means E[x | z] for draws of z from the prior, without the noise of the likelihood.
+
+        Args:
+            n_samples: Number of draws.
+            random_state: As for the class.
 
         Returns:
-            (n_samples, ...), as :meth:`inverse_transform` returns it.
+            (n_samples, ...), in the form that :meth:`inverse_transform` returns.
 
         Raises:
-            UserError: For less than one, and for what is no random state.
+            UserError: For fewer than one draw, and for an invalid random state.
         """
         check_is_fitted(self)
         check_count("n_samples", n_samples)
@@ -332,23 +337,24 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     # Densities --------------------------------------------------------------------------------
 
     def score_samples(self, X: Images) -> np.ndarray:
-        """Log p(x) of each row, nats, as a density in the units of X.
+        """The log density log p(x) of each row, nats, in the units of X.
 
-        By importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes about a tenth of a
-        second a row with the default decoder on one core. The same rows in the same order have the
-        same scores; the draws follow from the seed that was trained with and from which rows are
-        scored together, so that among other rows a score is the same to its Monte Carlo error.
+        It is estimated by importance weighting (:func:`ngvae_pyro.log_likelihood`), which takes
+        about a tenth of a second per row with the default decoder on one core. The same rows in the
+        same order always get the same scores. The draws depend on the seed of the training and on
+        which rows are scored together, so among other rows a score is the same only up to its
+        Monte Carlo error.
 
         Returns:
-            (N,) float64. Of the density of the standardised columns, or of intensities in [0, 1],
-            sum log scale is taken off; of bernoulli likelihoods nothing is.
+            (N,) float64: the log density of the standardised columns, or of intensities in [0, 1],
+            minus sum log scale; nothing is subtracted for bernoulli likelihoods.
 
         Raises:
-            UserError: As :meth:`transform`, and for rows whose density float32 does not hold.
+            UserError: As :meth:`transform`, and for rows whose density overflows float32.
         """
         check_is_fitted(self)
         images = self._images(X, self.fit_)
-        # Of a density that overflows, numpy warns; it is refused below.
+        # Numpy would warn about a density that overflows; it is refused below.
         with near(images.name), np.errstate(over="ignore", invalid="ignore"):
             found = evidence.log_likelihood(self.fit_, images, seed=self.fit_.spec.seed)
         check_finite(found.values, images.name)
@@ -366,8 +372,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """Write the run folder that ``ngvae train`` writes, for ``ngvae inspect`` and :meth:`load`.
 
         Raises:
-            UserError: As :func:`ngvae_pyro.save_run`, or if this one was read from a folder, which
-                has no images to measure it on: copy the folder then.
+            UserError: As :func:`ngvae_pyro.save_run`, or if the estimator was read from a folder,
+                because it then has no images to be evaluated on: copy that folder instead.
         """
         check_is_fitted(self)
         check_folder(folder)
@@ -382,17 +388,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def load(cls, folder: str | Path, device: str = "auto") -> Self:
         """The estimator of a run folder, written by :meth:`save` or by ``ngvae train``.
 
-        Its parameters are those of the run, None where that has the declared default, and ``model``
-        and ``guide`` names where the run has declared variants. A folder does not hold names of
-        columns, so that there is no ``feature_names_in_``, nor does the estimator hold settings of
-        a training that are no parameters of its own, such as ``fit.decay_begin``.
+        Its parameters are those of the run, or None where the run has the declared default;
+        ``model`` and ``guide`` are names if the run has declared variants. A folder does not store
+        column names, so there is no ``feature_names_in_``. Settings of the training that are not
+        parameters of the estimator, such as ``fit.decay_begin``, are not kept.
 
         Args:
             folder: The run folder.
             device: auto, cpu, cuda or cuda:N.
 
         Raises:
-            UserError: If a file is missing, damaged or does not fit the others.
+            UserError: If a file is missing, damaged or inconsistent with the others.
         """
         check_folder(folder)
         trained, spec = runs.load_run(folder, device)
@@ -410,7 +416,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         ):
             guide = spec.guide_name
         held_out = _changed(spec.data, "held_out")
-        # Of arrays the run has the share that was held out, which is a rounded fraction.
+        # For arrays, the run stores the share that was held out, which is a rounded fraction.
         if held_out is not None and spec.data.size is not None:
             rows = [_rows_of(part, spec.data.size) for part in (held_out, DataSpec().held_out)]
             held_out = None if rows[0] == rows[1] else held_out
@@ -437,17 +443,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        # Codes are float32 whatever the units are.
+        # Codes are float32 whatever the type of X is.
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
 
 class _NoNumbers(UserError, TypeError):
-    """A table that scikit-learn refuses, in its words; it asks for a TypeError of some."""
+    """A table that scikit-learn refuses; for some tables it requires a TypeError."""
 
 
 def _as_array(X: Any) -> np.ndarray:
-    """An array, a tensor, or a list or a tuple of rows, as an array on the CPU."""
+    """Convert an array, a tensor, or a list or tuple of rows to an array on the CPU."""
     if issparse(X):
         raise UserError(
             f"X: expected a dense array, got a sparse {type(X).__name__}; pass X.toarray()"
@@ -467,10 +473,10 @@ def _as_array(X: Any) -> np.ndarray:
 
 
 def _check_columns(table: Any) -> None:
-    """Refuse a table with dates, with a name twice, or of which only some names are strings."""
+    """Refuse a table with dates, with duplicate names, or with some names that are not strings."""
     names = list(table.columns)
     for name, dtype in zip(names, table.dtypes, strict=True):
-        # Of other libraries than numpy and pandas a type has no kind.
+        # Types of libraries other than numpy and pandas have no `kind`.
         if getattr(dtype, "kind", "O") not in "biufO":
             raise UserError(f"X: expected numbers, got dtype {dtype} in column {described(name)}")
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
@@ -485,7 +491,7 @@ def _check_columns(table: Any) -> None:
 
 
 def _fitted(estimator: NGVAE) -> list[str]:
-    """The names of what a fit has set."""
+    """The names of the attributes that a fit sets."""
     return [name for name in vars(estimator) if name.endswith("_") and not name.startswith("__")]
 
 
@@ -497,7 +503,7 @@ def _check_variant(parameter: str, value: Any, specs: tuple[type[Spec], ...]) ->
 def _model_spec(
     model: str | Path | Spec, n_components: int | None, scale: float | None
 ) -> ModelSpec:
-    """The spec of a model, of which some keys are parameters under names of their own."""
+    """The spec of a model, with the keys that are parameters of the estimator applied."""
     changes: dict[str, Any] = _given(latent_size=n_components)
     if scale is not None:
         changes["likelihood"] = _given(scale=scale)
@@ -513,18 +519,18 @@ def _model_spec(
 
 
 def _rows_of(held_out: float, rows: int) -> int:
-    """How many rows a fraction of them is, one at least."""
+    """How many rows a fraction of them is, at least one."""
     return max(1, round(held_out * rows))
 
 
 def _changed(spec: Spec, key: str) -> Any:
-    """A value of a spec; None where it is the default."""
+    """A value of a spec, or None if it is the default."""
     value = getattr(spec, key)
     return None if value == type(spec).model_fields[key].default else value
 
 
 def _given(**values: Any) -> dict[str, Any]:
-    """The parameters that are not None, as plain numbers where they are numpy's."""
+    """The parameters that are not None, with numpy's numbers converted to plain ones."""
     return {key: _plain(value) for key, value in values.items() if value is not None}
 
 
@@ -535,12 +541,12 @@ def _plain(value: Any) -> Any:
 
 
 def _name(variant: str | Path | Spec, family: str) -> str:
-    """The name of a variant; of a spec, which has none, its family."""
+    """The name of a variant, or the family of a spec, which has no name."""
     return family if isinstance(variant, Spec) else str(variant)
 
 
 def _seed(random_state: Any) -> int:
-    """A seed: an int is one itself, anything else is drawn from."""
+    """The seed of a random state: an int itself, or a draw from anything else."""
     if is_seed(random_state):
         return int(random_state)
     if isinstance(random_state, np.random.Generator):

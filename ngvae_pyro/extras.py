@@ -1,7 +1,7 @@
-"""Which packages each part of this one needs, and the line for one that is not installed.
+"""Which packages each part of this one needs, and the error for one that is not installed.
 
-The distributions need torch, Pyro and numpy alone. What the rest needs is imported under
-:func:`needed`, and nowhere else.
+The distributions need only torch, Pyro and numpy. Packages that other parts need are imported
+under :func:`needed` and nowhere else.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ class Extra(NamedTuple):
     """An extra of ``setup.cfg``.
 
     Attributes:
-        of: What needs it, with the verb.
-        packages: What it brings: the name of the module that is imported, and that of the package.
+        of: What needs it, with the verb, for the error message.
+        packages: The names of its modules, each with the name of the package that provides it.
     """
 
     of: str
@@ -51,18 +51,18 @@ EXTRAS = {
 
 @contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """Around the imports of what an extra brings.
+    """Wrap imports from an extra, so that a missing package gives a clear error.
 
     >>> with needed("plots"):
     ...     import matplotlib
 
     Raises:
-        UserError: Where a package of the extra is not installed, or too old to have what is named.
+        UserError: If a package of the extra is not installed, or too old to have what is imported.
     """
     try:
         yield
     except ImportError as error:
-        # What such a package finds missing may be of another extra: arviz draws with matplotlib.
+        # The missing module may belong to another extra: arviz, for example, imports matplotlib.
         module = str(error.name).partition(".")[0]
         for name in (extra, *EXTRAS):
             if module in EXTRAS[name].packages:
@@ -71,10 +71,10 @@ def needed(extra: str) -> Iterator[None]:
 
 
 def check_installed(extra: str) -> None:
-    """That what is imported late, because that takes time, will be there.
+    """Check that packages which are imported late, because that takes time, are installed.
 
     Raises:
-        UserError: Where a package of the extra is not installed.
+        UserError: If a package of the extra is not installed.
     """
     for module in EXTRAS[extra].packages:
         if find_spec(module) is None:

@@ -1,9 +1,9 @@
-"""Files and folders that are there whole or not at all, whenever the power fails.
+"""Files and folders that are either complete or absent, even after a power failure.
 
-What is written goes beside its place first, is flushed to the disk, and is then renamed, which
-every file system does at once. A reader sees the old or the new. A folder may be another's, with
-links in it that lead elsewhere, or have somebody's files in it; what is written or deleted never
-follows a link, and only what is known to be the folder's own is deleted.
+Content is first written beside its final place, flushed to the disk and then renamed, which every
+file system does atomically: a reader sees either the old or the new content. A folder may belong to
+somebody else, contain links that lead elsewhere, or hold other people's files. Writing and deleting
+never follow a link, and only files known to be the folder's own are deleted.
 """
 
 import errno
@@ -18,33 +18,33 @@ from types import TracebackType
 
 from ngvae_pyro.errors import Notice, UserError
 
-# What a folder holds at any depth, without entering links: its own files and folders, each folder
-# before what is in it, and those that are not its own.
+# The contents of a folder at any depth, without following links: its own files and folders, each
+# folder before its contents, and those that are not its own.
 Contents = tuple[list[Path], list[Path]]
-# Says of a folder's files that they need no flushing, not that the disk has failed.
+# These mean that the file system cannot flush folders, not that the disk has failed.
 _FOLDERS_ARE_NOT_FLUSHED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP)
 
-# tomllib takes seconds for a key of as many dots, and four times as long for twice as many. A
-# variant has 400 bytes, the configuration of a run 1,300.
+# Largest TOML file: tomllib takes seconds for a key with that many dots, and four times as long for
+# twice as many. A variant has 400 bytes, the configuration of a run 1,300.
 TOML_BYTES = 2**14
-# JSON is read in linear time. A row of a history takes about 25 bytes for each latent.
+# Largest JSON file. JSON is read in linear time; a row of a history has about 25 bytes per latent.
 JSON_BYTES = 2**28
 
 
 class CannotWrite(UserError):
-    """What the disk refuses: it is full, the folder is read-only, and the like."""
+    """The disk refuses a write: it is full, the folder is read-only, and so on."""
 
 
 @contextmanager
 def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
-    """What the disk refuses becomes one line.
+    """Turn an error of the disk into one line.
 
     Args:
-        path: What is written, for the message.
-        consequence: What follows for the user.
+        path: The file or folder being written, for the message.
+        consequence: What this means for the user, appended to the message.
 
     Raises:
-        CannotWrite: For any OSError, and with the consequence for what a block within has raised.
+        CannotWrite: For any OSError. One that an inner block raised gets the consequence appended.
     """
     try:
         yield
@@ -56,10 +56,10 @@ def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """Have on the disk what a file holds, or which files a folder has.
+    """Flush a file's content, or a folder's list of files, to the disk.
 
-    Some file systems, of networks and of user space, have no such thing for a folder. That is one
-    :class:`Notice` of a process, and it goes on.
+    Some network and user-space file systems cannot do this for a folder. The process then gives one
+    :class:`ngvae_pyro.errors.Notice` and goes on.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -68,13 +68,13 @@ def flush(path: Path) -> None:
         is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
         if not is_folder or error.errno not in _FOLDERS_ARE_NOT_FLUSHED:
             raise
-        _say_that_folders_are_not_flushed(error.strerror)
+        _warn_not_flushed(error.strerror)
     finally:
         os.close(handle)
 
 
 @cache
-def _say_that_folders_are_not_flushed(reason: str) -> None:
+def _warn_not_flushed(reason: str) -> None:
     warnings.warn(
         f"the file system cannot flush a folder to the disk ({reason}); a power failure may undo "
         "the last seconds",
@@ -84,10 +84,10 @@ def _say_that_folders_are_not_flushed(reason: str) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make sure that a file of so many bytes can be written, and leave none.
+    """Make sure that a file of ``size`` bytes can be written, without leaving one behind.
 
     Raises:
-        OSError: If it cannot.
+        OSError: If it cannot be written.
     """
     try:
         with path.open("wb") as file:
@@ -115,11 +115,11 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def check_text(path: Path) -> None:
-    """Refuses a text that may have no end, or that takes too long to be understood.
+    """Refuse a text file that may be endless, or that would take too long to parse.
 
     Raises:
-        OSError: For a device or a pipe, a file of more than `JSON_BYTES` whose name ends in .json,
-            and another one of more than `TOML_BYTES`.
+        OSError: For a device or a pipe, for a ``.json`` file of more than :data:`JSON_BYTES`, and
+            for any other file of more than :data:`TOML_BYTES`.
     """
     if not path.exists():
         return
@@ -132,10 +132,10 @@ def check_text(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
+    """Read a text file in UTF-8.
 
     Raises:
-        OSError: If it cannot be read, or :func:`check_text` refuses it.
+        OSError: If it cannot be read or :func:`check_text` refuses it.
         UnicodeDecodeError: If it is not UTF-8.
     """
     check_text(path)
@@ -144,9 +144,9 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path`` to write, which takes its name when the block has ended well.
+    """Yield an empty file beside ``path``, which is renamed to it when the block succeeds.
 
-    A link of that name is replaced, and what it points to is left alone.
+    A link of that name is replaced; its target is left alone.
 
     Raises:
         CannotWrite: If it cannot be written there.
@@ -156,20 +156,23 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, or replace one at once.
+    """Write or replace a file atomically.
 
     Raises:
-        OSError: As of the system; :func:`writing` makes a line of it.
+        OSError: If the system refuses; :func:`writing` turns this into one line.
     """
     with _replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def make_folder(path: Path) -> Path:
-    """A folder inside another, made where it is not there.
+    """Make a folder inside another one unless it exists.
+
+    Returns:
+        The same path.
 
     Raises:
-        UserError: If it is a link, or cannot be made.
+        UserError: If it is a link or cannot be made.
     """
     if path.is_symlink():
         raise UserError(f"{path}: is a link; nothing is written through it")
@@ -179,25 +182,25 @@ def make_folder(path: Path) -> Path:
 
 
 def partial_of(path: Path) -> Path:
-    """The file beside ``path`` that is written first."""
+    """The temporary file beside ``path`` that is written before the renaming."""
     return path.with_name(f".{path.stem}.partial{path.suffix}")
 
 
 def with_partial(*names: str) -> set[Path]:
-    """Relative paths, and those of what is written first of each."""
+    """Relative paths, and those of the temporary file of each."""
     paths = set(map(Path, names))
     return paths | set(map(partial_of, paths))
 
 
 def check_no_link(folder: Path, name: str) -> None:
-    """Make sure that a path inside a folder leads there, and not elsewhere by a link.
+    """Make sure that no link leads a path inside a folder elsewhere.
 
     Args:
-        folder: Not looked at itself.
-        name: Relative to it.
+        folder: The folder, which may itself be a link.
+        name: Path relative to it.
 
     Raises:
-        UserError: If it is a link, or in one.
+        UserError: If the path is a link or passes through one.
     """
     place = folder
     for part in Path(name).parts:
@@ -207,15 +210,15 @@ def check_no_link(folder: Path, name: str) -> None:
 
 
 def contents(folder: Path, own: Callable[[str], bool]) -> Contents:
-    """What a folder holds, told apart.
+    """Sort the contents of a folder into its own files and other ones.
 
     Args:
         folder: A folder.
-        own: Whether a path relative to it is its own; that of a folder ends with a slash.
+        own: Whether a relative path is the folder's own; paths of folders end with a slash.
 
     Returns:
-        Its own files and folders, and those that are not. A link, a device and the like is never
-        its own. The views of folders that a Mac keeps in ``.DS_Store`` always are.
+        Its own files and folders, and those that are not. Links, devices and the like are never
+        its own; the ``.DS_Store`` files that macOS adds always are.
     """
     mine: list[Path] = []
     foreign: list[Path] = []
@@ -237,19 +240,20 @@ def contents(folder: Path, own: Callable[[str], bool]) -> Contents:
 
 
 def remove(folder: Path, found: Callable[[Path], Contents]) -> None:
-    """Delete a folder's own files, and the folder if it is empty then; one that is not there is.
+    """Delete a folder's own files, and the folder itself if it is then empty.
 
-    What is left, because it is somebody's or cannot be deleted, is one :class:`Notice`.
+    A missing folder counts as deleted. If something is left because it belongs to somebody else or
+    cannot be deleted, one :class:`ngvae_pyro.errors.Notice` says so.
 
     Args:
-        folder: No link.
-        found: Tells what is the folder's own; it is deleted from the last to the first.
+        folder: The folder; a link is left alone.
+        found: Returns the :data:`Contents` of a folder; its own are deleted from last to first.
     """
     if not folder.is_dir() or folder.is_symlink():
         return
     mine, foreign = found(folder)
     for path in (*reversed(mine), folder):
-        # A folder that somebody's file has been put into is not empty, and stays.
+        # A folder into which somebody has put a file is not empty, and stays.
         with suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()
     if folder.exists():
@@ -260,30 +264,30 @@ def remove(folder: Path, found: Callable[[Path], Contents]) -> None:
 
 
 class NewFolder:
-    """A folder that appears under its name only when it is asked to.
+    """A folder that is written under a temporary name until :meth:`appear` renames it.
 
-    As a context it ends without a trace if it has not appeared::
+    Used as a context, it leaves no trace if it has not appeared::
 
         with NewFolder(folder, False, found) as new:
             (new.path / "config.toml").write_text(...)
             new.appear()
 
-    Nobody else may use the place at the same time; see :func:`ngvae_pyro.locks.held`.
+    No other process may use the place at the same time; see :func:`ngvae_pyro.locks.held`.
 
     Args:
-        folder: Its place, in a folder that is there.
-        replace: Whether a folder that is there already gives way when the new one appears.
-        found: Tells what is such a folder's own; nothing else is deleted, nor replaced.
+        folder: Its final path; the parent folder must exist.
+        replace: Whether an existing folder is replaced when the new one appears.
+        found: Returns the :data:`Contents` of such a folder; only its own are deleted or replaced.
 
     Raises:
-        UserError: If the folder is there and may not be replaced, holds what is not its own, is a
-            link or holds the current folder, or cannot be written.
+        UserError: If the folder exists and may not be replaced, holds files that are not its own,
+            is a link, contains the working directory, or cannot be written.
     """
 
     def __init__(self, folder: Path, replace: bool, found: Callable[[Path], Contents]) -> None:
         if folder.is_symlink():
             raise UserError(f"{folder}: is a link; nothing is written through it")
-        # Not to saw off the branch that one sits on; `.` and `..` are among these.
+        # Refuse to replace a folder that contains the working directory, such as `.` or `..`.
         if Path.cwd().is_relative_to(folder.resolve()):
             raise UserError(f"{folder}: holds the current folder; choose another place")
         self.folder, self.replace, self.found = folder, replace, found
@@ -291,14 +295,14 @@ class NewFolder:
         self.old = folder.with_name(f".{folder.name}.old")
 
     def recover(self) -> None:
-        """Put back a folder that was about to be replaced when the process died."""
-        # What is deleted of one that was replaced begins with its configuration.
+        """Restore a folder that was about to be replaced when the process died."""
+        # The configuration is deleted first, so a folder that still has it is complete.
         if not os.path.lexists(self.folder) and (self.old / "config.toml").is_file():
             with writing(self.folder):
                 self.old.rename(self.folder)
 
     def check(self) -> None:
-        """Raise a UserError if the place is taken, or something there is somebody's."""
+        """Raise a UserError if the path is taken, or holds somebody else's files."""
         if os.path.lexists(self.folder) and not self.replace:
             raise UserError(f"{self.folder}: already exists")
         for place in (self.folder, self.path, self.old):
@@ -326,12 +330,12 @@ class NewFolder:
             self.recover()
 
     def appear(self) -> Path:
-        """Take the place, where :attr:`path` is from now on, if that has not happened yet."""
+        """Rename the folder to its final path, unless that is done, and return that path."""
         if self.path == self.folder:
             return self.path
         with writing(self.folder):
             flush(self.path)
-            # Somebody may have put something there since it was looked at first.
+            # Somebody may have put something there since the first check.
             self.check()
             if self.folder.exists():
                 self.folder.rename(self.old)

@@ -1,4 +1,4 @@
-"""A trained pair: what it says of images, and the record of its training."""
+"""A trained pair: encoding, decoding and figures, and the record of its training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from ngvae_pyro.evaluation.diagnostics import Latent, Metrics
     from ngvae_pyro.report.plots import Figures
 
-# Images that are looked at together.
+# Images that are processed together.
 BATCH = 512
-# Images of a row of a traversal.
+# Images in a row of a traversal.
 STEPS = 11
 
 
 @dataclass(frozen=True)
 class MoveRecord:
-    """What became of one proposed move; losses are -ELBO per image in nats, after the fork."""
+    """The outcome of one proposed move; losses are -ELBO per image in nats, after the fork."""
 
     kind: Literal["birth", "death"]
     latent: int
@@ -60,17 +60,16 @@ class MoveRecord:
 class Fit:
     """A trained pair and the record of its training.
 
-    ``history`` has one row for every look at the monitor images: step, loss (-ELBO per image,
+    ``history`` has one row for every evaluation on the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
-    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Looks within
-    a move are those of the branch that was kept. ``rotation`` is what became of the axes of the
-    informative latents (:class:`ngvae_pyro.axes.Rotation`), None where nothing was to be done.
-    ``steps`` counts optimizer steps on the final
-    path, ``extra_steps`` those of the forks that were not kept, ``seconds`` all of them. ``starts``
-    says of each process that had a part in it, one after the other, what it was started by and
-    where. ``schedule`` is the one that was followed, and ``digest`` that of the training images, of
-    which there were ``count``; they are None for what was not trained here. ``form`` is how arrays
-    of a user become images of the model and back.
+    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Rows within
+    a move are those of the branch that was kept. ``rotation`` records the rotation of the
+    informative latents' axes (:class:`ngvae_pyro.axes.Rotation`), or is None if none was due.
+    ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of the forks that were
+    not kept, and ``seconds`` the time of both. ``starts`` tells how and where each of the
+    successive processes of the training was started. ``schedule`` is the schedule that was
+    followed, ``digest`` that of the training images and ``count`` their number; these are None for
+    a pair that was not trained here. ``form`` maps a user's arrays to images of the model and back.
     """
 
     model: VAE
@@ -94,10 +93,10 @@ class Fit:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether the count of informative latents can be trusted, by the last look at it.
+        """Whether the count of informative latents can be trusted, from the end of the history.
 
-        None for what was not trained here. That of held-out images is in the metrics of
-        :func:`ngvae_pyro.evaluate`.
+        None for a pair that was not trained here. The verdict on held-out images is in the metrics
+        of :func:`ngvae_pyro.evaluate`.
         """
         last = self.history[-1] if self.history else {}
         if "variance_of_loc" not in last:
@@ -110,7 +109,7 @@ class Fit:
         variance_of_loc: Sequence[float],
         precision: Sequence[float] | None = None,
     ) -> Verdict:
-        """The verdict on numbers of each latent, whatever images they are of."""
+        """The verdict on numbers of each latent, from whatever images they were computed."""
         return judge(
             probs,
             variance_of_loc,
@@ -122,20 +121,22 @@ class Fit:
             precision=precision,
         )
 
-    # What it says of data ---------------------------------------------------------------------
+    # Encoding and decoding --------------------------------------------------------------------
 
     def as_images(self, images: Images, name: str = "images") -> ImageData:
-        """Data as this pair takes them: in the layout and the units of what was fitted.
+        """Convert data to images for this pair, in the layout and units of the training data.
 
-        Vectors are standardised by the columns of the training data, and images of a range of their
-        own are mapped as those were, so that new ones may fall outside of [0, 1].
+        Vectors are standardised with the moments of the training data's columns. Images with a
+        range of their own are mapped as the training images were, so new ones may fall outside
+        [0, 1].
 
         Args:
             images: As for :func:`ngvae_pyro.data.as_images`.
-            name: For messages and reports.
+            name: Name for messages and reports.
 
         Raises:
-            UserError: For what cannot be read, for no rows, and for another shape than the model's.
+            UserError: For data that cannot be read, for no rows, and for a shape other than the
+                model's.
         """
         check_rows(images, name)
         return data_of(self, images, name)
@@ -149,10 +150,10 @@ class Fit:
         """The posterior mean of z.
 
         Args:
-            images: N images or vectors, as :meth:`as_images` takes them.
+            images: N images or vectors that :meth:`as_images` accepts.
 
         Returns:
-            (N, K) float32: a tensor on its own device for a tensor, else an array.
+            (N, K) float32: a tensor on the same device for a tensor, otherwise an array.
 
         Raises:
             UserError: As :meth:`as_images`, and for images so far from the training data that the
@@ -172,8 +173,8 @@ class Fit:
             z: Latents (N, K).
 
         Returns:
-            In the layout and the units of what was fitted, float64; images that were bytes or in
-            [0, 1] are float32 in [0, 1]. A tensor on its own device for a tensor, else an array.
+            In the layout and units of the training data, float64; if these were bytes or in [0, 1],
+            float32 in [0, 1]. A tensor on the same device for a tensor, otherwise an array.
 
         Raises:
             UserError: For another shape, for NaN and infinity, and for latents so large that the
@@ -183,7 +184,7 @@ class Fit:
 
     @torch.no_grad()
     def means(self, z: Tensor) -> Tensor:
-        """E[x | z] of latents (N, K) as images (N, C, H, W), on the CPU."""
+        """E[x | z] for latents (N, K), as images (N, C, H, W) on the CPU."""
         with evaluating(self.model):
             outputs = (self.model.decoder(few.to(self.device)) for few in z.split(BATCH))
             means = [self.model.likelihood(output).mean.cpu() for output in outputs]
@@ -195,10 +196,10 @@ class Fit:
     def reconstruct(self, images: NoTensor) -> np.ndarray: ...
 
     def reconstruct(self, images: Images) -> np.ndarray | Tensor:
-        """E[x | z] at the posterior mean of z, shaped as what :meth:`decode` returns.
+        """E[x | z] at the posterior mean of z, in the form that :meth:`decode` returns.
 
         Args:
-            images: N images or vectors, as :meth:`as_images` takes them.
+            images: N images or vectors that :meth:`as_images` accepts.
 
         Raises:
             UserError: As :meth:`encode`.
@@ -207,13 +208,17 @@ class Fit:
         return _like(images, decoded(self, locs(self, data), data.name))
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
-        """E[x | z] of n draws of z from the prior, without the noise of the likelihood.
+        """E[x | z] for n draws of z from the prior, without the noise of the likelihood.
+
+        Args:
+            n: Number of draws.
+            seed: Seed of the draws; the same seed gives the same draws.
 
         Returns:
-            (n, ...), as :meth:`decode` returns it. The same seed gives the same draws.
+            (n, ...), in the form that :meth:`decode` returns.
 
         Raises:
-            UserError: For less than one, and for a seed that is not in [0, 2**32).
+            UserError: For fewer than one draw, and for a seed that is not in [0, 2**32).
         """
         from ngvae_pyro.machine import seeded
 
@@ -225,17 +230,17 @@ class Fit:
         return self.form.arrays(self.means(z)).numpy()
 
     def latents(self, images: Images, seed: int = 0) -> "pd.DataFrame":
-        """What there is to say of each latent, most informative first.
+        """A table of the latents, most informative first.
 
         Args:
-            images: Images or vectors, as :meth:`as_images` takes them, best those that were not
+            images: Images or vectors that :meth:`as_images` accepts, preferably ones that were not
                 trained on.
-            seed: Of the draws behind the quantiles and the KL.
+            seed: Seed of the draws for the quantiles and the KL.
 
         Returns:
             A row for each latent: ``latent`` k, ``informative`` (p above 1/2), ``p``, the posterior
             ``precision`` and its ``precision 5%`` and ``precision 95%`` quantiles, ``variance of
-            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image. Where the
+            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image. If the
             factors of the images are known, also the ``closest factor`` and the ``|correlation|``
             of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
         """
@@ -265,12 +270,12 @@ class Fit:
         )
 
     def history_table(self) -> "pd.DataFrame":
-        """The history, a row for each look at the monitor images.
+        """The history as a table, with a row for each evaluation on the monitor images.
 
         Returns:
             ``step``, ``loss`` (-ELBO, nats per image), ``KL z`` (and ``KL precision``), nats per
-            image, ``informative``, how many latents are, and for each latent k its mean p, ``p k``,
-            and the ``variance of loc k``, where they were kept.
+            image, ``informative``, the number of informative latents, and for each latent k its
+            mean p, ``p k``, and the ``variance of loc k``, if they were recorded.
         """
         with needed("tables"):
             import pandas as pd
@@ -319,8 +324,8 @@ class Fit:
         """Write a run folder, which :func:`ngvae_pyro.load_run` reads.
 
         Args:
-            folder: Where to; made if it is not there.
-            held_out: Images or vectors that were not trained on, as :meth:`as_images` takes them.
+            folder: The folder, which is made if necessary.
+            held_out: Images or vectors that were not trained on; :meth:`as_images` accepts them.
 
         Returns:
             The metrics, as written to ``metrics.json``.
@@ -365,27 +370,27 @@ class Fit:
         steps: int = STEPS,
         base: int = 0,
     ) -> np.ndarray | Tensor:
-        """Decoded images as one latent moves and the others stay.
+        """Decoded images as one latent moves and the others stay fixed.
 
-        Each row goes as far as the data do: over the fiftieth of the images (20 at least) whose
-        other latents are most like those of the base image, from the 5 % to the 95 % quantile of z,
-        or to the last place at which the guide still reads the other informative latents where they
-        are (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`).
+        Each row goes as far as the data do: from the 5 % to the 95 % quantile of z over the
+        fiftieth of the images (20 at least) whose other latents are most like the base image's, or
+        to the last point at which the guide still encodes the other informative latents to their
+        own values (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`).
 
         Args:
-            images: Images or vectors, as :meth:`as_images` takes them; the ranges are theirs, so
+            images: Images or vectors that :meth:`as_images` accepts; they determine the ranges, so
                 the more the better.
             latents: Numbers of the latents that move, by default the informative ones, most
                 informative first.
             steps: How many images a row has, 2 to 1,000, at equal distances in z.
-            base: Which of the images gives the latents that stay.
+            base: The number of the image whose other latents are kept.
 
         Returns:
-            E[x | z], (rows, steps, ...), each as :meth:`decode` returns it.
+            E[x | z], (rows, steps, ...), each in the form that :meth:`decode` returns.
 
         Raises:
-            UserError: For images of another shape than the model's, and for numbers of latents or
-                images that are not there.
+            UserError: For images of a shape other than the model's, and for numbers of latents or
+                images that do not exist.
         """
         from ngvae_pyro.evaluation import traversals
 
@@ -406,15 +411,15 @@ class Fit:
         They are E[x | z] at z = (1 - t) loc(a) + t loc(b) for t from 0 to 1.
 
         Args:
-            a: The first image or vector, as :meth:`as_images` takes it, with or without its axis N.
+            a: The first image or vector that :meth:`as_images` accepts, with or without the axis N.
             b: The last one.
             steps: How many images, 2 to 1,000.
 
         Returns:
-            E[x | z], (steps, ...), each as :meth:`decode` returns it.
+            E[x | z], (steps, ...), each in the form that :meth:`decode` returns.
 
         Raises:
-            UserError: For images of another shape than the model's, or more than one.
+            UserError: For images of a shape other than the model's, or more than one.
         """
         from ngvae_pyro.evaluation import traversals
 
@@ -423,15 +428,15 @@ class Fit:
 
     @property
     def plot(self) -> "Figures":
-        """Figures of this fit, each a method that returns matplotlib Axes."""
+        """The figures of this fit; each is a method that returns matplotlib Axes."""
         from ngvae_pyro.report.plots import Figures
 
         return Figures(self)
 
-    # What it says of itself -------------------------------------------------------------------
+    # Display ----------------------------------------------------------------------------------
 
     def _lines(self) -> list[str]:
-        """The pair and its device; the count; what the training was."""
+        """Lines on the pair and its device, the count, and the training."""
         pair = f"{type(self.model).__name__} with {type(self.guide).__name__}"
         verdict = self.verdict
         count = str(verdict) if verdict else f"{self.model.latent_size} latents"
@@ -450,7 +455,7 @@ class Fit:
 
 
 def _closest(row: "Latent") -> dict[str, str | float]:
-    """The columns on the factor that a latent follows most closely, where factors are known."""
+    """The columns on the factor that a latent follows most closely, if factors are known."""
     if "followed" not in row:
         return {}
     factor, correlation = row["followed"].closest[0]
@@ -458,11 +463,11 @@ def _closest(row: "Latent") -> dict[str, str | float]:
 
 
 def _like(given: Any, tensor: Tensor) -> np.ndarray | Tensor:
-    """A result on the CPU as what it was asked of: a tensor on its device for a tensor."""
+    """Convert a result on the CPU to the kind of the input: a tensor on its device, or an array."""
     return tensor.to(given.device) if isinstance(given, Tensor) else tensor.numpy()
 
 
-# What float32 does not hold --------------------------------------------------------------------
+# Overflow of float32 ---------------------------------------------------------------------------
 
 
 def _too_far(what: str) -> UserError:
@@ -473,7 +478,7 @@ def _too_far(what: str) -> UserError:
 
 @contextmanager
 def near(what: str) -> Iterator[None]:
-    """Says in one line what torch's distributions say of parameters that float32 does not hold.
+    """Turn torch's error on parameters that overflow float32 into one line.
 
     Far from the training data the networks overflow, or give a variance that is zero or infinite.
 
@@ -481,7 +486,7 @@ def near(what: str) -> Iterator[None]:
         what: The data, for the message.
 
     Raises:
-        UserError: Instead of the error of torch.
+        UserError: Instead of torch's error.
     """
     try:
         yield
@@ -492,7 +497,7 @@ def near(what: str) -> Iterator[None]:
 
 
 def check_finite(values: Tensor | np.ndarray, what: str) -> None:
-    """Refuse data of which the networks say NaN or infinity.
+    """Refuse data for which the networks return NaN or infinity.
 
     Raises:
         UserError: With the name of the data, ``what``.
@@ -505,7 +510,7 @@ def locs(fit: Fit, data: ImageData) -> Tensor:
     """The posterior means of z, finite, (N, K) on the CPU.
 
     Raises:
-        UserError: For data too far from those of the training.
+        UserError: For data too far from the training data.
     """
     from ngvae_pyro.evaluation.diagnostics import codes
 
@@ -516,15 +521,15 @@ def locs(fit: Fit, data: ImageData) -> Tensor:
 
 
 def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
-    """E[x | z] of latents (N, K), finite, in the layout and the units of what was fitted.
+    """E[x | z] for latents (N, K), finite, in the layout and units of the training data.
 
     Args:
         fit: The trained pair.
         z: Latents on the CPU.
-        what: What they are, or are of, for the message.
+        what: What they are, or belong to, for the message.
 
     Raises:
-        UserError: For latents too far from those of the training.
+        UserError: For latents too far from those in training.
     """
     with near(what):
         arrays = fit.form.arrays(fit.means(z))
@@ -532,21 +537,21 @@ def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
     return arrays
 
 
-# What is asked of arguments --------------------------------------------------------------------
+# Checks of arguments ---------------------------------------------------------------------------
 
 
 def read_latents(values: Any, where: str, size: int) -> Tensor:
-    """Latents of a user as float32, (N, size), on the CPU.
+    """Check a user's latents and return them as float32, (N, size), on the CPU.
 
     Raises:
-        UserError: For what are no finite numbers of this shape.
+        UserError: If they are not finite numbers of this shape.
     """
     array = number_array(values, where)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] != size:
         raise UserError(f"{where}: expected shape (N, {size}), got {tuple(array.shape)}")
-    # A copy, because torch warns of memory that may not be written to.
+    # A copy, because torch warns about memory that is not writeable.
     with np.errstate(over="ignore"):  # infinity is refused
         latents = np.array(array, np.float32)
     if not np.isfinite(latents).all():
@@ -566,7 +571,7 @@ def check_rows(images: Any, name: str) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number above 0.
+    """Refuse anything but a whole number above 0.
 
     Raises:
         UserError: With the name of the argument.
@@ -576,12 +581,12 @@ def check_count(name: str, value: Any) -> None:
 
 
 def is_seed(value: Any) -> bool:
-    """Whether it is a whole number in [0, 2**32), what a run may have as its seed."""
+    """Whether a value is a whole number in [0, 2**32), and so may be the seed of a run."""
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**32
 
 
 def check_folder(folder: Any) -> None:
-    """Refuse the empty name, which would be that of the current folder.
+    """Refuse the empty name, which would mean the working directory.
 
     Raises:
         UserError: With what to pass.
@@ -591,7 +596,7 @@ def check_folder(folder: Any) -> None:
 
 
 def check_fit(fit: Any) -> None:
-    """Refuse what is no fit.
+    """Refuse anything but a :class:`Fit`.
 
     Raises:
         UserError: With what to pass.
@@ -605,14 +610,14 @@ def check_fit(fit: Any) -> None:
 
 
 def data_of(fit: Fit, data: Images, name: str = "images") -> ImageData:
-    """Data in the form of a fit, :meth:`Fit.as_images`."""
+    """Convert data to the form of a fit; see :meth:`Fit.as_images`."""
     found = as_images(data, name, fit.form)
     check_data(fit, found)
     return found
 
 
 def check_data(fit: Fit, data: Any) -> None:
-    """Refuse images of another shape than the model's, or in other units than the fit's.
+    """Refuse images whose shape is not the model's, or whose units are not the fit's.
 
     Raises:
         UserError: With what to pass.

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP at a moment when what was done can be kept.
+"""Handling of SIGINT, SIGTERM and SIGHUP that keeps the work done so far.
 
-A terminal that is closed sends SIGHUP to what runs in it. What is ignored stays ignored: SIGHUP
-under ``nohup``, SIGINT in the background of a shell.
+A terminal that is closed sends SIGHUP to its processes. Signals that are ignored stay ignored:
+SIGHUP under ``nohup``, SIGINT for a background job of a shell.
 """
 
 import signal
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end, and what was done until then is kept."""
+    """A signal ended the work; what was done until then is kept."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -25,12 +25,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that the signal ended: 129, 130 or 143."""
+        """The exit code that shells report for a process killed by the signal: 129, 130 or 143."""
         return 128 + self.signum
 
 
 def _set(signals: Iterable[int], handler: Handler) -> dict[int, Any]:
-    """Handle the signals that are not ignored; the handlers until then."""
+    """Install a handler for the signals that are not ignored; return the previous handlers."""
     heard = [signum for signum in signals if signal.getsignal(signum) not in (signal.SIG_IGN, None)]
     return {signum: signal.signal(signum, handler) for signum in heard}
 
@@ -42,20 +42,20 @@ def _restore(before: dict[int, Any]) -> None:
 
 @dataclass
 class Stop:
-    """The signal that asked for the end, if one has come."""
+    """The signal that asked the program to stop, if one has arrived."""
 
     signum: int | None = None
 
 
 @contextmanager
 def raised() -> Iterator[Stop]:
-    """A block in which SIGTERM and SIGHUP raise :class:`Interrupted`, so that it tidies up."""
+    """Let SIGTERM and SIGHUP raise :class:`Interrupted` in a block, so that it can clean up."""
     stop = Stop()
 
     def end(signum: int, frame: FrameType | None) -> None:
         stop.signum = signum
         if signum == signal.SIGHUP:
-            # It may come from the system and from the shell too, and is to disturb no tidying up.
+            # Both the system and the shell may send it; the second must not disturb the clean-up.
             signal.signal(signum, signal.SIG_IGN)
         raise Interrupted(signum)
 
@@ -68,10 +68,10 @@ def raised() -> Iterator[Stop]:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """A block in which SIGINT, SIGTERM and SIGHUP are noted, for the block to end where it can.
+    """Record SIGINT, SIGTERM and SIGHUP during a block, which can then stop where it is safe.
 
-    A second signal has its usual effect, save for SIGHUP, which may come twice. Outside of the main
-    thread, which alone may handle signals, nothing is noted.
+    A second signal has its usual effect, except for SIGHUP, which may arrive twice. Nothing is
+    recorded outside the main thread, the only one that can handle signals.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

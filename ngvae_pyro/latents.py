@@ -15,6 +15,6 @@ LEAK = 0.1
 ACTIVE = 0.01
 
 
-def is_informative(p: Any) -> Any:  # noqa: ANN401
+def is_informative(p: Any) -> Any:
     """Whether a latent is informative, given its p: a number, or an array or tensor of numbers."""
     return p > INFORMATIVE

@@ -1,7 +1,7 @@
-"""One process at a time writes a folder.
+"""Locks, so that only one process at a time writes a folder.
 
-The lock of ``runs/demo`` is the file ``runs/.demo.lock``, which says who holds it. The system lets
-go of it when its process ends, however that ends; a file that a killed process has left behind
+The lock of ``runs/demo`` is the file ``runs/.demo.lock``, which names its holder. The system
+releases the lock whenever the process ends, in whatever way; a file left behind by a killed process
 locks nothing.
 """
 
@@ -20,9 +20,9 @@ from ngvae_pyro import files, provenance
 from ngvae_pyro.errors import Notice, UserError
 
 _HELD = (errno.EAGAIN, errno.EACCES)
-# Of file systems without locks, of which some network ones are.
+# The file system has no locks, as is the case for some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-# Of a folder that may be written, in one that may not.
+# The folder may be writable although its parent, where the lock would be, is not.
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BEGINNING = b'{"pid": '
 _LONGEST = 2**16
@@ -30,16 +30,16 @@ _LONGEST = 2**16
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """A block in which no other process writes a folder, which need not be there yet.
+    """Hold the lock of a folder, which need not exist yet, during a block.
 
-    The folders on the way to it are made, and removed again if they are empty in the end. Where
-    there can be no lock that is one :class:`Notice`, and the block goes on without.
+    Missing parent folders are made, and removed again if they are empty in the end. Where locking
+    is impossible, one :class:`ngvae_pyro.errors.Notice` says so and the block runs without a lock.
 
     Raises:
-        UserError: If another holds the lock, or has something else in its place; or if the disk
-            refuses.
+        UserError: If another process holds the lock, another file is in its place, or the disk
+            refuses to write it.
     """
-    # Not `resolve`, which before Python 3.13 raises where links lead in a circle.
+    # Not `resolve`, which before Python 3.13 raises for links that form a cycle.
     place = Path(os.path.realpath(folder))
     path = place.with_name(f".{place.name}.lock")
     made: list[Path] = []
@@ -60,7 +60,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
-    """The open file of the lock, None where there can be none."""
+    """Take the lock and return its open file, or None if locking is impossible here."""
     while True:
         missing = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,23 +68,23 @@ def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
         try:
             handle = _opened(path)
         except FileNotFoundError as error:
-            # A folder that is there and takes no file, as those of /proc, will not take one later.
+            # An existing folder that takes no file, such as those in /proc, never will.
             if path.parent.is_dir():
                 raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
-            # Another has just removed the folder that both have made.
+            # Another process has just removed the folder that both had made.
             continue
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise UserError(f"{path}: is a link; nothing is written through it") from None
             if error.errno in _NO_PLACE and folder.is_dir() and not os.path.lexists(path):
-                _say_without(folder, error)
+                _warn_unlocked(folder, error)
                 return None
             raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it until now may have removed it before it was locked here.
+            # The previous holder may have removed the file before it was locked here.
             if _is_at(handle, path):
-                _say(handle)
+                _write_holder(handle)
                 return handle
         except OSError as error:
             if error.errno in _HELD:
@@ -93,42 +93,42 @@ def _locked(folder: Path, path: Path, made: list[Path]) -> int | None:
                 raise
             path.unlink()
             os.close(handle)
-            _say_without(folder, error)
+            _warn_unlocked(folder, error)
             return None
         os.close(handle)
 
 
 def _opened(path: Path) -> int:
-    """The file of the lock, made where it is not there; somebody's file is left alone."""
+    """Open the lock's file, creating it if necessary; any other file there is left alone."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:
-        # Another user's can be locked as well, but says who held it last.
+        # Another user's file can be locked too, but keeps the name of its previous holder.
         if not os.path.lexists(path):
             raise
         handle = os.open(path, flags | os.O_RDONLY)
-    said = _said(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else b"?"
-    # A power failure may leave it empty, or zeros.
-    if said.strip(b"\0") and not said.startswith(_BEGINNING):
+    content = _content(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else b"?"
+    # After a power failure the file may be empty or hold zeros.
+    if content.strip(b"\0") and not content.startswith(_BEGINNING):
         os.close(handle)
         raise UserError(f"{path}: is not a lock of ngvae; move it")
     return handle
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is the one of that name."""
+    """Whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def _said(handle: int) -> bytes:
+def _content(handle: int) -> bytes:
     return os.pread(handle, _LONGEST, 0)
 
 
-def _say(handle: int) -> None:
+def _write_holder(handle: int) -> None:
     values = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -141,14 +141,14 @@ def _say(handle: int) -> None:
 
 def _holder(handle: int) -> str:
     try:
-        values = json.loads(_said(handle))
+        values = json.loads(_content(handle))
         return f"process {values['pid']} on {values['host']} ({values['command']})"
     except (ValueError, KeyError):
-        # It is just about to write it.
+        # The holder has not written its name yet.
         return "another process"
 
 
-def _say_without(folder: Path, error: OSError) -> None:
+def _warn_unlocked(folder: Path, error: OSError) -> None:
     warnings.warn(
         f"{folder}: cannot be locked ({error.strerror}); let no other process write there",
         Notice,

@@ -1,7 +1,7 @@
-"""The machine: its devices, its random generators, and whether what is asked for fits into memory.
+"""The machine: its devices, its random generators, and whether something fits into its memory.
 
-Memory is looked at before any of it is taken. An allocation that fails is no answer: Linux grants
-more than there is, and ends the process when it is used.
+Memory is checked before it is allocated. Waiting for an allocation to fail would not do: Linux
+grants more memory than there is, and kills the process once it is used.
 """
 
 import math
@@ -18,19 +18,20 @@ from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.specs import DEVICE
 
 FLOAT_BYTES = 4
-# Of the size of data as stored: what loading, splitting and a training take at most. They go
-# through the images a few at a time, so the half is room for those, factors and indices.
+# Peak memory of loading, splitting and training, as a multiple of the size of the stored data. They
+# go through the images a few at a time; the extra half covers that, the factors and the indices.
 DATA_PEAK = 1.5
-# Of each latent: 1,000 for each of 50 images, of z and the precision, and once more to write them.
+# Numbers drawn for each latent: 1,000 for each of 50 images, for z and for the precision, and the
+# same again while they are written.
 DRAWS = 50 * 1_000 * 2 * 2
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
+    """The device of a name; ``auto`` means CUDA if it is available, and otherwise the CPU.
 
     Raises:
-        UserError: If it is none of auto, cpu, cuda and cuda:N, or CUDA is asked for and there is
-            none.
+        UserError: If the name is not auto, cpu, cuda or cuda:N, or names a CUDA device that does
+            not exist.
     """
     if not (isinstance(name, str) and re.fullmatch(DEVICE, name)):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {described(name)}")
@@ -46,22 +47,22 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators of the CPU and of ``device`` under a seed, and then as they were.
+    """Seed torch's generators of the CPU and of ``device`` for a block, then restore them.
 
     Raises:
-        UserError: If the seed is no whole number that torch can take.
+        UserError: If the seed is not a whole number that torch accepts.
     """
     expect("seed", seed, Integral, "a whole number")
     if not -(2**63) <= seed < 2**64:
         raise UserError(f"seed: expected a whole number in [-2**63, 2**64), got {seed}")
-    # Named, because fork_rng otherwise takes every GPU of the machine, and warns of it.
+    # Without a list, fork_rng would fork the generator of every GPU and warn about it.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(seed))
         yield
 
 
 def there(device: torch.device | str = "cpu") -> float:
-    """Bytes of memory that the machine, its container or its GPU has; infinite if none says."""
+    """The memory of the machine, its container or a GPU in bytes; infinite if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -72,10 +73,11 @@ def there(device: torch.device | str = "cpu") -> float:
 
 
 def allowed(root: Path = Path("/")) -> float:
-    """Bytes that Linux's control groups, of which containers are made, allow; infinite if none.
+    """The memory in bytes that Linux control groups, and so containers, allow.
 
-    The limit is the smallest of the process's group and those above it: ``memory.max`` of version 2
-    (https://docs.kernel.org/admin-guide/cgroup-v2.html), ``memory.limit_in_bytes`` of version 1.
+    It is infinite if there is no limit, and otherwise the smallest limit among the process's group
+    and its ancestors: ``memory.max`` in version 2
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html), ``memory.limit_in_bytes`` in version 1.
 
     Args:
         root: Where /proc and /sys are.
@@ -92,8 +94,8 @@ def allowed(root: Path = Path("/")) -> float:
             top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
         else:
             continue
-        # Inside of a container the path may be that of the machine, and the container's own group
-        # is the top; so what is not there is passed over.
+        # Inside a container the path may be the machine's while the container's own group is
+        # mounted at the top, so missing folders are skipped.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(parts) + 1):
             limit = top.joinpath(*parts[:depth], name)
@@ -103,15 +105,15 @@ def allowed(root: Path = Path("/")) -> float:
 
 
 def check(what: str, needed: float, device: torch.device | str = "cpu") -> None:
-    """Refuses what cannot fit.
+    """Refuse something that cannot fit into memory.
 
     Args:
         what: What needs the memory, for the message.
-        needed: Bytes.
-        device: Whose memory.
+        needed: How much it needs, in bytes.
+        device: The device whose memory is meant.
 
     Raises:
-        UserError: With what is needed and what is there.
+        UserError: Stating how much is needed and how much there is.
     """
     if needed > (room := there(device)):
         raise UserError(

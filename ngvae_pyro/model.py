@@ -195,7 +195,7 @@ MODELS: dict[type[Spec], type[VAE]] = {
 }
 
 
-def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:  # noqa: ANN401
+def _of_images(images: Any) -> tuple[tuple[int, ...], bool]:
     """Shape (C, H, W) of images, and whether all their values are 0 or 1."""
     if not isinstance(images, (tuple, list)):
         found = as_images(images)

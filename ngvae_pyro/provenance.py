@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-# What the numbers of a training depend on, besides its specs and its images.
+# The packages that determine the numbers of a training, besides its specs and images.
 DECISIVE = ("ngvae-pyro", "torch", "pyro-ppl")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a result depends on."""
+    """Versions of Python and of the libraries on which results depend."""
     packages = ("torch", "pyro-ppl", "arviz", "numpy")
     from ngvae_pyro import __version__
 
@@ -28,17 +28,17 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that this process was started by, as one would type it."""
+    """The command that started this process, as one would type it."""
     program = Path(sys.argv[0])
-    # `python -m ngvae_pyro` has the path of a file here that nobody typed.
+    # Under `python -m ngvae_pyro`, argv[0] is the path of a file, which nobody typed.
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
     words = " ".join([name, *map(shlex.quote, sys.argv[1:])])
-    # A name of other bytes than UTF-8 could not be written down.
+    # File names that are not UTF-8 could not be written to a file.
     return words.encode("utf-8", "backslashreplace").decode()
 
 
 def device_name(device: torch.device) -> str:
-    """The device and what it is."""
+    """The device with the model name of its GPU or processor."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({_processor()})"
@@ -48,14 +48,14 @@ def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        # Of other systems than Linux, where it says less.
+        # Not Linux. The function below says less, so it is the second choice.
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
     return names[0] if names else platform.machine()
 
 
 def renderer(device: torch.device) -> str:
-    """What the rounding of a computed image depends on: device, its instructions, torch."""
+    """The device, instruction set and torch version, which determine how images are rounded."""
     kind = device.type
     if kind == "cpu":
         kind += f" {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -63,7 +63,12 @@ def renderer(device: torch.device) -> str:
 
 
 def here(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What a part of a training was started by and where: one entry of ``run.json``."""
+    """How and where a part of a training was started: one entry of ``starts`` in ``run.json``.
+
+    Args:
+        device: The device that it trains on.
+        processes: How many processes train together.
+    """
     return {
         "command": command_line(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Declared variants: finds, reads and lists what ``models/*.toml`` and ``guides/*.toml`` say."""
+"""Finds, reads and lists the variants declared in ``models/*.toml`` and ``guides/*.toml``."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -11,21 +11,21 @@ from ngvae_pyro.files import read_text
 if TYPE_CHECKING:
     from ngvae_pyro.specs import RunSpec, Spec
 
-# The specs stand inside the functions that check values: with pydantic they take more time than
-# the list of the variants.
+# The specs are imported inside the functions that check values: importing them with pydantic takes
+# longer than listing the variants.
 Kind = Literal["models", "guides"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def folder(kind: Kind) -> Path:
-    """Folder of the declared variants: in the installed package, else beside it in a checkout."""
+    """The folder of the declared variants: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / kind
     return installed if installed.is_dir() else package.parent / kind
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of the declared variants, sorted."""
+    """The names of the declared variants, sorted."""
     return sorted(path.stem for path in folder(kind).glob("*.toml"))
 
 
@@ -35,9 +35,9 @@ def describe(kind: Kind, name: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a TOML file's opening comment, or an empty string.
+    r"""The first sentence of a TOML file's opening comment, or an empty string.
 
-    >>> first_sentence("# Ours. More of it.\\nlatent_size = 3")
+    >>> first_sentence("# Ours. More of it.\nlatent_size = 3")
     'Ours.'
     """
     lines = []
@@ -49,12 +49,12 @@ def first_sentence(text: str) -> str:
 
 
 def kinds_of(name_or_path: str | Path) -> list[Kind]:
-    """What a variant declares: a name may stand for a model and for a guide, a file for one.
+    """Whether a variant declares a model, a guide, or both, if both have this name.
 
-    A file is the kind that has most of its keys; an empty one could be both.
+    A file is of the kind that has most of its keys; an empty file could be either.
 
     Raises:
-        UserError: If there is no such variant or file, or it is not TOML.
+        UserError: If there is no such variant or file, or the file is not TOML.
     """
     text = str(name_or_path)
     if kinds := [kind for kind in KINDS if text in names(kind)]:
@@ -77,7 +77,7 @@ def kinds_of(name_or_path: str | Path) -> list[Kind]:
 
 
 def keys_of(spec: "Spec") -> Iterator[tuple[str, Any, Any]]:
-    """Each key of a spec, dotted, with its value and its default, in order of declaration."""
+    """The keys of a spec, dotted, each with its value and default, in order of declaration."""
 
     def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
@@ -96,12 +96,15 @@ def _is_path(text: str) -> bool:
 
 
 def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
-    """Source name and plain values of a declared variant or of a TOML file of one's own.
+    """Read a declared variant, or a TOML file given by its path.
 
     A name without ``.toml`` and without a path separator is a declared variant.
 
+    Returns:
+        The source's name, for messages, and its plain values.
+
     Raises:
-        UserError: If there is no such variant or file, or it is not TOML.
+        UserError: If there is no such variant or file, or the file is not TOML.
     """
     text = str(name_or_path)
     if not _is_path(text):
@@ -123,12 +126,21 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{source}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        # Also of a NUL in the path, of numbers too long to be read, and of tables in tables.
+        # Also raised for a NUL in the path, for overlong numbers and for deeply nested tables.
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
 def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]) -> Any:
-    """The spec of a variant, given by name, path or as a spec, with changes on top."""
+    """The spec of a variant, given by name, path or as a spec, with changes applied.
+
+    Args:
+        kind: Whether it is a model or a guide.
+        variant: A name, a path to a ``.toml`` file, or a spec.
+        changes: Keys to change, as nested tables.
+
+    Raises:
+        UserError: If the variant cannot be read, or it or a change is out of range.
+    """
     from ngvae_pyro.specs import DECLARED, Spec, merge, parse
 
     article = "a name, a path to a .toml file or the spec of a"
@@ -139,7 +151,8 @@ def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]
         source, values = type(variant).__name__, variant.model_dump(exclude_unset=True)
     else:
         source, values = read(kind, variant)
-    # First alone, so that a message never blames a change for a mistake in the file.
+    # Parse it without the changes first, so that no message blames a change for a mistake in the
+    # file.
     spec = parse(DECLARED[kind], values, source)
     if not changes:
         return spec
@@ -147,7 +160,14 @@ def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]
 
 
 def run_spec(model: str, guide: str, changes: Mapping[str, Any], source: str) -> "RunSpec":
-    """The spec of a run: two variants with the command line's changes on top."""
+    """The spec of a run: two variants with the command line's changes applied.
+
+    Args:
+        model: Name or path of the model.
+        guide: Name or path of the guide.
+        changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with the keys to change.
+        source: Where the changes come from, for messages.
+    """
     from ngvae_pyro.specs import RunSpec, parse
 
     parts, changes = {}, dict(changes)

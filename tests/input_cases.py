@@ -45,13 +45,12 @@ import numpy as np
 import tomli_w
 from hypothesis import strategies as st
 
-from ngvae_pyro import cli, evaluation, machine
+from ngvae_pyro import cli, evaluation, machine, specs
 from ngvae_pyro.data import rendering
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.runs import comparison
-from ngvae_pyro.specs import run as specs
-from ngvae_pyro.training import trainer
+from ngvae_pyro.runs import start as training
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 IMAGES = "images.npz"
@@ -769,7 +768,7 @@ def few_figures(folder: Path, *words: Any) -> None:
 @contextmanager
 def lightened(steps: int = 2) -> Iterator[None]:
     """Without what is slow and beside the point; trainings end after so many steps."""
-    fit, sprites = trainer.fit, rendering.sprites
+    fit, sprites = training.fit, rendering.sprites
 
     def two_steps(*words: Any, **options: Any) -> Any:
         def capped(word: Any) -> Any:

@@ -513,7 +513,7 @@ def test_folders_that_cannot_be_flushed_are_one_notice(train, tmp_path, monkeypa
             raise OSError(number, os.strerror(number))
         fsync(handle)
 
-    files._say_that_folders_are_not_flushed.cache_clear()
+    files._warn_not_flushed.cache_clear()
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.warns(Notice, match="the file system cannot flush a folder to the disk") as said:
         ngvae(*train(tmp_path / "run"))

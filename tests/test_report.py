@@ -221,7 +221,7 @@ def test_a_run_says_what_was_found(run_page):
         "1.22e-04",
         "500 draws for each of 500 images",
         "15,000 new sprites",
-        "1 if each latent serves one factor, 0 if each serves all alike",
+        "1 if each latent serves one factor, 0 if each serves all equally",
         "[model.likelihood]",
         "2.15.0",
     ):
@@ -341,7 +341,7 @@ def test_latents_say_what_they_follow(run_page):
     assert cells["z3"] == "mixes size 0.61, y 0.52"
     # What carries nothing follows nothing, whatever its rounding correlates with.
     assert [cells[f"z{k}"] for k in (2, 4, 14)] == [""] * 3
-    assert "is at least 0.5 and its square at least 2 times that of any other" in page.text
+    assert "is at least 0.5 and its square is at least 2 times that of any other" in page.text
     assert [len(row) for row in table] == [9] * 16
     # Numbers stay with their names.
     assert "size\xa00.61, y\xa00.52" in page.source

@@ -9,12 +9,12 @@ from torch import Tensor
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributed import ALONE, Team
 
-# Batches that each worker may be ahead: one that it gathers and one that waits.
+# How many batches each worker may be ahead: one being gathered and one waiting.
 _AHEAD = 2
 
 
 def _gather(images: Tensor, index: Tensor, pinned: bool) -> Tensor:
-    """The images at an index, in memory from which a GPU copies by itself if it is pinned."""
+    """Gather the images at an index, optionally in pinned memory, for asynchronous GPU copies."""
     batch = torch.empty((len(index), *images.shape[1:]), dtype=images.dtype, pin_memory=pinned)
     return torch.index_select(images, 0, index, out=batch)
 
@@ -22,19 +22,20 @@ def _gather(images: Tensor, index: Tensor, pinned: bool) -> Tensor:
 class Batches:
     """Shuffled batches of images as a pure function of the step.
 
-    Step s of a given seed always gives the same images, in whatever order steps are asked for, so
-    a fork or a resumed run sees what the uninterrupted one saw.
+    Step s of a given seed always gives the same images, in whatever order the steps are requested,
+    so a fork or a resumed run sees the same batches as an uninterrupted one.
 
     Args:
-        data: Images; moved to ``device`` once if they take at most ``resident_bytes`` there,
-            else each batch is gathered in main memory and streamed.
+        data: Images. They are moved to ``device`` once if they take at most ``resident_bytes``;
+            otherwise each batch is gathered in main memory and streamed.
         batch_size: Images per step, at most ``len(data)``.
-        seed: Of the shuffles.
-        device: Where batches are wanted.
-        workers: Threads that gather the batches of the next steps while this one is computed, if
-            the data are streamed. By default 2 for a GPU, and none for the CPU, which they would
-            take from the step.
-        team: The processes that share the batches; each has its rows of them.
+        seed: Seed of the shuffles.
+        device: The device on which batches are needed.
+        resident_bytes: Largest size of images that are kept on the device, in bytes.
+        workers: Threads that gather the batches of later steps while this one is computed, if
+            the data are streamed. By default 2 for a GPU and none for the CPU, where they would
+            compete with the step.
+        team: The processes that share each batch; every process gets its rows.
 
     Raises:
         UserError: If the processes cannot share a batch evenly.
@@ -58,8 +59,8 @@ class Batches:
         # Indices of the images of each step of an epoch.
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         rows = self.batch_size // team.size
-        # What `take` reads: the order of the present epoch, or the images of the present step.
-        # Always the same memory, so that a recording of it holds for every step.
+        # What `take` reads: the order of the current epoch, or the images of the current step.
+        # The memory stays the same, so that a recorded step can be replayed.
         if self.resident is not None:
             self._ready = torch.empty(self.per_epoch, rows, dtype=torch.long, device=device)
         else:
@@ -68,7 +69,7 @@ class Batches:
         self._ready_for = -1
         if workers is None:
             workers = 2 if self._to_gpu else 0
-        # Threads, because a gather leaves the interpreter to others, and processes would have to
+        # Threads, because gathering releases the interpreter lock, and processes would have to
         # send what they gathered (benchmarks/data.py has the times). They end with this object.
         self._pool = ThreadPoolExecutor(workers, "batches") if workers else None
         self._depth = _AHEAD * workers
@@ -94,7 +95,7 @@ class Batches:
         return self.order(epoch)[position]
 
     def prepare(self, step: int) -> None:
-        """Have on the device what :meth:`take` needs for a step."""
+        """Copy to the device what :meth:`take` needs for a step."""
         ready_for = step if self.resident is None else step // self.per_epoch
         if ready_for != self._ready_for:
             ready = self._stored(step) if self.resident is None else self.order(ready_for)
@@ -102,7 +103,7 @@ class Batches:
             self._ready_for = ready_for
 
     def take(self, position: Tensor) -> Tensor:
-        """Images of a step that is prepared, float in [0, 1], on the device.
+        """The images of a prepared step, float in [0, 1], on the device.
 
         Args:
             position: The step, a tensor of shape (1,) on the device.
@@ -110,7 +111,7 @@ class Batches:
         if self.resident is None:
             return ImageData.to_unit(self._ready)
         index = self._ready.index_select(0, position % self.per_epoch).flatten()
-        # Not self.resident[index], which on the CPU goes pixel by pixel.
+        # Not self.resident[index], which on the CPU copies pixel by pixel.
         return ImageData.to_unit(self.resident.index_select(0, index))
 
     def __getitem__(self, step: int) -> Tensor:
@@ -119,13 +120,13 @@ class Batches:
         return self.take(torch.tensor([step], device=self.device))
 
     def _stored(self, step: int) -> Tensor:
-        """The images of a step as they are stored, in main memory."""
+        """The images of a step in stored form, in main memory."""
         if self._pool is not None:
             return self._ahead(self._pool, step)
         return _gather(self.data.images, self.index(step), self._to_gpu)
 
     def _ahead(self, pool: ThreadPoolExecutor, step: int) -> Tensor:
-        """The stored images of a step; the workers go on with those of the next ones."""
+        """The stored images of a step; the workers meanwhile gather those of later steps."""
         if step != self._next:
             for future in self._gathered:
                 future.cancel()

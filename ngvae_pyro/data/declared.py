@@ -1,4 +1,4 @@
-"""The data that a run declares: where they are, and how they are read again."""
+"""The data that a run declares: where they are, and how they are loaded again."""
 
 from pathlib import Path
 
@@ -17,26 +17,29 @@ with needed("train"):
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:
-    """(train, held-out) images of a run, on the CPU; both follow from the run's seeds.
+    """The training and the held-out images of a run, on the CPU, as determined by its seeds.
 
     Args:
-        spec: What is run. Its own device is not looked at: a run may be read on another machine.
-        device: Where images are rendered, if they are.
+        spec: The run's spec. Its device is ignored: a run may be read on another machine.
+        device: The device that renders images, if they are rendered.
+
+    Returns:
+        (training images, held-out images).
 
     Raises:
-        UserError: If the images are not there, or were given in Python.
+        UserError: If the images do not exist, or were given in Python.
     """
     seed = data_seed(spec)
     return load_images(located(spec), seed, device).split(spec.data.held_out, seed, in_place=True)
 
 
 def located(spec: RunSpec) -> DataSpec:
-    """The data of a run; a saved one's relative paths start from the folder it was trained in.
+    """The data of a run; relative paths of a saved run start from the folder it was trained in.
 
-    Where there is nothing, as on another machine, they start from the current folder.
+    If nothing is found there, as on another machine, they start from the working directory.
 
     Raises:
-        UserError: If the images were given in Python, and no name leads to them.
+        UserError: If the images were given in Python, so that no name leads to them.
     """
     if not isinstance(spec, SavedRun):
         return spec.data
@@ -55,14 +58,14 @@ def located(spec: RunSpec) -> DataSpec:
 
 
 def paths(spec: DataSpec) -> list[str]:
-    """The keys that are paths: of a file or a folder, or torchvision's folder where it is used."""
+    """The keys that hold paths: of a file or folder of images, or of torchvision's folder."""
     if rendered(spec):
         return []
     return ["root"] if spec.name in data.TORCHVISION else ["name"]
 
 
 def rendered(spec: DataSpec) -> bool:
-    """Whether the images are computed, and read from no file."""
+    """Whether the images are rendered rather than read from files."""
     return spec.name.partition(":")[0] == "sprites"
 
 
@@ -72,7 +75,7 @@ def data_seed(spec: RunSpec) -> int:
 
 
 def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -> ImageData:
-    """All images that a spec names, on the CPU; its own seed is not looked at."""
+    """All images that a spec names, on the CPU; the spec's own seed is ignored."""
     return data.load(
         spec.name,
         seed=seed,

@@ -1,4 +1,4 @@
-"""Files of images, and what torchvision has: each format read a part at a time, and checked."""
+"""Image files and torchvision's data sets: each format is read in parts, and checked."""
 
 import gzip
 import math
@@ -36,6 +36,11 @@ _Found = TypeVar("_Found")
 
 
 def named_path(name_or_path: object) -> str | Path:
+    """Return a name or a path unchanged.
+
+    Raises:
+        UserError: If it is neither a ``str`` nor a ``Path``.
+    """
     if not isinstance(name_or_path, (str, Path)):
         raise UserError(
             "expected data by name or path, as str or Path, got "
@@ -47,12 +52,12 @@ def named_path(name_or_path: object) -> str | Path:
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
-# Pillow's names of what has one byte for grey, or for each of its colours; palettes have RGB ones.
+# Pillow's modes with one byte for grey, or for each colour; palettes consist of RGB colours.
 _GREY = ("1", "L", "LA")
 _COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 _KINDS = {"buf": "uint8, bool or float", "biuf": "bool, integer or float", "U": "unicode (U)"}
 
-# torchvision's name of each of its data sets, and its folder.
+# Torchvision's class and folder of each data set.
 TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
@@ -61,7 +66,7 @@ TORCHVISION = {
 
 
 def _blocks(memory: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
-    """Views of the memory in the order of its indices, each about as much as is read at once."""
+    """Views of an array in index order, each about as large as one read."""
     row = memory[:1].size * itemsize
     if memory.ndim > 1 and row > BLOCK:
         for part in memory:
@@ -75,9 +80,9 @@ def _blocks(memory: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
 def _read_into(
     room: np.ndarray, file: IO[bytes] | gzip.GzipFile, dtype: np.dtype, where: str
 ) -> None:
-    """Exactly the bytes of one C-ordered array, up to the end of the file.
+    """Read exactly the bytes of one C-ordered array, which must end with the file.
 
-    The room for them has the array's shape, and may be of another layout and type.
+    ``room``, which receives them, has the array's shape, but may have another layout and type.
     """
     claim = f"{where}: expected {room.size * dtype.itemsize} bytes of data for {room.shape}"
     filled = 0
@@ -88,13 +93,22 @@ def _read_into(
             raise UserError(f"{claim}, got {filled}")
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused later
             block[...] = np.frombuffer(content, dtype).reshape(block.shape)
-    # Reading past the end is also what makes zip and gzip verify their checksum.
+    # Reading past the end also makes zip and gzip verify their checksum.
     if file.read(1):
         raise UserError(f"{claim}, got more")
 
 
 def make_room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> np.ndarray:
-    """Memory for an array, if there is enough for it and for what is made of it."""
+    """Allocate an array, if there is memory for it and for what is made from it.
+
+    Args:
+        shape: Shape of the array.
+        dtype: Type of its elements.
+        where: What it is read from, for the message.
+
+    Raises:
+        UserError: If it does not fit into memory.
+    """
     size = math.prod(shape) * dtype.itemsize
     machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
     try:
@@ -111,7 +125,7 @@ def _read_array(
     where: str,
     fortran: bool = False,
 ) -> np.ndarray:
-    """One array of a file, in the machine's own byte order, which is all that torch knows."""
+    """Read one array, in the machine's own byte order, the only one that torch supports."""
     array = make_room(shape, dtype.newbyteorder("="), where)
     _read_into(np.atleast_1d(array.T if fortran else array), file, dtype, where)
     return array
@@ -124,18 +138,18 @@ def _read_images(
     where: str,
     fortran: bool = False,
 ) -> tuple[Tensor, Form]:
-    """The images of a file as they are stored, with no second copy of them on the way."""
+    """Read the images of a file in stored form, without making a second copy."""
     axis, stored = channels_axis(shape, where), stored_dtype(dtype, where)
     count, *sizes = shape
     if count < 2:
         raise UserError(f"{where}: expected at least 2 images, got shape {shape}")
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where)
-    # The same memory with the axes of the file.
+    # The same memory, with the axes in the order of the file.
     room = images[:, 0] if axis is None else np.moveaxis(images, 1, axis)
     boolean = dtype.kind == "b"
     _read_into(room.T if fortran else room, file, np.dtype(np.uint8) if boolean else dtype, where)
-    # Black and white are 0 and 1, and no bytes.
+    # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
     form = Form(layout_of(shape, where), in_bytes=shades)
     return torch.from_numpy(checked_values(images, where, boolean, own=True)), form
@@ -148,7 +162,7 @@ def _read_any(
     where: str,
     fortran: bool = False,
 ) -> tuple[Tensor, Form]:
-    """The images or the vectors of a file as they are stored."""
+    """Read the images or vectors of a file in stored form."""
     if len(shape) != 2:
         return _read_images(file, shape, dtype, where, fortran)
     if shape[0] < 2:
@@ -164,16 +178,21 @@ def _check_file(path: Path, kind: str) -> None:
 
 
 def load_npz(path: str | Path) -> ImageData:
-    """An `.npz` file with the keys of dSprites.
+    """Read an ``.npz`` file with the keys of dSprites.
 
-    Keys:
-        imgs: an array as `ImageData` takes it, of at least 2 images.
-        latents_values (or, without it, latents_classes): optional, (N, F) or (N,), numbers.
-        latents_names: optional, (F,) unicode strings; default factor_0, factor_1, ...
+    - ``imgs``: an array that :class:`ngvae_pyro.ImageData` accepts, of at least 2 images.
+    - ``latents_values`` (or, without it, ``latents_classes``): optional, (N, F) or (N,), numbers.
+    - ``latents_names``: optional, (F,) unicode strings; default factor_0, factor_1, ...
 
-    Other keys are never read and named by a `Notice`, but for the pickled `metadata` of dSprites,
-    and nothing is ever unpickled. Raises `UserError` for anything that does not fit, into memory
-    neither: a member is not inflated beyond the shape in its own header.
+    Other keys are never read; a :class:`ngvae_pyro.errors.Notice` names them, except for the
+    pickled ``metadata`` of dSprites. Nothing is ever unpickled, and a member is not inflated beyond
+    the shape in its own header.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: For anything that does not fit this description, or does not fit into memory.
     """
     path = Path(named_path(path))
     _check_file(path, "an .npz file")
@@ -183,7 +202,7 @@ def load_npz(path: str | Path) -> ImageData:
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
-        # RuntimeError: encrypted members, or features which zipfile does not know;
+        # RuntimeError: encrypted members, or features that zipfile does not support;
         # OverflowError: offsets beyond any file; UnicodeDecodeError: members' names.
         raise UserError(f"{path}: cannot read the .npz file: {error}") from error
 
@@ -195,7 +214,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
     images, form = _read_npy(path, archive, "imgs", "biuf", _read_any)
     source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
     used = {"imgs", source, "latents_names" if source else None}
-    # What dSprites has besides says nothing that is missed.
+    # The other keys of dSprites hold nothing that would be missed.
     if unused := [key for key in keys if key not in {*used, "metadata", "latents_classes"}]:
         warnings.warn(
             f"{path}: not used: {', '.join(unused[:10])}; factors are read from latents_values and "
@@ -214,7 +233,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
             f"{path}: {source}: expected shape ({len(images)}, F) for {len(images)} images, "
             f"got {values.shape}"
         )
-    # What overflows becomes inf, which is refused below.
+    # Values that overflow become inf, which is refused below.
     with np.errstate(over="ignore", invalid="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
@@ -224,7 +243,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
     if "latents_names" in keys:
         array = _read_npy(path, archive, "latents_names", "U", _read_array)
         try:
-            # numpy itself never checks the code points, and Python may stop on a wrong one.
+            # Numpy never checks the code points, and Python may fail on an invalid one.
             array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: latents_names: expected unicode, got {error}") from error
@@ -241,7 +260,7 @@ def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
 def _read_npy(
     path: Path, archive: zipfile.ZipFile, key: str, kinds: str, read: Callable[..., _Found]
 ) -> _Found:
-    """What is read of one array of an `.npz`, if its dtype's kind is in `kinds`."""
+    """Read one array of an ``.npz`` if its dtype's kind is in ``kinds``."""
     where = f"{path}: {key}"
     name = f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -253,10 +272,10 @@ def _read_npy(
 def _read_plain(
     file: IO[bytes], file_size: int, where: str, kinds: str, read: Callable[..., _Found]
 ) -> _Found:
-    """What is read of one array in numpy's format, if its dtype's kind is in `kinds`.
+    """Read one array in numpy's format if its dtype's kind is in ``kinds``.
 
-    numpy's own reader evaluates the header as Python and, on a broken one, may raise almost
-    anything; plain numeric and string headers need no more than three patterns.
+    Numpy's own reader evaluates the header as Python and may raise almost anything on a broken one;
+    three patterns suffice for plain numeric and string headers.
     """
     start = file.read(8)
     width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
@@ -266,11 +285,11 @@ def _read_plain(
     header = file.read(min(length, 2**16)).decode("latin-1")
     descr = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,6})['"]""", header)
     order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
-    # The L is of Python 2, which wrote dSprites.
+    # The L was written by Python 2, as in dSprites.
     dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,4})\)""", header)
     if descr is None or order is None or dims is None:
         raise UserError(f"{where}: expected the header of a plain array, got {header[:80]!r}")
-    # By the letter, before numpy sees it; so an object array is refused unread.
+    # Checked by its letter before numpy sees it, so that an object array is refused unread.
     if descr[1].lstrip("<>|=")[0] not in kinds:
         raise UserError(f"{where}: expected dtype {_KINDS[kinds]}, got {_dtype_name(descr[1])}")
     try:
@@ -278,7 +297,7 @@ def _read_plain(
     except TypeError as error:
         raise UserError(f"{where}: expected a numpy dtype, got {descr[1]!r}") from error
     shape = tuple(int(size) for size in re.findall("[0-9]+", dims[1]))
-    # Before any of it is inflated; a size that a zip itself has wrong is found in reading.
+    # Checked before anything is inflated; a wrong size in the zip itself is noticed while reading.
     size = math.prod(shape) * dtype.itemsize
     there = file_size - len(start) - width - length
     if size != there:
@@ -287,9 +306,15 @@ def _read_plain(
 
 
 def load_npy(path: str | Path) -> ImageData:
-    """An `.npy` file of images as `ImageData` takes them, or of vectors (N, D), at least 2.
+    """Read an ``.npy`` file of at least 2 images or vectors.
 
-    Nothing is ever unpickled. Raises `UserError` for anything that does not fit.
+    Nothing is ever unpickled.
+
+    Args:
+        path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts, or (N, D).
+
+    Raises:
+        UserError: For anything that does not fit this description.
     """
     path = Path(named_path(path))
     _check_file(path, "an .npy file")
@@ -303,11 +328,17 @@ def load_npy(path: str | Path) -> ImageData:
 
 
 def load_pictures(folder: str | Path) -> ImageData:
-    """The PNG and JPEG files of a folder, in the order of their names; others are passed over.
+    """Read the PNG and JPEG files of a folder in the order of their names; others are skipped.
 
-    All are of one size. They are grey if all of them are, else RGB; what is transparent is as if it
-    were not. Raises `UserError` for less than 2, for another size, for more than 8 bits, and for
-    what cannot be read.
+    All must have one size. They are read as grey if all of them are grey, and otherwise as RGB;
+    transparency is ignored.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: For fewer than 2 pictures, for different sizes, for more than 8 bits, and for
+            files that cannot be read.
     """
     folder = Path(named_path(folder))
     try:
@@ -319,7 +350,7 @@ def load_pictures(folder: str | Path) -> ImageData:
         raise UserError(
             f"{folder}: expected at least 2 pictures ({', '.join(PICTURES)}), got {len(paths)}"
         )
-    # Of the headers alone.
+    # This reads only the headers.
     kinds = [_opened(path, lambda picture: (picture.size, picture.mode)) for path in paths]
     (width, height), _ = kinds[0]
     for path, ((across, down), mode) in zip(paths, kinds, strict=True):
@@ -340,7 +371,7 @@ def load_pictures(folder: str | Path) -> ImageData:
 
 
 def _opened(path: Path, look: Callable[[Any], _Found]) -> _Found:
-    """What is seen of a picture."""
+    """Open a picture and return what ``look`` makes of it."""
     with needed("images"):
         from PIL import Image
 
@@ -348,7 +379,7 @@ def _opened(path: Path, look: Callable[[Any], _Found]) -> _Found:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             return look(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # What Pillow makes of damaged files, and of those of billions of pixels.
+        # Pillow's errors for damaged files, and for those with billions of pixels.
         raise UserError(f"{path}: cannot read the picture: {error}") from error
 
 
@@ -357,11 +388,16 @@ def _dtype_name(descr: str) -> str:
 
 
 def load_idx(path: str | Path) -> ImageData:
-    """The images of one IDX file (MNIST's format), gzipped or not.
+    """Read the images of one IDX file (MNIST's format), gzipped or not.
 
-    The labels become the factor `label` where their file lies beside it under its usual
-    name: `t10k-labels-idx1-ubyte` for `t10k-images-idx3-ubyte`. Raises `UserError` for a
-    wrong magic number, truncation, broken gzip, and labels of another length.
+    If a file of labels lies beside it under the usual name (``t10k-labels-idx1-ubyte`` for
+    ``t10k-images-idx3-ubyte``), the labels become the factor ``label``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: For a wrong magic number, truncation, broken gzip, and labels of another length.
     """
     path = Path(named_path(path))
     images, form = _read_idx(path, 3, _read_images)
@@ -380,13 +416,13 @@ def load_idx(path: str | Path) -> ImageData:
 
 
 def _plain_or_gz(path: Path) -> Path | None:
-    """The file, or else the gzipped file, where one of them exists."""
+    """The file or else its gzipped version, if either exists."""
     candidates = (path, path.with_name(f"{path.name}.gz"))
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def _read_idx(path: Path, dims: int, read: Callable[..., _Found]) -> _Found:
-    """What is read of the unsigned bytes of one IDX file of `dims` dimensions."""
+    """Read the unsigned bytes of one IDX file with ``dims`` dimensions."""
     _check_file(path, "an IDX file")
     try:
         with path.open("rb") as start:
@@ -407,17 +443,18 @@ def _read_idx(path: Path, dims: int, read: Callable[..., _Found]) -> _Found:
 
 
 def torchvision_data(name: str, root: str | Path = "data", download: bool = False) -> ImageData:
-    """The training set of `mnist`, `fashion_mnist` or `cifar10`, with the factor `label`.
+    """The training set of ``mnist``, ``fashion_mnist`` or ``cifar10``, with the factor ``label``.
 
-    Arguments:
-        name: one of the three.
-        root: torchvision's folder; the files lie where torchvision puts them below it.
-        download: fetch what is missing; without it, nothing is ever fetched.
+    The files of ``cifar10`` are the only pickles that are ever read: torchvision loads them only
+    if the MD5 of each is that of the published file.
 
-    The files of `cifar10` are pickles, the only ones that are ever read: torchvision loads them
-    once the MD5 of each is that of the published file, and refuses all others.
+    Args:
+        name: One of the three.
+        root: Torchvision's folder; the files lie where torchvision puts them below it.
+        download: Whether to fetch missing files; otherwise nothing is ever fetched.
 
-    Raises `UserError` for an unknown name, missing or broken files, and a failed download.
+    Raises:
+        UserError: For an unknown name, missing or broken files, and a failed download.
     """
     if name not in TORCHVISION:
         raise UserError(
@@ -435,7 +472,7 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
 
     if download:
         _from_torchvision(name, root, download)
-    # Read here rather than by torchvision, whose reader asserts on a broken file.
+    # Read here, because torchvision's reader fails an assertion on a broken file.
     path = _plain_or_gz(folder / "train-images-idx3-ubyte")
     if path is None:
         raise UserError(
@@ -446,7 +483,7 @@ def torchvision_data(name: str, root: str | Path = "data", download: bool = Fals
 
 
 def _from_torchvision(name: str, root: str | Path, download: bool) -> Any:
-    """Torchvision's own training set, which has the attributes `data` and `targets`."""
+    """The training set as torchvision's class, with the attributes ``data`` and ``targets``."""
     with needed("images"):
         from torchvision import datasets
     class_name, folder = TORCHVISION[name]

@@ -1,8 +1,8 @@
-"""How arrays of users become images of a model, and how what the model says becomes theirs again.
+"""How a user's arrays become images for a model, and how the model's output becomes arrays again.
 
-A model sees images (N, C, H, W) of about the range of [0, 1]. Users have grey pictures (N, H, W),
-channels last, intensities up to 16, or vectors (N, D) in units of their own. A `Form` is the map
-between the two, kept with the images, with the fit, and in the run folder.
+A model sees images (N, C, H, W) roughly in the range [0, 1]. Users have grey pictures (N, H, W),
+channels last, intensities up to 16, or vectors (N, D) in units of their own. A :class:`Form` is the
+map between the two; it is kept with the images, with the fit, and in the run folder.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from ngvae_pyro.errors import UserError
 
 Layout = Literal["vectors", "grey", "channels_last", "channels_first"]
-# Shapes in words, and where their channels are.
+# The layouts in words, for messages.
 SHAPES: dict[Layout, str] = {
     "vectors": "(N, D)",
     "grey": "(N, H, W)",
@@ -28,16 +28,18 @@ SHAPES: dict[Layout, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """The map from arrays of a user to images of a model, and back.
+    """The map from a user's arrays to a model's images, and back.
 
         image = (array - loc) / scale
 
     Attributes:
-        layout: The axes of the arrays, one of `SHAPES`. Vectors (N, D) are images (N, 1, 1, D).
-        in_bytes: Whether the arrays were uint8 of 0..255, of which images in [0, 1] are made.
-        loc, scale: float64; of vectors the mean and the standard deviation of each column, (D,), of
-            images one number each, (): the lowest value, and how far the highest lies above it.
-            None for images that are bytes, or in [0, 1] already.
+        layout: The axes of the arrays, one of :data:`SHAPES`. Vectors (N, D) become images
+            (N, 1, 1, D).
+        in_bytes: Whether the arrays were uint8 in 0..255, from which images in [0, 1] are made.
+        loc: float64. For vectors the mean of each column, (D,); for images the lowest value, ().
+            None for images that are bytes, or already in [0, 1].
+        scale: Likewise. For vectors the standard deviation of each column, (D,); for images the
+            range of the values, ().
     """
 
     layout: Layout = "channels_first"
@@ -58,17 +60,17 @@ class Form:
 
     @property
     def unit(self) -> bool:
-        """Whether values are those of the model already, images in [0, 1] or bytes of 255ths."""
+        """Whether values need no map: images in [0, 1], or bytes that count in 255ths."""
         return self.loc is None
 
     def same_units(self, other: "Form") -> bool:
-        """Whether both make the same numbers of an array."""
+        """Whether both map an array to the same numbers."""
         pairs = (self.loc, other.loc), (self.scale, other.scale)
-        # None is equal to None alone.
+        # None equals only None.
         return all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in pairs)
 
     def shape_of(self, images: Sequence[int]) -> tuple[int, ...]:
-        """The shape of an array without its first axis, of images (C, H, W).
+        """The shape of one entry of the arrays, for images of shape (C, H, W).
 
         >>> Form("channels_last").shape_of((3, 8, 9))
         (8, 9, 3)
@@ -82,14 +84,18 @@ class Form:
         return shapes.get(self.layout, (channels, height, width))
 
     def images(self, array: np.ndarray, where: str) -> np.ndarray:
-        """An array as images (N, C, H, W): uint8 and what is in [0, 1] as it is, else float32.
+        """Convert an array to images (N, C, H, W).
 
         Args:
-            array: In this layout and in these units.
+            array: An array in this layout and these units.
             where: What it is, for the message.
 
+        Returns:
+            uint8, and values in [0, 1], unchanged; anything else as float32.
+
         Raises:
-            UserError: For another number of axes, for what are no numbers, and for NaN and inf.
+            UserError: For another number of axes, for values that are not numbers, and for NaN and
+                infinity.
         """
         if array.ndim != self.dimensions:
             raise UserError(
@@ -104,7 +110,7 @@ class Form:
                     f"{where}: expected {len(self.loc)} columns, as what was fitted, "
                     f"got {array.shape[1]}"
                 )
-            # What float32 does not hold is inf, and refused.
+            # Values too large for float32 become inf, which is refused.
             with np.errstate(over="ignore", invalid="ignore"):
                 values = (array.astype(np.float64) - self.loc) / self.scale
                 array = values.astype(np.float32)
@@ -119,11 +125,11 @@ class Form:
         return np.moveaxis(array, 3, 1) if self.layout == "channels_last" else array
 
     def arrays(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), as the model has them, in the layout and the units of the arrays.
+        """Convert the model's images (N, C, H, W) to the layout and units of the arrays.
 
         Returns:
-            float32 for images in [0, 1], also where the arrays were bytes; float64 for units of
-            one's own, on the same device.
+            A tensor on the same device: float32 in [0, 1] if the arrays were in [0, 1] or bytes,
+            and float64 if they have units of their own.
         """
         if self.layout == "vectors":
             images = images.flatten(1)
@@ -137,13 +143,13 @@ class Form:
         return images.double() * scale + loc
 
     def log_volume(self, numbers: int) -> float:
-        """Log of the volume that a unit of the model's volume has in the units of the arrays.
+        """The log volume, in the units of the arrays, of a unit volume of the model.
 
-        A density by the model's numbers, less this, is one by those of the arrays:
+        Subtracting it converts a log density over images to one over arrays:
         log p(array) = log p(image) - sum log scale.
 
         Args:
-            numbers: How many an image has.
+            numbers: How many numbers an image has.
         """
         if self.scale is None:
             return numbers * math.log(255) if self.in_bytes else 0.0
@@ -152,32 +158,36 @@ class Form:
 
 
 def standardising(vectors: np.ndarray, where: str) -> Form:
-    """The form of vectors (N, D): each column less its mean, by its standard deviation.
+    """The form that standardises each column of vectors: (column - mean) / standard deviation.
 
-    A column that never varies keeps the scale 1.
+    A column that never varies gets the scale 1.
+
+    Args:
+        vectors: An array (N, D).
+        where: What it is, for the message.
 
     Raises:
-        UserError: For an empty array, for what are no numbers, and for those that are not finite,
-            or so large that their standard deviation is not.
+        UserError: For an empty array, and for values that are not numbers, are not finite, or are
+            so large that their standard deviation is not finite.
     """
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise UserError(f"{where}: expected shape (N, D) without a 0, got {tuple(vectors.shape)}")
     low, span = _range(vectors, where, axis=0)
-    # Within [0, 1] nothing overflows, and nothing that differs is the same.
+    # Scaled to [0, 1] nothing overflows, and values that differ stay different.
     part = (vectors.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
-    # A span of the last bits of float64 has a standard deviation that it does not hold.
+    # If the span is only a few of the last bits of float64, the standard deviation underflows.
     scale = np.where(span > 0, np.maximum(span * part.std(0), np.finfo(np.float64).tiny), 1.0)
     return Form("vectors", loc=low + span * part.mean(0), scale=scale)
 
 
 def ranging(images: np.ndarray, layout: Layout, where: str) -> Form:
-    """The form of images of any range: the lowest value becomes 0 and the highest 1."""
+    """The form of images with any range: the lowest value becomes 0 and the highest 1."""
     low, span = _range(images, where, axis=None)
     return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0))
 
 
 def _range(array: np.ndarray, where: str, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest values, and how far the highest lie above them, in float64."""
+    """The lowest values, and their distances to the highest ones, in float64."""
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
     low = np.asarray(array.min(axis), np.float64)

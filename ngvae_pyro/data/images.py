@@ -1,4 +1,4 @@
-"""Images in memory, with the factors that made them where these are known."""
+"""Images in memory, with their generating factors if these are known."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,20 +14,24 @@ from torch.utils.data import Dataset
 from ngvae_pyro.data.forms import Form, Layout, ranging, standardising
 from ngvae_pyro.errors import UserError, described, expect
 
-# Bytes that are read, checked, converted or moved at once: a copy of all images may not fit.
+# Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
 BLOCK = 2**20
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 
 def generator(seed: int) -> torch.Generator:
-    """A seeded CPU generator; a seed that torch cannot take is a `UserError`."""
+    """A seeded CPU generator.
+
+    Raises:
+        UserError: If torch does not accept the seed.
+    """
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed: expected an integer in [0, 2**63), got {described(seed)}")
     return torch.Generator().manual_seed(int(seed))
 
 
 def known_count(factors: Sequence[str] | None) -> int | None:
-    """How many factors the images are made from, where that is known; a class label does not say.
+    """How many factors the images are made from, if known; a class label does not tell.
 
     >>> known_count(["x", "y"]), known_count(["label"]), known_count(None)
     (2, None, None)
@@ -36,7 +40,7 @@ def known_count(factors: Sequence[str] | None) -> int | None:
 
 
 def parts(images: _Rows) -> Iterator[_Rows]:
-    """Views of the images in order, `BLOCK` bytes of them at a time."""
+    """Views of the images in order, ``BLOCK`` bytes at a time."""
     rows = max(1, BLOCK // max(1, images[:1].nbytes))
     for start in range(0, len(images), rows):
         yield images[start : start + rows]
@@ -46,12 +50,13 @@ def parts(images: _Rows) -> Iterator[_Rows]:
 
 
 def channels_axis(shape: Sequence[int], where: str) -> int | None:
-    """Which axis of an array of images has the channels; None for (N, H, W).
+    """The axis of an array of images that holds the channels; None for (N, H, W).
 
-    Of (N, C, H, W) and (N, H, W, C) it is the one whose C is 1 or 3, or, where neither is, the one
-    with a C below both H and W.
+    Between (N, C, H, W) and (N, H, W, C), it is the one whose C is 1 or 3, or, if neither is, the
+    one whose C is below both H and W.
 
-    Raises `UserError` for other shapes, and for those which could be both or are neither.
+    Raises:
+        UserError: For other shapes, and for those that could be both or neither.
     """
     if len(shape) not in (3, 4) or 0 in shape:
         raise UserError(
@@ -77,13 +82,17 @@ def channels_axis(shape: Sequence[int], where: str) -> int | None:
 
 
 def layout_of(shape: Sequence[int], where: str) -> Layout:
-    """The layout of an array of images; refuses as `channels_axis`."""
+    """The layout of an array of images.
+
+    Raises:
+        UserError: As :func:`channels_axis`.
+    """
     layouts: dict[int | None, Layout] = {None: "grey", 1: "channels_first", 3: "channels_last"}
     return layouts[channels_axis(shape, where)]
 
 
 def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
-    """What images of a type are stored as: uint8, or float32 for floating point."""
+    """The type in which images of a type are stored: uint8, or float32 for floating point."""
     if dtype.kind not in "bf" and dtype != np.uint8:
         raise UserError(f"{where}: expected dtype uint8, bool or float, got {dtype}")
     return np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
@@ -95,16 +104,23 @@ def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 
 def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> np.ndarray:
-    """Images (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], from values of a stored type.
+    """Check images (N, C, H, W) of a stored type, and return them as uint8 or float32 in [0, 1].
 
-    uint8 that holds only 0 and 1 means black and white. What is the caller's own changes in place.
+    uint8 that holds only 0 and 1 means black and white and becomes 0 and 255.
 
-    Raises `UserError` for floating point out of range.
+    Args:
+        images: uint8 or float32.
+        where: What they are, for the message.
+        boolean: Whether they were bool.
+        own: Whether the array may be changed in place.
+
+    Raises:
+        UserError: For floating point out of range.
     """
     if images.dtype != np.uint8:
         low, high = np.float32(np.inf), np.float32(-np.inf)
         for part in parts(images):
-            # Unlike Python's, these pass NaN on; and it fails every comparison.
+            # Unlike Python's min and max these propagate NaN, which then fails every comparison.
             low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
         if not (low >= 0 and high <= 1):
             raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
@@ -113,13 +129,13 @@ def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> 
         return images
     white = images if own else np.empty_like(images)
     for part, out in zip(parts(images), parts(white), strict=True):
-        # A file can put any byte into a bool array.
+        # A bool array read from a file can contain any byte.
         np.multiply(np.minimum(part, 1), np.uint8(255), out=out)
     return white
 
 
 def _on_cpu(tensor: Tensor, where: str) -> Tensor:
-    """A dense tensor with values, on the CPU."""
+    """A tensor on the CPU; one that is sparse or has no values is refused."""
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "a meta tensor without values" if tensor.is_meta else str(tensor.layout)
         raise UserError(f"{where}: expected a dense tensor, got {kind}")
@@ -127,26 +143,34 @@ def _on_cpu(tensor: Tensor, where: str) -> Tensor:
 
 
 def number_array(values: Any, where: str) -> np.ndarray:
-    """An array or a tensor, or what gives an array of itself, as an array on the CPU."""
+    """Convert an array, a tensor or any object with an array interface to a numpy array.
+
+    Raises:
+        UserError: If it is none of these, or a tensor that is sparse or has no values.
+    """
     if isinstance(values, Tensor):
         values = _on_cpu(values, where)
-        if values.dtype == torch.bfloat16:  # which numpy does not know
+        if values.dtype == torch.bfloat16:  # numpy has no bfloat16
             values = values.float()
         return values.numpy()
-    # Pillow's pictures have the second.
+    # Pillow's pictures have the second of these.
     if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
         return np.asarray(values)
     raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
 
 
 def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[Tensor, Form]:
-    """Images of any accepted layout and type as they are stored, (N, C, H, W), and their form.
+    """Convert images of any accepted layout and type to stored form, (N, C, H, W).
 
-    Arguments:
-        images: an array or a tensor, as for `ImageData`. It is left as it is, and shares its memory
-            with the result where it is stored like that.
-        where: what it is, for the message.
-        any_range: whether images may have another range than [0, 1], which then becomes that.
+    Args:
+        images: An array or a tensor, as for :class:`ImageData`. It is not changed, and shares its
+            memory with the result if it already has the stored form.
+        where: What it is, for the message.
+        any_range: Whether the images may have a range other than [0, 1], which is then mapped to
+            [0, 1].
+
+    Returns:
+        The images and their form.
     """
     array = number_array(images, where)
     if array.ndim == 2:
@@ -158,21 +182,21 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
         return tensor_of(array, form, where), form
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
-    # torch warns of memory that may not be written to.
+    # Torch warns about memory that is not writeable.
     own = found.dtype != dtype or not (found.flags.c_contiguous and found.flags.writeable)
     if own:
         source, found = found, np.empty(found.shape, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
             for part, out in zip(parts(source), parts(found), strict=True):
                 out[...] = part
-    # Black and white are 0 and 1, and no bytes.
+    # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
     stored = checked_values(found, where, boolean, own)
     return torch.from_numpy(stored), Form(layout, in_bytes=shades)
 
 
 def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
-    """Further images of a known form as they are stored; of bytes nothing is guessed then."""
+    """Convert further images of a known form to stored form; their bytes are taken literally."""
     found = form.images(array, where)
     boolean = found.dtype.kind == "b"
     if boolean:
@@ -180,7 +204,7 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
     elif found.dtype.kind == "f":
         with np.errstate(over="ignore"):  # infinity is refused below
             found = found.astype(np.float32)
-    # torch warns of memory that may not be written to.
+    # Torch warns about memory that is not writeable.
     if not (found.flags.c_contiguous and found.flags.writeable):
         found = found.copy("C")
     if form.unit and not (form.in_bytes and found.dtype == np.uint8):
@@ -189,14 +213,14 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
 
 
 def _of_another_range(array: np.ndarray) -> bool:
-    """Whether images are neither bytes nor black and white nor in [0, 1]."""
+    """Whether images are neither bytes, nor black and white, nor in [0, 1]."""
     if array.dtype.kind in "iu":
         return array.dtype != np.uint8
     return array.dtype.kind == "f" and bool(array.min() < 0 or array.max() > 1)
 
 
 def factor_tensor(factors: Any, where: str) -> Tensor:
-    """Factors (N, F) or (N,) as they are stored: (N, F), float32, on the CPU."""
+    """Convert factors (N, F) or (N,) to stored form: (N, F), float32, on the CPU."""
     if isinstance(factors, Tensor):
         factors = _on_cpu(factors, where).to(torch.float32).numpy()
     array = np.asarray(factors)
@@ -208,30 +232,31 @@ def factor_tensor(factors: Any, where: str) -> Tensor:
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{where}: expected finite float32 values, got NaN or inf")
-    # A copy if the caller may not write to it, of which torch would warn.
+    # Copied if it is not writeable, because torch would warn about that.
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class ImageData(Dataset[Tensor]):
-    """Images, with the factors that made them where these are known.
+    """Images, with their generating factors if these are known.
 
-    Arguments:
-        name: a short name for reports.
-        images: an array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
-            both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, but where it
-            holds only 0 and 1, these mean black and white, as bool does, and become 0 and 255.
-            Floating point, which must lie in [0, 1], becomes float32. What is stored like that
-            already is not copied. Vectors (N, D) of any units, each column less its mean and by its
-            standard deviation, are stored as (N, 1, 1, D).
+    Args:
+        name: A short name for reports.
+        images: An array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
+            both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, unless it holds
+            only 0 and 1: these mean black and white, as in bool, and become 0 and 255. Floating
+            point, which must lie in [0, 1], becomes float32. Arrays that already have the stored
+            form are not copied. Vectors (N, D) in any units are stored as (N, 1, 1, D) after
+            subtracting each column's mean and dividing by its standard deviation.
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column.
-        factor_names: the F names.
-        form: how the array is to be read, where that is known, such as the form of a fit; by
-            default it follows from the array, and is then the map from this to what is stored.
+        factor_names: The F names.
+        form: How to read the array, if that is known, such as the form of a fit. By default it
+            follows from the array; it maps the array to the stored form.
 
-    Raises `UserError` for a wrong shape, type or range.
+    Raises:
+        UserError: For a wrong shape, type or range.
 
     >>> ImageData("dots", np.zeros((4, 8, 8, 3), np.uint8))
     ImageData('dots', 4 images of 3x8x8, no factors)
@@ -274,13 +299,15 @@ class ImageData(Dataset[Tensor]):
         factor_names: Sequence[str] = (),
         form: Form | None = None,
     ) -> "ImageData":
-        """Images as they are stored, of which nothing is guessed: 0 and 1 are two dark greys.
+        """Wrap images that already have the stored form: bytes 0 and 1 are two dark greys.
 
-        Arguments:
-            name, factors, factor_names: as for the class.
-            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU; of a form with
-                units of its own any finite float32.
-            form: of which they are; by default channels first, in [0, 1] or in bytes.
+        Args:
+            name: As for the class.
+            images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU; any finite
+                float32 if the form has units of its own.
+            factors: As for the class.
+            factor_names: As for the class.
+            form: Their form; by default channels first, in [0, 1] or in bytes.
         """
         if (
             not isinstance(images, Tensor)
@@ -306,7 +333,7 @@ class ImageData(Dataset[Tensor]):
         return new
 
     def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
-        # One name alone is no sequence of letters.
+        # A single name is a string, which would otherwise be split into letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
             if names:
@@ -330,7 +357,7 @@ class ImageData(Dataset[Tensor]):
     def _like(
         self, images: Tensor, factors: Tensor | None, form: Form | None = None
     ) -> "ImageData":
-        """Other images of this name, which are stored already."""
+        """Other images in stored form, under the same name."""
         form = self.form if form is None else form
         return type(self).stored(self.name, images, factors, self.factor_names, form)
 
@@ -347,7 +374,7 @@ class ImageData(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        """One stored image (C, H, W), so that a `DataLoader` can stream the data."""
+        """One stored image (C, H, W), so that a ``DataLoader`` can stream the data."""
         return self.images[index]
 
     @property
@@ -358,12 +385,12 @@ class ImageData(Dataset[Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """The size of the stored images in bytes (not that of their float32 form)."""
+        """The size of the stored images in bytes (not the size that they have as float32)."""
         return self.images.nbytes
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the stored images, their type and shape, and of units of their own."""
+        """SHA-256 of the stored images, their type and shape, and the units of the form, if any."""
         kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
         digest = hashlib.sha256(f"{kind} {shape} ".encode())
         for units in (self.form.loc, self.form.scale):
@@ -377,7 +404,7 @@ class ImageData(Dataset[Tensor]):
     def binary(self) -> bool:
         """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
         white = 255 if self.images.dtype == torch.uint8 else 1
-        # Standardised columns that happen to be 0 and 1 are no pixels.
+        # Standardised columns that happen to hold only 0 and 1 are not pixels.
         return self.form.layout != "vectors" and all(
             bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
         )
@@ -385,38 +412,38 @@ class ImageData(Dataset[Tensor]):
     @property
     def varies(self) -> bool:
         """Whether any image differs from another."""
-        # In parts, most of which are not looked at where images differ.
+        # In parts, so that the search stops early if images differ.
         return any(bool((part != self.images[:1]).any()) for part in self.images.split(1024))
 
     @staticmethod
     def to_unit(images: Tensor) -> Tensor:
-        """Stored images as float32, bytes in [0, 1], on the device where they are.
+        """Stored images as float32, with bytes scaled to [0, 1], on their own device.
 
         >>> ImageData.to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
         """
         if images.dtype == torch.uint8:
-            # In place: at large batches, room for a second copy takes longer than the division.
+            # In place: for large batches, allocating a second copy takes longer than dividing.
             return images.to(torch.float32).div_(255)
         if images.is_floating_point():
             return images.to(torch.float32)
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
 
     def subset(self, index: Tensor | Sequence[int] | slice) -> "ImageData":
-        """The images, and their factors, at `index`: numbers, a mask (N,) of bool, or a slice."""
+        """The images and their factors at ``index``: numbers, a mask (N,) of bool, or a slice."""
         at: Any = index if isinstance(index, slice) else np.asarray(index)
         if not isinstance(at, slice) and not at.size:
             at = at.astype(int)  # an empty list is one of floats
-        # By numpy, which copies whole images where torch goes pixel by pixel.
+        # Numpy copies whole images, where torch would copy pixel by pixel.
         images = torch.from_numpy(self.images.numpy()[at])
         factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
         return self._like(images, factors)
 
     def reordered(self, order: Tensor) -> "ImageData":
-        """As `subset`, but in the memory of these images, which are in another order afterwards.
+        """Like :meth:`subset`, but reuses the memory of these images, whose order changes.
 
-        Arguments:
-            order: numbers of images, none of them twice.
+        Args:
+            order: Numbers of images, without repetition.
         """
         found = _move(self.images.numpy(), order.numpy())
         if self.factors is not None:
@@ -424,16 +451,20 @@ class ImageData(Dataset[Tensor]):
         return self.subset(slice(0, len(order)))
 
     def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
-        """The images in another shape, and what was done to them in words ("" for nothing).
+        """Pad or resize the images to another shape.
 
-        Images that are nowhere larger are padded with black on all sides, others resized
-        (bilinear, antialiased). Grey is repeated over the channels, and colours are averaged to
-        grey.
+        Images that are no larger in either direction are padded with black on all sides, others are
+        resized (bilinear, antialiased). Grey is repeated over the channels, and colours are
+        averaged to grey.
 
-        Arguments:
+        Args:
             image_shape: (C, H, W).
 
-        Raises `UserError` for any other change of the number of channels.
+        Returns:
+            The images in that shape, and what was done to them in words ("" for nothing).
+
+        Raises:
+            UserError: For any other change of the number of channels.
 
         >>> data = ImageData("dots", torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
         >>> data.fitted((3, 8, 8))
@@ -473,15 +504,16 @@ class ImageData(Dataset[Tensor]):
     def split(
         self, held_out: float, seed: int, *, in_place: bool = False
     ) -> tuple["ImageData", "ImageData"]:
-        """Two disjoint parts, (train, held out), that together hold every image once.
+        """Split the images into two disjoint parts, (train, held out).
 
-        Arguments:
-            held_out: a number of images (int) or a fraction in (0, 1) (float).
-            seed: the permutation's seed; the same seed gives the same parts.
-            in_place: the parts take the memory of these images, which are in another order
-                afterwards, and not as much again.
+        Args:
+            held_out: A number of images (int) or a fraction in (0, 1) (float).
+            seed: The permutation's seed; the same seed gives the same parts.
+            in_place: Whether the parts reuse the memory of these images, whose order then changes,
+                instead of taking as much again.
 
-        Raises `UserError` where one part would be empty.
+        Raises:
+            UserError: If one part would be empty.
 
         >>> data = ImageData("dots", torch.zeros(10, 1, 8, 8, dtype=torch.uint8))
         >>> [len(part) for part in data.split(0.2, seed=0)]
@@ -511,14 +543,14 @@ def _described(images: Any) -> str:
 
 
 def _move(images: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Have ``images[order]`` first in the memory of the images; returns which image is where."""
+    """Move ``images[order]`` to the front of the images; return which image is now where."""
     rows = max(1, BLOCK // max(1, images[:1].nbytes))
     image, place = np.arange(len(images)), np.arange(len(images))
     for start in range(0, len(order), rows):
         sources = place[order[start : start + rows]]
         stop = start + len(sources)
         wanted = images[sources]
-        # What is in the way goes to where the wanted ones come from.
+        # The images in the way move to the places that the wanted ones vacate.
         vacated = sources[sources >= stop]
         stays = np.zeros(stop - start, bool)
         stays[sources[sources < stop] - start] = True
@@ -532,10 +564,12 @@ def _move(images: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def check_images(data: Any, image_shape: Sequence[int]) -> None:
-    """Refuses what are no images of the shape (C, H, W) that a model is of.
+    """Refuse images that do not have the shape (C, H, W) of a model.
 
-    Raises `UserError`. Other shapes may pass a network, and be compared pixel by pixel with what
-    they are not.
+    Other shapes could pass through a network and be broadcast, giving meaningless results.
+
+    Raises:
+        UserError: If they are not :class:`ImageData` of this shape.
     """
     if not isinstance(data, ImageData):
         raise UserError(

@@ -12,8 +12,9 @@ from ngvae_pyro.contexts import float32
 from ngvae_pyro.data.images import ImageData, generator
 from ngvae_pyro.errors import UserError, described, expect, nearest
 
-# Lengths are relative to the image's side, colours and brightness to white. A shape never
-# leaves the image: the largest radius is the smallest distance from a centre to the border.
+# The range of each factor. Lengths are relative to the image's side, colours and brightness to
+# white. A shape never leaves the image: the largest radius equals the smallest distance from a
+# centre to the border.
 SPRITE_FACTORS: dict[str, tuple[float, float]] = {
     "x": (0.3, 0.7),
     "y": (0.3, 0.7),
@@ -51,39 +52,41 @@ def sprites(
 
     rounded to uint8. The factors are x, y, size (the radius; that of the circumscribed
     circle for a polygon), red, green, blue (of the shape) and background, with the ranges of
-    `SPRITE_FACTORS`. Three more are off until `vary` names them:
+    :data:`SPRITE_FACTORS`. Three more are off until ``vary`` names them:
 
     - hue, in [0, 2 pi) radians: turns the colour around the grey axis (clamped to [0, 1]).
-      Grey has no hue, so while hue varies, the colour is held at (1.0, 0.4, 0.4) by default.
+      Grey has no hue, so when hue varies, the colour is held at (1.0, 0.4, 0.4) by default.
     - rotation, in radians, over one period of the shape: [0, pi/2) for a square,
-      [0, 2 pi/3) for a triangle, [0, 2 pi) where the shape varies. It does not show on a
-      disc, so while rotation varies, the shape is a square by default.
+      [0, 2 pi/3) for a triangle, [0, 2 pi) if the shape varies. It does not show on a
+      disc, so when rotation varies, the shape is a square by default.
     - shape: 0 disc, 1 square, 2 triangle.
 
     Hue and rotation are circular: both ends of the range are the same image.
 
-    Arguments:
-        n: number of images.
-        seed: the same n and seed draw the same factors, whatever varies.
+    Args:
+        n: Number of images.
+        seed: The same n and seed draw the same factors, whatever varies.
         resolution: 32 or 64 pixels a side. The edge widens with it, so a 64-pixel image
-            shows what the 32-pixel one shows.
-        vary: the factors that vary. Default: those of the seven that `hold` does not name.
-        hold: values, in a factor's own units, for factors that do not vary; `shape` also by
+            shows the same as the 32-pixel one.
+        vary: The factors that vary. Default: those of the seven that ``hold`` does not name.
+        hold: Values, in a factor's own units, for factors that do not vary; ``shape`` also by
             name. Default: the middle of the range; 0 for the optional factors.
-        ranges: (low, high), in the factor's own units, for factors that vary outside or within
-            their range of `SPRITE_FACTORS`, such as `{"background": (0.4, 0.8)}`. A shape must
-            stay inside the image: at size up to 0.4, x and y have to lie in [0.4, 0.6].
-        edge: width of the soft edge in pixels of a 32-pixel image, like a camera's point
+        ranges: (low, high), in the factor's own units, for factors that vary in a range other
+            than that of :data:`SPRITE_FACTORS`, such as ``{"background": (0.4, 0.8)}``. A shape
+            must stay inside the image: with sizes up to 0.4, x and y must lie in [0.4, 0.6].
+        edge: Width of the soft edge in pixels of a 32-pixel image, like a camera's point
             spread; the sharpest is one pixel, so 1 at 32 and 0.5 at 64.
-        device: where to render. The factors are drawn, and the result is, on the CPU; of another
-            device only bytes come back, which may differ by one from those rendered on the CPU.
+        device: Where to render. The factors are drawn on the CPU and the result is returned there;
+            bytes rendered on another device may differ by one from those rendered on the CPU.
 
-    Returns the seven factors in the order above, constants included, then each optional one
-    that `vary` or `hold` names.
+    Returns:
+        Images whose factors are the seven above, in this order and including constant ones, then
+        each optional one that ``vary`` or ``hold`` names.
 
-    Raises `UserError` for unknown factors, values out of range, ranges in which a shape would
-    leave the image, a factor that varies while another one is held where it does not show, and
-    more images than fit into memory.
+    Raises:
+        UserError: For unknown factors, values out of range, ranges in which a shape would leave the
+            image, a factor that varies while another is held at a value that hides it, and
+            more images than fit into memory.
 
     >>> sprites(100, vary=("x", "y"))
     ImageData('sprites:x,y', 100 images of 3x32x32, x, y, size, red, green, blue, background)
@@ -125,7 +128,7 @@ def sprites(
     named = {*vary, *hold}
     names = [name for name in factors if name in SPRITE_FACTORS or name in named]
     spans = {name: f"{name}={low:g}..{high:g}" for name, (low, high) in own.items()}
-    # As `load` reads it.
+    # The name from which `load` would render the same images.
     listed = spans.values() if vary == tuple(SPRITE_FACTORS) else [spans.get(k, k) for k in vary]
     label = "sprites:" + ",".join(listed) if listed else "sprites"
     return ImageData.stored(label, images, torch.stack([factors[k] for k in names], 1), names)
@@ -193,7 +196,7 @@ def _checked_hold(hold: Mapping[str, float | str], vary: tuple[str, ...]) -> dic
 def _checked_ranges(
     ranges: Mapping[str, tuple[float, float]], vary: tuple[str, ...], held: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """The ranges of the factors that do not vary as usual, in the order of `SPRITE_FACTORS`."""
+    """The ranges that differ from the usual ones, in the order of ``SPRITE_FACTORS``."""
     for name, span in ranges.items():
         _checked_names([name])
         if not isinstance(span, (tuple, list)) or len(span) != 2:
@@ -216,7 +219,7 @@ def _checked_ranges(
     radius = spans["size"][1]
     for name in ("x", "y"):
         low, high = spans[name]
-        # Values that are held may cut the shape off, as they always could.
+        # Held values may place a shape partly outside; only ranges are checked.
         if {name, "size"} & set(ranges) and min(low, 1 - high) < radius - 1e-6:
             fits = f"{name} in {radius:g}..{1 - radius:g} or " if radius < 0.5 else ""
             raise UserError(
@@ -233,9 +236,9 @@ def _draw_factors(
     held: dict[str, float],
     spans: Mapping[str, tuple[float, float]],
 ) -> dict[str, Tensor]:
-    """Each factor's values (n,), in its units."""
+    """The values (n,) of each factor, in its own units."""
     source = generator(seed)
-    # All columns are drawn whatever varies: holding one factor leaves the others as they were.
+    # All columns are drawn whatever varies, so that holding one factor does not change the others.
     uniform = dict(zip(SPRITE_FACTORS, torch.rand(n, 7, generator=source).T, strict=True))
     optional = torch.rand(n, 3, generator=source).T
     uniform |= dict(zip(OPTIONAL_SPRITE_FACTORS, optional, strict=True))
@@ -295,7 +298,7 @@ def _distance(dx: Tensor, dy: Tensor, size: Tensor, shape: Tensor, rotation: Ten
 
 
 def _turn_hue(colour: Tensor, angle: Tensor) -> Tensor:
-    """Colours (B, 3, 1, 1) turned around the grey axis (1, 1, 1) by `angle` (Rodrigues)."""
+    """Turn colours (B, 3, 1, 1) around the grey axis (1, 1, 1) by ``angle`` (Rodrigues)."""
     grey = colour.mean(1, keepdim=True)
     chroma = colour - grey
     # The cross product of the unit grey axis with the chroma.

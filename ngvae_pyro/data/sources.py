@@ -1,7 +1,7 @@
-"""Images and their known factors: rendered sprites, `.npz` and IDX files, torchvision sets.
+"""Images and their known factors: rendered sprites, ``.npz`` and IDX files, torchvision sets.
 
-Every loader returns one `ImageData`; `load` picks the loader from a name or a path.
-Whatever is wrong with a file is a `UserError` of one line: file, key, expected, got.
+Every loader returns one :class:`ngvae_pyro.ImageData`; :func:`load` picks the loader by a name or a
+path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, key, expected, got.
 """
 
 import math
@@ -40,13 +40,13 @@ from ngvae_pyro.data.images import (
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import UserError, described, nearest
 
-# What `as_images` takes, without and with tensors.
+# The types that `as_images` accepts, without and with tensors.
 NoTensor = ImageData | np.ndarray | Dataset[Any] | str | Path
 Images = NoTensor | Tensor
 
 
 def _named_range(word: str) -> tuple[str, tuple[float, float]]:
-    """`background=0.4..0.8` as a name and its range."""
+    """Parse ``background=0.4..0.8`` into a name and its range."""
     name, _, text = word.partition("=")
     match = re.fullmatch(r"\s*([0-9.]+?)\.\.([0-9.]+)\s*", text)
     try:
@@ -72,21 +72,29 @@ def load(
     edge: float | None = None,
     device: torch.device | str | None = None,
 ) -> ImageData:
-    """The data that the command line's `--data` names.
+    """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
-    Arguments:
-        name_or_path: `sprites`; `sprites:x,y,size`, where only these factors vary;
-            `sprites:background=0.4..0.8`, where a factor varies in a range of its own and the
-            others as usual, or `sprites:x,background=0.4..0.8`, where they do not vary; `mnist`,
-            `fashion_mnist` or `cifar10`; a `.npz` or a `.npy` file; an IDX image file, whose name
-            ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG pictures.
-        seed: draws the sprites; elsewhere it chooses the `n` images.
-        n: number of images; default 22,000 sprites, or all that the source holds.
-        root, download: for the torchvision sets, see `torchvision_data`; default root: data.
-        vary, hold, ranges, resolution, edge: for sprites only, see `sprites`.
-        device: where sprites are rendered; nothing else is computed. All images are on the CPU.
+    Args:
+        name_or_path: ``sprites``; ``sprites:x,y,size``, where only these factors vary;
+            ``sprites:background=0.4..0.8``, where this factor varies in its own range and the
+            others as usual, or ``sprites:x,background=0.4..0.8``, where the others do not vary;
+            ``mnist``, ``fashion_mnist`` or ``cifar10``; a ``.npz`` or ``.npy`` file; an IDX image
+            file, whose name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG
+            pictures.
+        seed: Draws the sprites; for other sources it chooses the ``n`` images.
+        n: Number of images; default 22,000 sprites, or all that the source holds.
+        root: Folder of the torchvision sets; default ``data``.
+        download: Whether to download missing torchvision sets, see
+            :func:`ngvae_pyro.data.torchvision_data`.
+        vary: For sprites only, see :func:`ngvae_pyro.sprites`.
+        hold: For sprites only.
+        ranges: For sprites only.
+        resolution: For sprites only.
+        edge: For sprites only.
+        device: Where sprites are rendered; it has no other effect. All images are on the CPU.
 
-    Raises `UserError` for unknown names and for options which the source does not have.
+    Raises:
+        UserError: For unknown names and for options that the source does not have.
 
     >>> load("sprites:x,y", n=10)
     ImageData('sprites:x,y', 10 images of 3x32x32, x, y, size, red, green, blue, background)
@@ -136,24 +144,25 @@ def load(
     if not 0 < n <= len(data):
         raise UserError(f"{name}: n: expected 1 to {len(data)} images, got {n}")
     order = torch.randperm(len(data), generator=generator(seed))[:n]
-    # Of more than half of them there may be no room for a copy.
+    # There may not be enough memory to copy more than half of them.
     return data.subset(order) if 2 * n <= len(data) else data.reordered(order)
 
 
 def as_images(data: Images, name: str = "images", form: Form | None = None) -> ImageData:
-    """What a user has, as images in memory.
+    """Convert any accepted kind of data to images in memory.
 
-    Arguments:
-        data: an `ImageData`, which is returned; an array or a tensor, also what gives an array of
-            itself as a table of pandas does, of images (N, H, W), (N, C, H, W) or (N, H, W, C) or
-            of vectors (N, D); a torch `Dataset` of images or of (image, label) pairs; or whatever
-            `load` takes by name or path. Images of an array may have any range, whose lowest value
-            becomes 0 and whose highest 1.
-        name: of an array, for messages and reports.
-        form: how arrays are to be read, where that is known; what was read otherwise is turned to
-            these units.
+    Args:
+        data: An :class:`ngvae_pyro.ImageData`, which is returned; an array, a tensor or any object
+            with an array interface, such as a pandas table, of images (N, H, W), (N, C, H, W) or
+            (N, H, W, C) or of vectors (N, D); a torch ``Dataset`` of images or of (image, label)
+            pairs; or a name or path that :func:`load` accepts. Images in an array may have any
+            range; the lowest value becomes 0 and the highest 1.
+        name: Name of an array, for messages and reports.
+        form: How to read arrays, if that is known; data read in another form are converted to its
+            units.
 
-    Raises `UserError` for anything else, for another shape than the form's, and for NaN and inf.
+    Raises:
+        UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
     """
     if isinstance(data, (str, Path)):
         data = load(data)
@@ -177,7 +186,7 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
 
 
 def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData:
-    """The images of a torch data set, with the numbers of its pairs as the factor `label`."""
+    """Load a torch data set; the numbers in its pairs become the factor ``label``."""
     if not isinstance(dataset, Sized):
         raise UserError(f"{name}: expected a Dataset of known length, got {described(dataset)}")
     count = len(dataset)
@@ -207,7 +216,7 @@ def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData
 
 
 def _turned(data: ImageData, form: Form) -> ImageData:
-    """Images or vectors in the units of another form."""
+    """Convert images or vectors to the units of another form."""
     if data.form.unit or form.unit:
         raise UserError(
             f"data '{data.name}': expected the units of {form!r}, got those of {data.form!r}; pass "

@@ -1,4 +1,4 @@
-"""What a fit is worth: diagnostics, metrics, evidence, uncertainty and scores of its codes."""
+"""Evaluation of a fit: diagnostics, metrics, evidence, uncertainty and scores of its codes."""
 
 from typing import TYPE_CHECKING
 

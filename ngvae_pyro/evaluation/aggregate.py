@@ -1,7 +1,7 @@
-"""The aggregate posterior q(z) = 1/N sum_i q(z | x_i): does it look like the prior N(0, 1)?
+"""The aggregate posterior q(z) = 1/N sum_i q(z | x_i), compared with the prior N(0, 1).
 
 The decoder is trained on draws of q(z), and images are generated from draws of the prior, so the
-two should agree. The KL term makes their first two moments agree; nothing makes the others (Asperti
+two should agree. The KL term makes their first two moments agree, but not the higher ones (Asperti
 and Trentin, 2020, arXiv 2002.07514; Asperti, 2019, LOD, "About generative aspects of variational
 autoencoders").
 """
@@ -18,21 +18,21 @@ from ngvae_pyro.extras import needed
 with needed("metrics"):
     from scipy import stats
 
-# Of a latent whose aggregate posterior is the prior.
+# The moments of a latent whose aggregate posterior equals the prior.
 PRIOR = {"mean": 0.0, "variance": 1.0, "skewness": 0.0, "kurtosis": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
 class AggregatePosterior:
-    """What :func:`aggregate_posterior` says of each latent; every field is (K,).
+    """The result of :func:`aggregate_posterior`; every field has shape (K,).
 
-    ``mean``, ``variance``, ``skewness`` and excess ``kurtosis`` of q(z_k); the prior's are
-    `PRIOR`. ``variance_of_loc`` and ``mean_variance`` are the two parts of the variance: how far
-    posterior means lie apart, and how wide posteriors are. ``rho`` is sqrt(E[variance] /
-    E[loc^2]): 0 for a latent known exactly, and inf where every loc is 0, as in a collapsed latent.
-    ``ks_statistic`` is the largest distance, from 0 to 1, between the distribution functions of the
-    draws and of N(0, 1), and ``ks_p_value`` the probability of one at least as large if the
-    draws were from N(0, 1).
+    ``mean``, ``variance``, ``skewness`` and excess ``kurtosis`` describe q(z_k); the prior's values
+    are in :data:`PRIOR`. ``variance_of_loc`` and ``mean_variance`` are the two parts of the
+    variance: the spread of the posterior means and the width of the posteriors. ``rho`` is
+    sqrt(E[variance] / E[loc^2]): 0 for a latent known exactly, and inf if every loc is 0, as in a
+    collapsed latent. ``ks_statistic`` is the largest distance, from 0 to 1, between the
+    distribution functions of the draws and of N(0, 1), and ``ks_p_value`` the probability of a
+    distance at least as large if the draws were from N(0, 1).
     """
 
     mean: Array
@@ -49,13 +49,13 @@ class AggregatePosterior:
     def variance_law(self) -> Array:
         """Var[loc] + E[variance], (K,): 1 where the variance law holds (Asperti, 2019).
 
-        By the law of total variance this is ``variance``, under the name of what is expected
-        of it.
+        By the law of total variance this equals ``variance``; the name states the law that it is
+        expected to follow.
         """
         return self.variance_of_loc + self.mean_variance
 
     def as_rows(self) -> list[dict[str, float | None]]:
-        """One dict for each latent, for tables and JSON, which has no inf: there ``rho`` is None.
+        """One dict for each latent, for tables and JSON; an infinite ``rho`` becomes None.
 
         The keys are ``latent``, the fields, and ``variance_law``.
         """
@@ -90,7 +90,7 @@ def aggregate_posterior(
 
     Raises:
         UserError: For shapes that differ, values that are not finite, a variance that is not
-            positive, and a latent of which all draws are equal.
+            positive, and a latent whose draws are all equal.
 
     >>> rng = np.random.default_rng(0)
     >>> loc = rng.normal(0.0, 0.6, (1000, 1))

@@ -1,8 +1,9 @@
-"""What a trained run is worth: the metrics of its codes, its aggregate posterior, its evidence.
+"""The evaluation of a trained run: metrics of its codes, its aggregate posterior, its evidence.
 
-:func:`assess` measures a fit, :func:`evaluate_run` adds that to a run folder as
-``evaluation.json``. Codes are those of images that were not trained on: 15,000 newly rendered ones
-for sprites (as many as Locatello et al., 2019, take), the held-out ones for all other data.
+:func:`assess` evaluates a fit; :func:`ngvae_pyro.runs.evaluating.evaluate_run` adds the result to a
+run folder as ``evaluation.json``. The codes are those of images that were not trained on: 15,000
+newly rendered ones for sprites (as many as Locatello et al., 2019, use), and the held-out ones for
+all other data.
 """
 
 import math
@@ -29,17 +30,17 @@ from ngvae_pyro.specs import RunSpec
 
 POINTS = 15_000
 
-# Held-out images and draws behind the log likelihood; their mean has a standard error of half a nat
-# on sprites.
+# Held-out images and draws for the log likelihood; the standard error of its mean on sprites is
+# then half a nat.
 LIKELIHOOD_IMAGES, LIKELIHOOD_DRAWS = 500, 100
 
-# Added to a run's data seed for the images that codes are measured on.
+# Added to a run's data seed to render the images whose codes are measured.
 NEW_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Codes of a set of images: what the guide says, and one posterior draw of z for each."""
+    """Codes of a set of images: the guide's output, and one posterior draw of z for each."""
 
     images: ImageData
     codes: Codes
@@ -55,8 +56,8 @@ def sample(fit: Fit, images: ImageData, seed: int = 0) -> Sample:
 
 
 def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, str]:
-    """The images that codes are measured on, and a few words on what they are."""
-    # Images from elsewhere may come with a spec that names sprites, its default.
+    """The images whose codes are measured, and a short description of them."""
+    # Images from another source may come with a spec that names sprites, the default.
     if rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
         seed, resolution = data_seed(spec) + NEW_SEED, spec.data.resolution
         images = data.load(spec.data.name, seed=seed, n=POINTS, resolution=resolution)
@@ -66,7 +67,7 @@ def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, st
 
 
 def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
-    """The factors (N, F) that vary over the images, and their names; F is 0 where none is known."""
+    """The factors (N, F) that vary over the images, and their names; F is 0 if none is known."""
     if images.factors is None:
         return np.zeros((len(images), 0)), []
     factors = images.factors.numpy()
@@ -77,8 +78,8 @@ def varying_factors(images: ImageData) -> tuple[np.ndarray, list[str]]:
 def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> Evaluation:
     """All metrics of a fit.
 
-    The slides' four are our reading of rows that have no formula there (Jouffroy et al., 2022):
-    the entropy of the shares that the latents have in the KL of z, the effective rank of the
+    The slides' four metrics are our reading of rows that have no formula there (Jouffroy et al.,
+    2022): the entropy of the latents' shares of the KL of z, the effective rank of the
     correlation matrix of z over the data, the FactorVAE score, and the number of informative
     latents (``informative`` of :func:`ngvae_pyro.evaluate`).
 
@@ -89,11 +90,11 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> Eva
         kl: KL of z for each latent, nats per image.
 
     Returns:
-        What ``evaluation.json`` holds. Scores that need factors are of the posterior means of the
-        active units, those that vary by more than 0.01, and ``scored`` is their number; they are
-        left out where no factor varies, and so is the comparison of the aggregate posterior with
-        Normal(0, 1) where z are counts. A score that says nothing with a single factor, or a single
-        latent, is None.
+        The content of ``evaluation.json``. Scores that need factors are computed from the posterior
+        means of the active units, those that vary by more than 0.01, whose number is ``scored``;
+        they are left out if no factor varies. The comparison of the aggregate posterior with
+        Normal(0, 1) is left out if z are counts. A score that is meaningless with a single factor,
+        or a single latent, is None.
 
     Raises:
         UserError: For a single image, whose codes have no variance, and for images of another shape
@@ -121,10 +122,10 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> Eva
             "informative": int(seen.codes.informative.sum()),
         },
         "active_units": metrics.active_units(loc),
-        # Infinite with fewer points than latents, which JSON cannot say.
+        # Infinite with fewer points than latents, and JSON has no infinity.
         "total_correlation": correlation if math.isfinite(correlation) else None,
     }
-    # Counts are no draws of Normal(0, 1), and none is to be asked of them.
+    # Counts are not meant to be distributed as Normal(0, 1).
     if not fit.model.discrete:
         posterior = aggregate.aggregate_posterior(z, loc, seen.codes.variance.numpy())
         result["variance_law"] = float(posterior.variance_law.mean())
@@ -134,8 +135,8 @@ def assess(fit: Fit, spec: RunSpec, held_out: ImageData, kl: list[float]) -> Eva
     if names:
         began = time.perf_counter()
         result["factors"] = names
-        # As the FactorVAE score does by itself (Kim and Mnih, 2018): the mean of a collapsed latent
-        # is a rounding of nothing, whatever it correlates with, and scores do not see its size.
+        # As the FactorVAE score itself does (Kim and Mnih, 2018): the mean of a collapsed latent is
+        # rounding noise, whatever it correlates with, and the scores ignore its size.
         active = loc.var(0) > ACTIVE
         result["scored"] = int(active.sum()) or loc.shape[1]
         codes = loc[:, active] if active.any() else loc

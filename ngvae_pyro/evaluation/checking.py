@@ -1,12 +1,12 @@
-"""How good the guide's posterior is: its draws of z beside those of NUTS.
+"""How good the guide's posterior is: its draws of z compared with those of NUTS.
 
 A guide is amortized, and its latents are independent given the image (mean field). For a handful of
-images :func:`check` draws from the posterior itself, of the same trained networks,
+images :func:`check` draws from the exact posterior of the same trained networks,
 
     p(z | x) proportional to p(z) p(x | z),
 
 with p(z) the prior's marginal and p(x | z) the likelihood of the decoder's output, by the No-U-Turn
-Sampler (Hoffman and Gelman, 2014), and says what the guide makes of these draws.
+Sampler (Hoffman and Gelman, 2014), and compares the guide with these draws.
 """
 
 import math
@@ -37,23 +37,23 @@ from ngvae_pyro.model import VAE
 
 IMAGES, WARMUP, DRAWS = 8, 300, 500
 
-# Fewer say nothing of quantiles, and NUTS adapts in windows of some tens.
+# Fewer draws tell nothing about quantiles, and NUTS adapts in windows of a few tens of steps.
 LEAST_DRAWS = 50
 
-# Of the guide, for each image: its quantiles are then known to a hundredth of their level.
+# Draws of the guide for each image; its quantiles are then known to a hundredth of their level.
 GUIDE_DRAWS = 4000
 
-# Images that share a chain of NUTS: that many cost a network hardly more than one.
+# Images that share a chain of NUTS; for a network that many cost hardly more than one.
 TOGETHER = 8
 INTERVALS = {"50%": 0.5, "80%": 0.8}
 WRITTEN = ("check.json", "figures/check.png")
 
-# Latents of which the figure has a row.
+# Most latents that get a row in the figure.
 SHOWN = 60
 
 
 class CheckedLatent(TypedDict):
-    """A latent of a :class:`Check`."""
+    """One latent in a :class:`Check`."""
 
     latent: int
     probs: float
@@ -65,7 +65,7 @@ class CheckedLatent(TypedDict):
 
 
 class Check(TypedDict):
-    """What :func:`check` found, as ``check.json`` has it."""
+    """The result of :func:`check`, as in ``check.json``."""
 
     images: int
     warmup: int
@@ -93,46 +93,47 @@ def check(
     A chain starts at the guide's mean, in units of the guide's standard deviations, and adapts a
     full mass matrix for each image; up to 8 images share a chain, which draws from the product of
     their posteriors. It finds the mode that the guide is in, and another one only if it is near.
-    Computed in float32, like the model itself: log p(x, z) of thousands of nats is then off by
-    some thousandths, and a draw is refused for tenths.
+    All is computed in float32, like the model itself: log p(x, z) of thousands of nats then has an
+    error of some thousandths, whereas it takes tenths to make NUTS reject a draw.
 
     Args:
-        fit: A trained pair whose z are continuous.
-        data: Images or vectors, at least as many as are checked; the first ones are, and all of
-            them decide which latents are informative.
+        fit: A trained pair with continuous z.
+        data: Images or vectors, at least as many as are checked. The first ones are checked; all of
+            them determine which latents are informative.
         images: How many images are checked, N.
         warmup: Steps of NUTS for each image before the draws, at least 50.
         draws: Draws of NUTS for each image, S, at least 50.
-        seed: Of the draws.
-        stage: Shows what is done, as for :func:`ngvae_pyro.runs.train`.
+        seed: Seed of the draws.
+        stage: Shows the current stage, as for :func:`ngvae_pyro.runs.train`.
 
     Returns:
         ``latents``, a row for each latent, informative ones first, by their precision:
 
-        - ``latent`` its number, ``probs`` its p, mean of the data, informative above 1/2;
+        - ``latent``: its number; ``probs``: its mean p over the data, informative above 1/2;
         - ``coverage``: for c of ``50%`` and ``80%``, the share of NUTS's draws z_nsk in the guide's
           central interval, sum_ns 1[l_nk <= z_nsk <= u_nk] / (N S), with l_nk and u_nk the
           quantiles (1 - c) / 2 and (1 + c) / 2 of the guide's draws for image n. For an exact
           posterior it is c, and for one too narrow it is less;
-        - ``sd_ratio``: standard deviation of NUTS's draws / that of the guide's, geometric mean of
-          the images;
+        - ``sd_ratio``: standard deviation of NUTS's draws / that of the guide's, geometric mean
+          over the images;
         - ``mean_field``: the part of ``sd_ratio`` that no guide of independent latents could avoid,
-          sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as of a Gaussian posterior;
+          sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as for a Gaussian posterior;
           about 1 + K / (2 S) by chance;
-        - ``shift``: distance of the means of both kinds of draws / the guide's standard deviation,
-          mean of the images;
-        - ``ess``: effective sample size of the S draws, of the worst image.
+        - ``shift``: ``|mean of NUTS's draws - that of the guide's|`` / the guide's standard
+        deviation,
+          mean over the images;
+        - ``ess``: effective sample size of the S draws for the worst image.
 
         ``correlation``: mean absolute correlation of NUTS's draws of two informative latents, over
-        their pairs and the images, which a guide of independent latents leaves out; None with fewer
-        than two. ``by_chance`` is what independent latents would show with as few draws,
-        sqrt(2 / (pi ESS)). ``divergences`` of NUTS, its ``images``, ``warmup``
-        and ``draws``, ``seconds``, and ``per_image``, with ``sd_ratio`` and ``shift`` (with its
-        sign) of each image (N, K), latents by their number.
+        their pairs and the images, which a guide with independent latents ignores; None with fewer
+        than two. ``by_chance`` is the value that independent latents would show with as few draws,
+        sqrt(2 / (pi ESS)). Also ``divergences``, ``images``, ``warmup`` and ``draws`` of NUTS,
+        ``seconds``, and ``per_image`` with ``sd_ratio`` and the signed ``shift`` of each image,
+        (N, K), in the order of the latents' numbers.
 
     Raises:
-        UserError: If z are counts, the images are of another shape than the model's or too few, a
-            number is out of range, or a chain stays where it began.
+        UserError: If z are counts, the images do not have the model's shape or are too few, a
+            number is out of range, or a chain does not move.
     """
     check_fit(fit)
     data = data_of(fit, data)
@@ -217,10 +218,10 @@ def _order(precision: Tensor, informative: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class Chain:
-    """Draws z (S, B, K) of B images, and how good they are.
+    """Draws z (S, B, K) for B images, and their diagnostics.
 
-    ``ess`` is the effective sample size (B, K), ``divergences`` how many trajectories of NUTS left
-    the posterior.
+    ``ess`` is the effective sample size, (B, K), and ``divergences`` the number of divergent
+    trajectories of NUTS.
     """
 
     z: Tensor
@@ -231,29 +232,29 @@ class Chain:
 def posterior_draws(
     model: VAE, x: Tensor, loc: Tensor, scale: Tensor, warmup: int, draws: int
 ) -> Chain:
-    """Draws of NUTS from p(z | x) of some images.
+    """Draw from p(z | x) for some images by NUTS.
 
     Args:
-        model: Whose networks are left as they are.
+        model: The model, whose networks are not changed.
         x: Images (B, C, H, W).
         loc: Where the chain starts, (B, K).
-        scale: Lengths in which it measures z, (B, K); any will do, good ones save warmup.
+        scale: Units in which it measures z, (B, K); any will do, good ones shorten the warmup.
         warmup: Steps before the draws.
-        draws: How many, S.
+        draws: Number of draws, S.
     """
 
     def log_joint(z: Tensor) -> Tensor:
         return model.marginal.log_prob(z).sum(-1) + model.likelihood(model.decoder(z)).log_prob(x)
 
     with torch.no_grad():
-        # Taken off, because differences of large sums would be those of their rounding.
+        # Subtracted, because differences of large sums would be dominated by their rounding.
         at_start = log_joint(loc)
 
     def potential(offsets: Mapping[str, Tensor]) -> Tensor:
         z = loc + scale * torch.stack([*offsets.values()])
         return (at_start - log_joint(z)).sum()
 
-    # One for each image, between which the posterior has no correlations to adapt to.
+    # One site for each image, because the posterior has no correlations between images.
     names = [f"image {number}" for number in range(len(x))]
     mcmc = MCMC(
         NUTS(potential_fn=potential, full_mass=[(name,) for name in names]),
@@ -263,16 +264,16 @@ def posterior_draws(
         disable_progbar=True,
     )
     mcmc.run()
-    samples, said = mcmc.get_samples(), mcmc.diagnostics()
+    samples, found = mcmc.get_samples(), mcmc.diagnostics()
     return Chain(
         z=loc + scale * torch.stack([samples[name] for name in names], 1),
-        ess=torch.stack([said[name]["n_eff"] for name in names]),
-        divergences=len(said["divergences"]["chain 0"]),
+        ess=torch.stack([found[name]["n_eff"] for name in names]),
+        divergences=len(found["divergences"]["chain 0"]),
     )
 
 
 def compared(guide: Tensor, exact: Tensor) -> dict[str, Tensor]:
-    """What the guide's draws (G, B, K) make of exact ones (S, B, K), each of shape (B, K)."""
+    """Compare the guide's draws (G, B, K) with exact ones (S, B, K); all results are (B, K)."""
     result = {}
     for name, level in INTERVALS.items():
         ends = guide.new_tensor([(1 - level) / 2, (1 + level) / 2])
@@ -285,10 +286,10 @@ def compared(guide: Tensor, exact: Tensor) -> dict[str, Tensor]:
 
 
 def mean_field_ratio(z: Tensor) -> Tensor:
-    """By how much the best independent latents are narrower than draws z (S, B, K), (B, K).
+    """By which factor the best independent latents are narrower than draws z (S, B, K), (B, K).
 
-    Of a Gaussian posterior with covariance C the best mean-field one has variances 1 / (C^-1)_kk,
-    so that the ratio of standard deviations is sqrt(C_kk (C^-1)_kk), at least 1.
+    For a Gaussian posterior with covariance C, the best mean-field approximation has variances
+    1 / (C^-1)_kk, so the ratio of standard deviations is sqrt(C_kk (C^-1)_kk), at least 1.
     """
     covariance = torch.stack([draws.T.cov() for draws in z.double().unbind(1)])
     diagonals = [m.diagonal(dim1=-2, dim2=-1) for m in (covariance, covariance.inverse())]
@@ -303,7 +304,7 @@ def mean_correlation(z: Tensor) -> float:
 
 
 def mean_field(result: Check) -> str:
-    """A sentence on what a guide of independent latents leaves out."""
+    """A sentence on what a guide with independent latents leaves out."""
     if result["correlation"] is None:
         return "with fewer than two informative latents there is no correlation to leave out"
     return (
@@ -313,5 +314,5 @@ def mean_field(result: Check) -> str:
     )
 
 
-# What writes into run folders and draws lives above, and is found here too.
+# Functions that write run folders and figures live in higher layers, but can be imported from here.
 __getattr__ = lazily(__name__, {"check_run": "runs.checking", "draw": "report.checks"})

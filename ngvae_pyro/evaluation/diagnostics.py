@@ -1,4 +1,4 @@
-"""What a fit says of its latents: numbers on held-out data, and posterior draws for ArviZ."""
+"""Diagnostics of a fit and its latents on held-out data, and posterior draws for ArviZ."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import DataTree
 
-# Images that posterior draws are kept of by default.
+# The default number of images whose posterior draws are kept.
 OBSERVATIONS = 50
 
-# A latent follows a factor from this correlation on, if the factor explains so many times as much
-# of its variance as any other does; and it mixes factors if the second has this correlation.
+# A latent follows a factor if their correlation is at least CLOSE and the factor explains at least
+# MORE times as much of its variance as any other; it mixes two if the second has at least MIXED.
 CLOSE, MORE, MIXED = 0.5, 2.0, 0.2
-# Of fewer images the correlations of noise are too large to say what is followed: of 50, one table
-# of 7 by 7 in a hundred has one above a half by chance.
+# With fewer images the correlations of noise are too large to decide what is followed: with 50, one
+# table of 7 by 7 in a hundred has one above a half by chance.
 FEWEST = 50
 
 
@@ -43,18 +43,19 @@ FEWEST = 50
 class Followed:
     """Which factors a latent follows, and how closely.
 
-    By its ``correlations``, ``|corr(loc, factor)|`` for each factor that varies
-    (:func:`ngvae_pyro.metrics.correlations`, of which the matching metric
-    :func:`ngvae_pyro.metrics.mcc` is made). The latent
+    This is decided by its ``correlations``, ``|corr(loc, factor)|`` for each factor that varies
+    (:func:`ngvae_pyro.metrics.correlations`, on which the matching metric
+    :func:`ngvae_pyro.metrics.mcc` is based). The latent
 
-    - *follows* the factor with the largest if that is at least 0.5, and if the factor explains at
-      least twice as much of the latent's variance, the correlation's square, as any other does;
-    - else *mixes* the two with the largest if the second is at least 0.2;
-    - else follows *none* closely: it is no linear function of the factors.
+    - *follows* the factor with the largest correlation if that is at least 0.5, and if the factor
+      explains at least twice as much of the latent's variance (the squared correlation) as any
+      other does;
+    - otherwise *mixes* the two factors with the largest if the second is at least 0.2;
+    - otherwise follows *none* closely: it is not a linear function of the factors.
 
-    Each latent is told by itself, so that two may follow one factor, as the sine and the cosine of
-    an angle do, and none another. Of classes without an order, such as the shape of a sprite, the
-    correlation is that with their numbers, which may tell less than there is, and never more.
+    Each latent is judged separately, so two may follow one factor, like the sine and the cosine of
+    an angle, and none another. For classes without an order, such as the shape of a sprite, the
+    correlation with their numbers may understate the dependence, but never overstates it.
 
     >>> print(Followed({"x": 0.1, "red": 0.93}), Followed({"y": 0.52, "size": 0.61}), sep="; ")
     follows red (0.93); mixes size 0.61, y 0.52
@@ -71,13 +72,13 @@ class Followed:
 
     @property
     def factor(self) -> str | None:
-        """The factor that it follows; None where it mixes some or follows none."""
+        """The factor that it follows; None if it mixes two or follows none."""
         (name, first), (_, second) = [*self.closest, ("", 0.0)][:2]
         return name if first >= CLOSE and first**2 >= MORE * second**2 else None
 
     @property
     def mixed(self) -> list[tuple[str, float]]:
-        """The two factors that it mixes, and their correlations; none where it does not."""
+        """The two factors that it mixes, with their correlations; empty if it mixes none."""
         two = self.closest[:2]
         mixes = self.factor is None and len(two) == 2 and two[1][1] >= MIXED
         return two if mixes else []
@@ -123,9 +124,9 @@ def followed(
     """Which factors each latent follows, and how closely, by the rule of :class:`Followed`.
 
     Args:
-        codes: (N, K), best posterior means of images that were not trained on.
-        factors: (N, F), those that made the images.
-        names: Of the factors.
+        codes: (N, K), preferably posterior means of images that were not trained on.
+        factors: (N, F), the generating factors of the images.
+        names: Names of the factors.
 
     Returns:
         One for each latent, without factors that never vary; a constant latent has a correlation
@@ -134,7 +135,7 @@ def followed(
     Raises:
         UserError: As :func:`ngvae_pyro.metrics.correlations`, and for another number of names.
     """
-    # Not before it is asked for, because scikit-learn takes a second.
+    # Imported only when needed, because importing scikit-learn takes a second.
     from ngvae_pyro.evaluation.metrics import correlations
 
     table = correlations(codes, factors)
@@ -147,10 +148,10 @@ def followed(
 
 
 def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
-    """Images of a data set in order, float in [0, 1], on the device of the fit.
+    """Yield the images of a data set in order, float in [0, 1], on the device of the fit.
 
     Raises:
-        UserError: If they are no images of the model's shape.
+        UserError: If the images do not have the model's shape.
     """
     check_data(fit, data)
     for start in range(0, len(data), BATCH):
@@ -159,7 +160,7 @@ def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def codes(fit: Fit, data: ImageData) -> Codes:
-    """What the guide says of every image, each (N, K), on the CPU."""
+    """The guide's output for every image; each field is (N, K), on the CPU."""
     check_fit(fit)
     with evaluating(fit.guide):
         parts = [fit.guide.codes(x) for x in batches(fit, data)]
@@ -169,10 +170,10 @@ def codes(fit: Fit, data: ImageData) -> Codes:
 
 @torch.no_grad()
 def reconstruct(fit: Fit, x: Tensor) -> Tensor:
-    """E[x | z] at the posterior mean of z, shaped as the images x (B, C, H, W).
+    """E[x | z] at the posterior mean of z, with the shape of the images x (B, C, H, W).
 
     Raises:
-        UserError: For another shape than the model's.
+        UserError: For a shape other than the model's.
     """
     if tuple(x.shape[1:]) != fit.model.image_shape:
         expected = ", ".join(map(str, ("B", *fit.model.image_shape)))
@@ -210,7 +211,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
 
 
 def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
-    """What :func:`evaluate` returns, where the codes of the images are known."""
+    """Compute what :func:`evaluate` returns, from known codes of the images."""
     log_likelihood, squared_error = 0.0, 0.0
     totals: dict[str, Tensor] = {}
     precision = []
@@ -228,7 +229,7 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
     count = len(data)
     kl = {name: (term / count).tolist() for name, term in totals.items()}
     low, high = np.quantile(torch.cat(precision).numpy(), [0.05, 0.95], axis=0)
-    # Of these images, so that a single one has variance 0 and not nan.
+    # The variance over these very images, so that a single one has variance 0 and not nan.
     variance, probs = code.loc.var(0, correction=0), code.probs.mean(0)
     found: Metrics = {
         "discrete": fit.model.discrete,
@@ -262,18 +263,18 @@ def _factors(data: ImageData) -> np.ndarray | None:
     """The factors that latents may follow, (N, F); None where too little is known of them."""
     if data.factors is None or known_count(data.factor_names) is None or len(data) < FEWEST:
         return None
-    # In units of the largest, because some may be larger than a metric takes.
+    # In units of the largest value, because some may exceed what the metrics accept.
     factors = data.factors.double()
     factors = factors / factors.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)
     return factors.numpy() if (factors.amin(0) < factors.amax(0)).any() else None
 
 
 def most_informative_first(metrics: Metrics) -> list[Latent]:
-    """One row for each latent of ``evaluate``: informative ones first, each by the KL of z.
+    """Rows for the latents, informative ones first, both groups sorted by the KL of z.
 
-    The KL says how many nats a latent tells of an image. The precision says less: that of a count,
-    1 / rate, is high where it rarely fires, and of two latents of one precision the one whose mean
-    varies more tells more.
+    The KL is the information about an image that a latent carries, in nats. The precision is less
+    telling: that of a count, 1 / rate, is high if it rarely fires, and of two latents with the same
+    precision the one whose mean varies more carries more.
     """
     precision = metrics["precision"]
     rows: list[Latent] = [
@@ -300,17 +301,17 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
 
 
 def remarks(rows: Sequence[Latent], latents: Iterable[int] = ()) -> dict[str, dict[int, str]]:
-    """Columns of a table that say what latents are, besides their numbers.
+    """Columns of a table that describe latents.
 
     Args:
         rows: From :func:`most_informative_first`.
-        latents: Further latents to speak of than the informative ones, such as those that leak; of
-            the others, which carry nothing, there is nothing to say.
+        latents: Latents to describe besides the informative ones, such as those that leak; the
+            others carry nothing.
 
     Returns:
-        By heading, the cell of each latent. Where the factors are known ``follows``, the
-        :attr:`Followed.text`; where training has looked for independent axes ``negentropy``, in
-        nats, and ``agreement``.
+        For each heading, the cell of each latent: ``follows``, the :attr:`Followed.text`, if the
+        factors are known; ``negentropy``, in nats, and ``agreement``, if training has looked for
+        independent axes.
     """
     of = set(latents)
     shown = [row for row in rows if is_informative(row["probs"]) or row["latent"] in of]
@@ -337,20 +338,21 @@ def to_arviz(
     seed: int = 0,
     attrs: dict[str, Any] | None = None,
 ) -> "InferenceData | DataTree":
-    """Posterior draws of a fit as an ArviZ object.
+    """Draw from the posterior of a fit, as an ArviZ object.
 
-    The guide is sampled directly, so draws are independent and the chains only give ArviZ
-    something to compare. ``az.loo`` warns of high Pareto k for many images: each has latents of
-    its own, which leaving it out would free. Where the draws of an image differ by more than 708
-    nats, as those of a hardly trained pair may, it is NaN with ArviZ 1.x.
+    The guide is sampled directly, so draws are independent, and there are chains only because
+    ArviZ compares them. ``az.loo`` warns about a high Pareto k for many images, because each image
+    has its own latents, which leaving it out would leave undetermined. If the log likelihoods of an
+    image's draws differ by more than 708 nats, as may happen with a barely trained pair, its result
+    is NaN with ArviZ 1.x.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
-        data: Images or vectors, of which the first ``observations`` are used.
+        data: Images or vectors; the first ``observations`` are used.
         observations: How many images, by default 50, or as many as there are.
         chains: How many chains, at least 1; ArviZ's r_hat needs 2.
-        draws_per_chain: Draws in each, at least 1.
-        seed: Of the draws.
+        draws_per_chain: Draws in each chain, at least 1.
+        seed: Seed of the draws.
         attrs: Further attributes.
 
     Returns:
@@ -359,11 +361,11 @@ def to_arviz(
         ``log_likelihood``: x (chain, draw, observation), nats per image;
         ``observed_data``: images (observation, channel, height, width), in [0, 1];
         ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
-        (observation, factor) where they are known.
+        (observation, factor) if they are known.
 
     Raises:
-        UserError: For images of another shape than the model's, for fewer than are asked for, and
-            for fewer than one observation, chain or draw.
+        UserError: For images of a shape other than the model's, for fewer images than requested,
+            and for fewer than one observation, chain or draw.
     """
     check_fit(fit)
     data = data_of(fit, data)
@@ -386,7 +388,7 @@ def to_arviz(
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
     shape = (chains, draws_per_chain, len(data))
-    # Of z and the precision, and once more to write them.
+    # For z and the precision, and the same again while they are written.
     numbers = 4 * math.prod(shape) * fit.model.latent_size
     machine.check(
         "posterior draws (observations, chains, draws_per_chain)",

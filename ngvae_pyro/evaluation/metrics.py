@@ -1,23 +1,23 @@
 """How well codes tell known factors apart, and how informative and correlated codes are.
 
-Every metric is a pure function of codes (N, K), one row a point and one column a latent
-(usually the posterior mean), and most also of the factors (N, F) that made the points; both are
-numpy arrays or CPU tensors. :func:`sharpness` alone is one of images. The conventions are those of
-Locatello et al. (2019, arXiv 1811.12359), whose disentanglement_lib gives the same values for
-class-valued factors, up to random draws.
+Every metric is a pure function of codes (N, K), with a row for each point and a column for each
+latent (usually the posterior mean), and most also of the generating factors (N, F); both are
+numpy arrays or CPU tensors. Only :func:`sharpness` is a function of images. The conventions are
+those of Locatello et al. (2019, arXiv 1811.12359), whose disentanglement_lib gives the same values
+for class-valued factors, up to random draws.
 
-- A factor is *class-valued* where all its values are integers, or where at most 100 values are
-  each taken at least twice on average. Other factors are continuous; where a metric needs classes
-  they are cut into 20 bins of equal width.
+- A factor is *class-valued* if all its values are integers, or if it has at most 100 values, each
+  taken at least twice on average. Other factors are continuous; metrics that need classes cut them
+  into 20 bins of equal width.
 - Factors that never vary are left out of every metric.
-- What would be 1 (or 0) whatever the codes are is no number but nan: ``modularity``, the
-  disentanglement of ``dci``, ``factor_vae_score`` and ``beta_vae_score`` with a single factor that
-  varies, such as the label of MNIST, and the completeness of ``dci`` with a single latent.
+- A metric that would be 1 (or 0) for any codes is nan: ``modularity``, the disentanglement of
+  ``dci``, ``factor_vae_score`` and ``beta_vae_score`` with a single factor that varies, such as the
+  label of MNIST, and the completeness of ``dci`` with a single latent.
 - ``sap``, ``dci`` and ``explicitness`` train on the first min(10,000, 2N/3) points and test on up
   to 5,000 that follow, so the points should come in random order. All others use every point.
 
 Wrong shapes, values that are not finite or exceed 1e15, too few points, and factors of which none
-varies are a `UserError`.
+varies raise a :class:`ngvae_pyro.UserError`.
 """
 
 import math
@@ -45,17 +45,17 @@ with needed("metrics"):
     from sklearn.svm import LinearSVC
 
 BINS = 20
-# More distinct values than this, not all integers, are a continuous factor.
+# A factor with more distinct values than this, not all integers, is continuous.
 MOST_CLASSES = 100
-# Points to train and test predictors on; also the rounds of the two scores that play rounds.
+# Points on which predictors are trained and tested; also the rounds of the two scores with rounds.
 TRAIN, TEST = 10_000, 5_000
-# Points of a round.
+# Points in a round.
 BATCH = 64
 # Latents with a smaller standard deviation are left out of the FactorVAE score.
 PRUNED = 0.05
-# Share of the deviations that IRS calls the largest; the rest are outliers.
+# The quantile that IRS uses as the largest deviation; anything above it is an outlier.
 QUANTILE = 0.99
-# A latent whose variance is no larger is collapsed, whatever its rounding correlates with.
+# A latent with at most this variance is collapsed, whatever its rounding errors correlate with.
 STILL = 1e-12
 
 
@@ -71,13 +71,13 @@ class DCI(NamedTuple):
 
 
 def sharpness(images: Array | Tensor) -> float:
-    """How sharp images are: the variance over the pixels of their Laplacian, mean of the images.
+    """How sharp images are: the variance of their Laplacian over the pixels, averaged over images.
 
     The Laplacian of the grey image (the mean of the channels) is the sum of a pixel's four
-    neighbours less four times itself, inside of the border: 0 where the image is flat or a slope,
-    large at edges and in noise. So what is sharper than the data is not better. Tolstikhin,
-    Bousquet, Gelly and Schoelkopf (2018), "Wasserstein auto-encoders", arXiv:1711.01558,
-    section 4.
+    neighbours minus four times itself, inside the border: 0 where the image is flat or a linear
+    slope, large at edges and in noise. Images sharper than the data are therefore not better.
+    Tolstikhin, Bousquet, Gelly and Schoelkopf (2018), "Wasserstein auto-encoders",
+    arXiv:1711.01558, section 4.
 
     Args:
         images: (N, C, H, W), uint8 or in [0, 1], at least 3 pixels high and wide.
@@ -109,12 +109,12 @@ def sharpness(images: Array | Tensor) -> float:
 def mutual_information(
     codes: Array | Tensor, factors: Array | Tensor, *, bins: int = BINS
 ) -> Array:
-    """I(z_k; v_f) of each latent and each factor, nats.
+    """Mutual information I(z_k; v_f) of each latent and each factor, nats.
 
     Codes and continuous factors are cut into bins of equal width over their range (Locatello et
-    al., 2019), and I is that of the table of counts. 0 where the bin of the latent says nothing of
-    the factor, the factor's entropy where it tells the class; never above log(bins), and for
-    independent columns a little above 0, the less the more points.
+    al., 2019), and I is computed from the table of counts. It is 0 if the latent's bin says nothing
+    about the factor, and the factor's entropy if it determines the class; it never exceeds
+    log(bins). For independent columns it is a little above 0, less so the more points there are.
 
     Args:
         codes: (N, K).
@@ -132,12 +132,12 @@ def mutual_information(
 
 
 def mutual_information_gaps(codes: Array | Tensor, factors: Array | Tensor) -> Array:
-    """By how much one latent tells each factor better than the next best does.
+    """By how much the best latent for each factor is more informative than the second best.
 
     (I(z_1st; v) - I(z_2nd; v)) / H(v), of the two latents with the largest mutual information
-    (Chen et al., 2018, arXiv 1802.04942, eq. 6): 1 where one latent tells the factor and no other
-    says anything of it; 0 where two tell it alike, or none does. A single latent has no second:
-    I / H.
+    (Chen et al., 2018, arXiv 1802.04942, eq. 6): 1 if one latent determines the factor and no other
+    says anything about it; 0 if two latents are equally informative, or none is. A single latent
+    has no second: I / H.
 
     Args:
         codes: (N, K).
@@ -156,9 +156,9 @@ def mutual_information_gaps(codes: Array | Tensor, factors: Array | Tensor) -> A
 def mig(codes: Array | Tensor, factors: Array | Tensor) -> float:
     """Mutual information gap: the mean of :func:`mutual_information_gaps`.
 
-    Chen et al., 2018, arXiv 1802.04942. In [0, 1]: 1 where each factor has a latent of its own; 0
-    where every factor is told by two latents alike, or by none. Factors that never vary are left
-    out.
+    Chen et al., 2018, arXiv 1802.04942. In [0, 1]: 1 if each factor has a latent of its own; 0
+    if two latents, or none, are equally informative about every factor. Factors that never vary are
+    left out.
 
     Args:
         codes: (N, K).
@@ -173,13 +173,13 @@ def mig(codes: Array | Tensor, factors: Array | Tensor) -> float:
 
 
 def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
-    """Whether each latent speaks of one factor only.
+    """Whether each latent carries information about one factor only.
 
-    Mean over latents of 1 - sum_{f != f*} I_kf^2 / (I_kf*^2 (F - 1)), where f* is the factor that
-    latent k tells most of (Ridgeway and Mozer, 2018, arXiv 1802.05312). In [0, 1]: 1 where each
-    latent tells of one factor; 0 where each tells the same of all factors, or nothing. So a latent
-    without information, such as a constant one, counts 0. nan with a single factor, of which every
-    latent speaks only. Factors that never vary are left out.
+    Mean over latents of 1 - sum_{f != f*} I_kf^2 / (I_kf*^2 (F - 1)), where f* is the factor about
+    which latent k is most informative (Ridgeway and Mozer, 2018, arXiv 1802.05312). In [0, 1]: 1 if
+    each latent is informative about one factor; 0 if each is equally informative about all factors,
+    or about none. So a latent without information, such as a constant one, counts 0. nan with a
+    single factor, for which it would always be 1. Factors that never vary are left out.
 
     Args:
         codes: (N, K).
@@ -190,8 +190,8 @@ def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
         return math.nan
     squared = _mutual_information(codes, factors[:, _varies(factors)]) ** 2
     largest = squared.max(1)
-    told = largest > 0
-    leaked = (squared.sum(1) - largest)[told] / (largest[told] * (squared.shape[1] - 1))
+    informed = largest > 0
+    leaked = (squared.sum(1) - largest)[informed] / (largest[informed] * (squared.shape[1] - 1))
     return float((1.0 - leaked).sum() / len(squared))
 
 
@@ -199,19 +199,19 @@ def modularity(codes: Array | Tensor, factors: Array | Tensor) -> float:
 
 
 def correlations(codes: Array | Tensor, factors: Array | Tensor, *, rank: bool = False) -> Array:
-    """``|corr(z_k, v_f)|`` of each latent and each factor.
+    """The absolute correlation ``|corr(z_k, v_f)|`` of each latent and each factor.
 
-    Pearson's correlation, or with ``rank`` Spearman's, which is Pearson's of the ranks (ties have
-    their mean rank). 1 where the latent is a linear function of the factor, with ``rank`` a
-    monotone one; 0 where it is constant, or collapsed to a variance of at most 1e-12. With N points
-    two unrelated columns have about N^-1/2. Of a factor whose classes have no order, such as a
-    shape, it is that with the numbers of the classes: at most the correlation ratio, the share of
-    the latent's standard deviation that the classes explain.
+    This is Pearson's correlation or, with ``rank``, Spearman's: Pearson's correlation of the ranks
+    (ties get their mean rank). It is 1 if the latent is a linear function of the factor (with
+    ``rank``, a monotone one), and 0 if it is constant, or collapsed to a variance of at most 1e-12.
+    With N points, two unrelated columns have about N^-1/2. For a factor whose classes have no
+    order, such as a shape, it is the correlation with the numbers of the classes: at most the
+    correlation ratio, the share of the latent's standard deviation that the classes explain.
 
     Args:
         codes: (N, K).
         factors: (N, F).
-        rank: Whether ranks take the place of values.
+        rank: Whether to correlate ranks instead of values.
 
     Returns:
         (K, F), in [0, 1]; a column of zeros for a factor that never varies.
@@ -227,18 +227,18 @@ def mcc(codes: Array | Tensor, factors: Array | Tensor, *, rank: bool = False) -
     The mean over factors of :func:`correlations` with the latent that each factor is matched with,
     one to one, so that their sum is largest (Hyvarinen and Morioka, 2016, arXiv 1605.06336;
     Khemakhem et al., 2020, arXiv 1907.04809; Horan, Richardson and Weiss, 2021, "When is
-    unsupervised disentanglement possible?"). In [0, 1]: 1 where each factor has a latent that is a
-    linear function of it, or with ``rank`` a monotone one, whatever the order, the signs and the
-    scales. What mixes factors is far above 0: a random rotation of seven has 0.67.
+    unsupervised disentanglement possible?"). In [0, 1]: 1 if each factor has a latent that is a
+    linear function of it (with ``rank``, a monotone one), whatever the order, the signs and the
+    scales. Codes that mix factors are far above 0: a random rotation of seven has 0.67.
 
     With more latents than factors the best ones are chosen, as in these papers, and the others cost
-    nothing. With fewer, the factors that are left without a latent count 0. Constant and collapsed
-    latents correlate with nothing. Factors that never vary are left out.
+    nothing. With fewer, factors left without a latent count 0. Constant and collapsed latents
+    correlate with nothing. Factors that never vary are left out.
 
     Args:
         codes: (N, K).
         factors: (N, F).
-        rank: Whether ranks take the place of values: Spearman's correlation, not Pearson's.
+        rank: Whether to correlate ranks instead of values: Spearman's instead of Pearson's.
 
     >>> factors = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1).reshape(-1, 2)
     >>> round(mcc(-2.0 * factors[:, ::-1], factors), 6), round(mcc(factors[:, :1], factors), 6)
@@ -260,16 +260,16 @@ def sap(codes: Array | Tensor, factors: Array | Tensor, *, continuous: bool | No
     Mean over factors of the gap between the two latents with the highest scores (Kumar,
     Sattigeri and Balakrishnan, 2018, arXiv 1711.00848). The score of a latent is the test
     accuracy of a linear support vector machine for classes, and the squared correlation on the
-    training part for a continuous factor. In [0, 1]: 0 where two latents predict alike; 1 where
-    for every factor one latent predicts without fault and no other ever does. Since accuracy by
+    training part for a continuous factor. In [0, 1]: 0 if two latents predict equally well; 1 if
+    for every factor one latent predicts perfectly and no other predicts at all. Since accuracy by
     chance is above 0, a perfect code of classes stays below 1. A single latent has no second: the
     gap is its score. Factors that never vary are left out.
 
     Args:
         codes: (N, K), N at least 6.
         factors: (N, F).
-        continuous: True takes every factor as continuous, False every factor as classes
-            (continuous ones cut into 20 bins); None decides for each.
+        continuous: True treats every factor as continuous, False every factor as classes
+            (continuous ones are cut into 20 bins); None decides for each factor.
     """
     gaps = []
     for task in _tasks(codes, factors, continuous):
@@ -286,18 +286,17 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
 
     Eastwood and Williams (2018, https://openreview.net/forum?id=By-7dz-AZ), with the
     gradient-boosted trees of Locatello et al. (2019). R_kf is the importance of latent k for
-    predicting factor f. ``disentanglement`` is the mean over latents of
-    ``1 - H(R_k. / sum) / log F``, weighted by importance: 1 where each latent serves one factor, 0
-    where each serves all alike. ``completeness`` is the same over factors,
-    ``1 - H(R_.f / sum) / log K``: 1 where one latent
-    predicts each factor, 0 where all are needed alike. ``informativeness`` is the mean test
-    accuracy, or for a continuous factor the test R^2, at least 0: 1 where the codes predict every
-    factor, 0 where none.
+    predicting factor f. ``disentanglement`` is the mean over latents of 1 - H(R_k. / sum) / log F,
+    weighted by importance: 1 if each latent serves one factor, 0 if each serves all equally.
+    ``completeness`` is the same over factors, 1 - H(R_.f / sum) / log K: 1 if one latent
+    predicts each factor, 0 if all are needed equally. ``informativeness`` is the mean test
+    accuracy, or for a continuous factor the test R^2, at least 0: 1 if the codes predict every
+    factor, 0 if they predict none.
 
-    With a single factor disentanglement is nan, with a single latent completeness is, since both
-    would be 1 whatever the codes are; without any importance (constant codes) both are 0. Factors
-    that never vary are left out. The trees are grown anew for each factor, and for each class of
-    it: minutes for many of them.
+    Disentanglement is nan with a single factor, and completeness with a single latent, since they
+    would be 1 for any codes; without any importance (constant codes) both are 0. Factors that never
+    vary are left out. Trees are grown for each factor and for each of its classes, which takes
+    minutes if there are many.
 
     Args:
         codes: (N, K), N at least 6.
@@ -305,7 +304,7 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
     """
     importance, scores = [], []
     for task in _tasks(codes, factors):
-        # The state breaks ties between equally good splits and so moves nothing that matters.
+        # The seed only breaks ties between equally good splits, which does not matter.
         if task.continuous:
             trees = GradientBoostingRegressor(random_state=0).fit(task.x_train, task.y_train)
             score = max(0.0, r2_score(task.y_test, trees.predict(task.x_test)))
@@ -323,22 +322,22 @@ def explicitness(codes: Array | Tensor, factors: Array | Tensor) -> float:
 
     Mean over factors of the test ROC-AUC of logistic regression on the standardised codes, each
     class against the rest, averaged over the classes (Ridgeway and Mozer, 2018, arXiv 1802.05312).
-    The raw area: 1 where a linear classifier tells every class, 0.5 at chance; Ridgeway and Mozer
-    rescale it to [0, 1], Locatello et al. (2019) do not. The middle classes of an ordered
-    factor are not linearly told from the rest, so that a perfect code stays below 1. Classes that
-    either part lacks are left out, and so are factors that never vary.
+    The raw area is given: 1 if a linear classifier tells every class, 0.5 at chance; Ridgeway and
+    Mozer rescale it to [0, 1], Locatello et al. (2019) do not. The middle classes of an ordered
+    factor cannot be told linearly from the rest, so a perfect code stays below 1. Classes that
+    are missing from either part are left out, and so are factors that never vary.
 
     Args:
         codes: (N, K), N at least 6.
         factors: (N, F); continuous ones are cut into 20 bins.
 
     Raises:
-        UserError: For a factor of which no class can be trained and tested.
+        UserError: For a factor without any class that can be trained and tested.
     """
     scores = []
     for task in _tasks(codes, factors, continuous=False):
         mean, scale = task.x_train.mean(0), task.x_train.std(0)
-        # A latent that is constant in training is 0 in both parts, and so without weight.
+        # A latent that is constant in training is set to 0 in both parts, so it has no effect.
         usable = _varies(task.x_train) & (scale > 0)
         scale = np.where(usable, scale, 1)
         x_train, x_test = (
@@ -351,7 +350,7 @@ def explicitness(codes: Array | Tensor, factors: Array | Tensor) -> float:
             for label, score in zip(
                 classifier.classes_, classifier.predict_proba(x_test).T, strict=True
             )
-            # Without the label, or with no other, there is no area.
+            # The area is undefined if the label is absent, or the only one.
             if label in present and len(present) > 1
         ]
         if not areas:
@@ -372,26 +371,26 @@ def factor_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int =
 
     In each round one factor is drawn, and 64 points that share its class; the latent with the
     smallest variance among them, relative to its variance over all points, votes for the factor.
-    The majority vote of each latent in 10,000 rounds is its classifier; the score is its accuracy
-    in 5,000 others (Kim and Mnih, 2018, arXiv 1802.05983). 1 where each factor has a latent of its
-    own; 1 / F at chance; 0 where every latent has a standard deviation below 0.05, since
-    those are left out; nan with a single factor, which every vote is for. Factors that never vary
+    The majority votes of the latents in 10,000 rounds form a classifier; the score is its accuracy
+    in 5,000 others (Kim and Mnih, 2018, arXiv 1802.05983). 1 if each factor has a latent of its
+    own; 1 / F at chance; 0 if every latent has a standard deviation below 0.05, since those are
+    left out; nan with a single factor, for which every vote would be cast. Factors that never vary
     are left out.
 
-    Our reading of the slides' row "Disentanglement" (Jouffroy et al., 2022), who give no formula:
-    they cite Kim and Mnih, and their 0.67 for the vanilla VAE lies where this score does.
+    This is our reading of the slides' row "Disentanglement" (Jouffroy et al., 2022), which has no
+    formula: they cite Kim and Mnih, and their 0.67 for the vanilla VAE is close to this score.
 
     Kim and Mnih render new points for each round. Here they are drawn, with replacement, from the
-    points given, and the held class is that of a random point. Classes of a single point are
+    given points, and the held class is that of a random point. Classes of a single point are
     never held.
 
     Args:
         codes: (N, K).
         factors: (N, F); continuous ones are cut into 20 bins.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        UserError: For a factor of which no two points share a class.
+        UserError: For a factor with no class that two points share.
     """
     codes, factors = _points(codes, factors)
     rng = _generator(seed)
@@ -421,9 +420,9 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
     In each round one factor is drawn, and 64 pairs of points; the two points of a pair share the
     factor's class. The features are the means of ``|z_1 - z_2|``, one for each latent. A logistic
     regression learns the factor from 10,000 rounds; the score is its accuracy in 5,000 others
-    (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl). 1 where the factor is always
-    told, 1 / F at chance; nan with a single factor, which there is nothing to tell from. It is
-    lenient: codes that mix factors reach 1 as well, as long as the mixtures differ. Factors that
+    (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl). 1 if it always names the
+    factor, 1 / F at chance; nan with a single factor, where there is nothing to choose from. It is
+    lenient: codes that mix factors also reach 1, as long as the mixtures differ. Factors that
     never vary are left out.
 
     Points are drawn as in :func:`factor_vae_score`.
@@ -431,10 +430,10 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
     Args:
         codes: (N, K).
         factors: (N, F); continuous ones are cut into 20 bins.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        UserError: For a factor of which no two points share a class.
+        UserError: For a factor with no class that two points share.
     """
     codes, factors = _points(codes, factors)
     rng = _generator(seed)
@@ -455,13 +454,13 @@ def beta_vae_score(codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
 def irs(codes: Array | Tensor, factors: Array | Tensor) -> float:
     """Interventional robustness: whether a latent stays put while its factor does.
 
-    1 - D_kf / M_k, where D_kf is the 99% quantile of ``|z_k - E[z_k | v_f]|``, averaged over the
-    values of factor f, and M_k the largest ``|z_k - E[z_k]|``; of this the best factor of each
-    latent, averaged over latents with weights M_k (Suter et al., 2019, arXiv 1811.00007, with the
+    The score 1 - D_kf / M_k, where D_kf is the 99% quantile of ``|z_k - E[z_k | v_f]|``, averaged
+    over the values of factor f, and M_k the largest ``|z_k - E[z_k]|``, is maximised over factors
+    and then averaged over latents with weights M_k (Suter et al., 2019, arXiv 1811.00007, with the
     quantile of Locatello et al., 2019). Every factor, class-valued or not, is cut into 20 bins. 1
-    where each latent is a function of one factor; low, and with few points even a little below 0,
-    where no factor holds any latent. Constant latents carry no weight, and it is 0 where all are
-    constant. Factors that never vary are left out.
+    if each latent is a function of one factor; low, and with few points even a little below 0, if
+    no factor determines any latent. Constant latents have no weight; if all are constant it is 0.
+    Factors that never vary are left out.
 
     Args:
         codes: (N, K).
@@ -489,19 +488,19 @@ def irs(codes: Array | Tensor, factors: Array | Tensor) -> float:
 def disentanglement(
     codes: Array | Tensor, factors: Array | Tensor, seed: int = 0
 ) -> dict[str, float]:
-    """Every metric that compares codes with factors, by name, with the points that each is due.
+    """Every metric that compares codes with factors, by name, each on its usual number of points.
 
-    As Locatello et al. (2019): ``mig``, ``factor_vae_score``, ``beta_vae_score``, ``modularity``
-    and ``irs`` of the first 10,000 points; ``sap``, ``dci_disentanglement``, ``dci_completeness``,
-    ``dci_informativeness`` and ``explicitness`` of the first 15,000, of which a third is for
-    testing. ``mcc`` and ``mcc_rank``, Pearson's and Spearman's, are of the first 10,000 too. Nearly
-    all of the time goes to the trees of :func:`dci`. What a single factor or a single latent leaves
-    without meaning is nan.
+    As in Locatello et al. (2019), ``mig``, ``factor_vae_score``, ``beta_vae_score``, ``modularity``
+    and ``irs`` use the first 10,000 points; ``sap``, ``dci_disentanglement``, ``dci_completeness``,
+    ``dci_informativeness`` and ``explicitness`` use the first 15,000, a third of them for
+    testing. ``mcc`` and ``mcc_rank``, Pearson's and Spearman's, use the first 10,000 too. Nearly
+    all of the time goes into the trees of :func:`dci`. Metrics that are meaningless with a single
+    factor or a single latent are nan.
 
     Args:
         codes: (N, K), N at least 6.
         factors: (N, F).
-        seed: Of the two scores that draw points.
+        seed: Seed of the two scores that draw points.
     """
     codes, factors = _points(codes, factors)
     first = codes[:TRAIN], factors[:TRAIN]
@@ -528,7 +527,7 @@ def disentanglement(
 def active_units(codes: Array | Tensor, threshold: float = 0.01) -> int:
     """Number of latents whose code varies by more than ``threshold`` over the points.
 
-    #{k: Var[z_k] > threshold}, the variance of these N points, of codes that are posterior
+    #{k: Var[z_k] > threshold}, with the variance over the N points of codes that are posterior
     means (Burda, Grosse and Salakhutdinov, 2015, arXiv 1509.00519). From 0 to K.
 
     Args:
@@ -546,7 +545,7 @@ def total_correlation(codes: Array | Tensor) -> float:
     """KL from the codes' distribution to the product of its marginals, as if Gaussian; nats.
 
     -1/2 log det R, with R the correlation matrix (Watanabe, 1960, as used by Locatello et al.,
-    2019). 0 where all latents are uncorrelated; inf where some are linearly dependent, to about
+    2019). 0 if all latents are uncorrelated; inf if some are linearly dependent, to about
     one part in a million, as they always are with no more points than latents. Constant latents
     carry nothing and are left out.
 
@@ -557,10 +556,10 @@ def total_correlation(codes: Array | Tensor) -> float:
     >>> total_correlation(z), total_correlation(z @ [[1.0, 2.0], [0.0, 0.0]])
     (0.0, inf)
     """
-    # Constant columns are rows of the identity here, and so leave the determinant alone.
+    # Constant columns are rows of the identity here, and so do not change the determinant.
     eigenvalues = np.linalg.eigvalsh(_correlation(codes))
-    # Rounding keeps exact dependence from showing as exactly 0: codes in float32 are good to
-    # 1e-6 of a standard deviation, squared here.
+    # Because of rounding, exact dependence does not give exactly 0: codes in float32 are accurate
+    # to 1e-6 of a standard deviation, which is squared here.
     if eigenvalues[0] < 1e-12:
         return math.inf
     return max(0.0, -0.5 * float(np.log(eigenvalues).sum()))
@@ -570,11 +569,11 @@ def decorrelation(codes: Array | Tensor) -> float:
     """Effective number of uncorrelated latents, from 1 to K.
 
     K^2 / ||R||_F^2, with R the correlation matrix: (sum of eigenvalues)^2 over the sum of their
-    squares, an effective rank. K where all latents are uncorrelated, 1 where all are copies of one.
+    squares, an effective rank. K if all latents are uncorrelated, 1 if all are copies of one.
     A constant latent correlates with nothing and so counts as uncorrelated.
 
-    Our reading of the slides' row "Decorrelation" (Jouffroy et al., 2022), who give no formula:
-    their values, 7.8 to 14.3 with higher better, fit this range for K = 15.
+    This is our reading of the slides' row "Decorrelation" (Jouffroy et al., 2022), which has no
+    formula: its values, 7.8 to 14.3 with higher better, fit this range for K = 15.
 
     Args:
         codes: (N, K), N at least 2.
@@ -588,17 +587,17 @@ def decorrelation(codes: Array | Tensor) -> float:
 
 
 def information_entropy(information: Array | Tensor) -> float:
-    """Entropy of the shares that the latents have of the information; nats.
+    """Entropy of the latents' shares of the information; nats.
 
-    -sum_k s_k log s_k, with s_k = I_k / sum_j I_j. 0 where one latent holds all information, log n
-    where n latents hold it alike, so log K at most. Negative entries, noise of an estimate, count
-    as 0. No information at all is spread over all latents alike: log K.
+    -sum_k s_k log s_k, with s_k = I_k / sum_j I_j. 0 if one latent holds all information, log n
+    if n latents hold equal shares, so log K at most. Negative entries, which are estimation noise,
+    count as 0. If there is no information at all, the shares are taken as equal: log K.
 
-    Our reading of the slides' row "Entropy" (Jouffroy et al., 2022), who give no formula: their
-    values, 2.3 to 2.6 with lower better, lie below log 15 = 2.71.
+    This is our reading of the slides' row "Entropy" (Jouffroy et al., 2022), which has no formula:
+    its values, 2.3 to 2.6 with lower better, lie below log 15 = 2.71.
 
     Args:
-        information: (K,), nats of each latent, such as its KL.
+        information: (K,), the information of each latent in nats, such as its KL.
 
     >>> round(information_entropy(np.array([3.0, 3.0, 0.0])) / math.log(2), 6)
     1.0
@@ -613,7 +612,7 @@ def information_entropy(information: Array | Tensor) -> float:
 
 
 def _codes(codes: Array | Tensor, least: int = 2) -> Array:
-    """Checked codes (N, K) of enough points."""
+    """Check codes (N, K) for enough points."""
     codes = checked("codes", codes, "NK")
     if len(codes) < least:
         raise UserError(f"codes: expected at least {least} points, got {len(codes)}")
@@ -621,7 +620,7 @@ def _codes(codes: Array | Tensor, least: int = 2) -> Array:
 
 
 def _points(codes: Array | Tensor, factors: Array | Tensor, least: int = 2) -> tuple[Array, Array]:
-    """Checked codes and factors, of the same points."""
+    """Check codes and factors, which must be of the same points."""
     codes, factors = _codes(codes, least), checked("factors", factors, "NF")
     if len(codes) != len(factors):
         raise UserError(
@@ -633,12 +632,12 @@ def _points(codes: Array | Tensor, factors: Array | Tensor, least: int = 2) -> t
 
 
 def _varies(values: Array) -> Array:
-    """Which columns take more than one value (a variance would round)."""
+    """Which columns take more than one value (a variance would be subject to rounding)."""
     return values.min(0) < values.max(0)
 
 
 def _single(factors: Array) -> bool:
-    """Whether one factor alone varies."""
+    """Whether only one factor varies."""
     return np.count_nonzero(_varies(factors)) == 1
 
 
@@ -651,8 +650,8 @@ def _class_valued(column: Array) -> bool:
 
 def _bins(column: Array, bins: int = BINS) -> Array:
     """The bin of each value, from 0, of equal width and closed below."""
-    # The edges of np.histogram, which refuses a range of a few roundings, such as a collapsed
-    # latent may have.
+    # The edges of np.histogram, which itself refuses a range of a few rounding errors, such as a
+    # collapsed latent may have.
     edges = np.linspace(column.min(), column.max(), bins + 1, dtype=column.dtype)
     return np.digitize(column, edges[:-1]) - 1
 
@@ -664,7 +663,7 @@ def _labels(column: Array, bins: int = BINS) -> Array:
 
 
 def _mutual_information(codes: Array, factors: Array, bins: int = BINS) -> Array:
-    """:func:`mutual_information` of checked codes and factors."""
+    """The :func:`mutual_information` of checked codes and factors."""
     cells = [_bins(column, bins) for column in codes.T]
     classes = [_labels(column, bins) for column in factors.T]
     table = np.empty((len(cells), len(classes)))
@@ -692,7 +691,7 @@ def _tasks(
     """The factors that vary, each with points to train on and others to test on."""
     if continuous is not None:
         expect("continuous", continuous, bool, "True, False or None")
-    # Six leave two to test on, the fewest that have an R^2.
+    # Six points leave two to test on, the fewest that have an R^2.
     codes, factors = _points(codes, factors, least=6)
     train = min(TRAIN, math.ceil(2 * len(codes) / 3))
     end = min(train + TEST, len(codes))
@@ -706,15 +705,15 @@ def _tasks(
                 "on which predictors are trained; shuffle the points"
             )
         if numeric:
-            # No score depends on the unit, but the squares of tiny values would vanish.
+            # No score depends on the unit, but the squares of tiny values would underflow.
             y = y / y.max()
         yield _Task(int(j), numeric, codes[:train], y[:train], codes[train:end], y[train:])
 
 
 def _fit(estimator: Any, x: Array, y: Array) -> Any:
-    """Fits with the estimator's own limit of iterations, which published values were made with."""
+    """Fit with the estimator's default limit of iterations, as the published values were."""
     with warnings.catch_warnings():
-        # They stopped at that limit as well; more iterations would give other numbers.
+        # The published values stopped at that limit too; more iterations would give other numbers.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return estimator.fit(x, y)
 

@@ -1,11 +1,11 @@
 """How foreign an image is to a trained run: out-of-distribution scores, and their AUROC.
 
-:func:`scores` says it of each image, :func:`score_run` of the held-out images of a run folder and
-of images of another kind. A score is higher for what looks more foreign. None is calibrated: a
+:func:`scores` scores each image; :func:`ngvae_pyro.runs.scoring.score_run` scores the held-out
+images of a run folder and other images. A higher score means more foreign. None is calibrated: a
 model may give foreign images a higher likelihood than its own (Nalisnick, Matsukawa, Teh, Gorur and
 Lakshminarayanan, 2019, "Do deep generative models know what they don't know?", arXiv:1810.09136).
 
-AUROC on sprites, of the relaxed guide at seed 0 and 1,000 images of each set: background 0.4..0.8,
+AUROC on sprites, for the relaxed guide with seed 0 and 1,000 images per set: background 0.4..0.8,
 red 0..0.4, size 0.3..0.4 (x and y in 0.4..0.6), x 0.7..0.8 (size in 0.15..0.2), and MNIST digits.
 
 ====================  ==========  =====  =====  =====  ======
@@ -21,7 +21,7 @@ score                 background  red    size   x      digits
 ``precision_part``    0.515       0.500  0.510  0.494  0.506
 ====================  ==========  =====  =====  =====  ======
 
-There ``elbo`` and ``reconstruction`` are the ones to use: no other score misses none of the five.
+So ``elbo`` and ``reconstruction`` are the ones to use: only they detect all five.
 """
 
 from dataclasses import dataclass
@@ -46,18 +46,18 @@ with needed("metrics"):
     pass
 
 
-# Posterior draws behind the ELBO of an image, and precisions and draws behind its uncertainty.
+# Posterior draws for the ELBO of an image, and precisions and draws for its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4
 
-# Training images that the aggregate posterior is known from.
+# Training images from which the aggregate posterior is estimated.
 REFERENCE_IMAGES = 20_000
 
-# Images of each set by default.
+# Default number of images in each set.
 SIZE = 1_000
 
 
 class Score(NamedTuple):
-    """What a score is called, and its unit."""
+    """The title of a score, and its unit."""
 
     title: str
     unit: str
@@ -77,7 +77,7 @@ SCORES = {
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the training images look like to the guide.
+    """The training images as the guide encodes them.
 
     ``loc`` (K,) and ``covariance`` (K, K) are the moments of the aggregate posterior
     1/N sum_i q(z | x_i), ``probs`` (K,) the mean p of each latent.
@@ -89,9 +89,9 @@ class Reference:
 
 
 def reference(fit: Fit, train: ImageData) -> Reference:
-    """The reference of a fit, from its training images; at least 2, of which 20,000 are used.
+    """The reference of a fit, from its training images: at least 2, of which 20,000 are used.
 
-    The covariance is Cov[loc] + diag(E[variance]), which is regular however still a latent is.
+    The covariance is Cov[loc] + diag(E[variance]), which is regular even if a latent never varies.
     """
     check_fit(fit)
     check_data(fit, train)
@@ -114,19 +114,19 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
       the Mahalanobis score of Lee, Lee, Lee and Shin (2018), "A simple unified framework for
       detecting out-of-distribution samples and adversarial attacks", arXiv:1807.03888, with one
       class.
-    - ``z_part``, ``precision_part``: of the predictive variance, summed over the pixels; see
-      :func:`ngvae_pyro.uncertainty.uncertainty`.
+    - ``z_part``, ``precision_part``: parts of the predictive variance, summed over the pixels; see
+      :func:`ngvae_pyro.evaluation.uncertainty.uncertainty`.
 
     Without a precision site there is no ``precision_part``, and without informative latents no
     ``precision``. Likelihood regret (Xiao, Yan and Amit, 2020, arXiv:2003.02977), which trains the
     posterior of each image, and ratios with a background model (Ren et al., 2019,
-    arXiv:1906.02845), which train a second one, are not here.
+    arXiv:1906.02845), which need a second model, are not implemented.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
         data: Images of the model's shape.
         known: From :func:`reference`.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     check_fit(fit)
     expect("known", known, Reference, "what ngvae_pyro.scores.reference(fit, train) gives")
@@ -162,5 +162,5 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
-# What writes into run folders lives above, and is found here too.
+# Functions that write run folders live in a higher layer, but can be imported from here.
 __getattr__ = lazily(__name__, {"score_run": "runs.scoring"})

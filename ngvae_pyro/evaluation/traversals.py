@@ -1,7 +1,7 @@
-"""Paths through the latent space, from codes that the data have to others that they could have.
+"""Paths through the latent space that stay where there are data.
 
-A latent that is moved alone soon leaves the data where latents depend on each other: the decoder
-was never asked for what lies there, and its images break up. So a path ends where the data end.
+If latents depend on each other, moving one alone soon leaves the data: the decoder was never
+trained there, and its images break up. So a path ends where the data end.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.machine import seeded
 
-# Share of the images that count as similar to the base image, the least number of them, and the
-# share at each end of their values that is left out.
+# The share of the images that count as similar to the base image, the least number of these, and
+# the share of their values that is cut off at each end.
 SIMILAR, LEAST, TAIL = 0.02, 20, 0.05
-# Posterior draws of each image behind these quantiles.
+# Posterior draws of each image for these quantiles.
 DRAWS = 10
-# Share of the images whose other latents drift by less than a traversal may make them, how many
-# images say so, and at how many places between the base image and an end this is looked at. Of 12
+# A traversal may make other latents drift as far as they do in this share of the images (estimated
+# from so many images, and checked at so many places between the base image and an end). For 12
 # typical sprites of a default run, 17 % of the ends broke up at the 1 % and 99 % quantiles over all
-# images, 3 % at the quantiles over similar ones, and 1 % with this too.
+# images, 3 % at the quantiles over similar ones, and 1 % with this check too.
 USUAL, LOOKED_AT, PLACES = 0.99, 1000, 10
 
 
@@ -59,7 +59,7 @@ class Support:
     @classmethod
     @torch.no_grad()
     def of(cls, fit: Fit, data: ImageData, known: Codes | None = None) -> "Support":
-        """That of some images, whose codes may be known; the draws are the same each time."""
+        """The support of some images, whose codes may be passed; the draws are always the same."""
         with evaluating(fit.guide), seeded(0, fit.device):
             draws = [fit.guide.draws(x, DRAWS)[1].cpu() for x in batches(fit, data)]
         code, z = known or codes(fit, data), torch.cat(draws, 1)
@@ -71,14 +71,14 @@ class Support:
     def ends(self, latent: int, base: int) -> tuple[float, float]:
         """How far a latent can move, from the code of one image, before it leaves the data.
 
-        Of the N images, those are looked at whose other latents are most like those of the base
-        image: a fiftieth of all, and at least 20. Nearness is the Euclidean distance between their
-        posterior means, each latent but the moved one in units of the standard deviation that z has
-        over all images. The ends are the 5 % and the 95 % quantile of z over them, and are moved
-        out to the base image's own mean where it lies outside.
+        Among the N images, this considers those whose other latents are most like the base image's:
+        a fiftieth of all, and at least 20. Nearness is the Euclidean distance between
+        posterior means, with each latent but the moved one in units of the standard deviation of z
+        over all images. The ends are the 5 % and the 95 % quantile of z over these images, moved
+        out to the base image's own mean if that lies outside.
 
-        z and not loc, because it is z that the decoder has seen: of a latent that carries nothing,
-        this is the range of its noise.
+        These are quantiles of z rather than loc, because the decoder was trained on z: for a latent
+        that carries nothing, they span its noise.
 
         Args:
             latent: Which latent moves.
@@ -99,9 +99,10 @@ class Support:
     def reach(self, fit: Fit, latent: int, base: int) -> tuple[float, float]:
         """The :meth:`ends` of a latent, or the last places before the image breaks up.
 
-        An image that the decoder was never asked for is not read as what it was decoded from: its
-        other informative latents seem to :func:`drift`. The way to each end is cut where they drift
-        farther than those of the base image do, by more than 99 % of the images' do at their codes.
+        When an image lies outside the data, the guide does not encode it to the latents it was
+        decoded from: the other informative latents appear to :func:`drift`. The path to each end is
+        cut where this drift exceeds that of the base image by more than 99 % of the images drift at
+        their own codes.
 
         Args:
             fit: The trained pair.
@@ -114,7 +115,7 @@ class Support:
         low, high = self.ends(latent, base)
         others = [k for k in self.informative if k != latent]
         if self.loc[:, latent].var(correction=0) <= LEAK:
-            # It carries nothing, and moves no image.
+            # It carries nothing, so moving it changes no image.
             return low, high
         own = self.loc[base, latent].item()
         found = []
@@ -129,19 +130,19 @@ class Support:
 
 def _unit(z: Tensor) -> Tensor:
     """Standard deviations (K,) of draws (S, N, K) over all images."""
-    # A latent that is the same for all images tells none of them apart.
+    # Bounded, because a latent that is the same for all images does not separate them.
     return z.flatten(0, 1).std(0).clamp_min(1e-6)
 
 
 @torch.no_grad()
 def drift(fit: Fit, z: Tensor, unit: Tensor, latents: Sequence[int]) -> Tensor:
-    """How far some latents seem to be from where they are: max_k |loc_k(E[x | z]) - z_k| / unit_k.
+    """How far encoding moves decoded latents: max_k |loc_k(E[x | z]) - z_k| / unit_k.
 
     Args:
         fit: The trained pair.
-        z: Latents (B, K) that images are decoded from, which the guide then reads.
-        unit: What a difference is measured in, (K,).
-        latents: Which of them count; without any, all images have 0.
+        z: Latents (B, K), which are decoded and then encoded by the guide.
+        unit: Units of the differences, (K,).
+        latents: The latents that count; if there are none, the drift is 0.
 
     Returns:
         The largest difference, (B,).
@@ -163,18 +164,18 @@ def walk(
 ) -> tuple[Tensor, list[tuple[float, float]]]:
     """Decoded images as latents move, a row for each set of latents that move together.
 
-    Each moves as far as :meth:`Support.reach` says; all that do not move stay at the posterior
+    Each latent moves as far as :meth:`Support.reach` allows; the others stay at the posterior
     means of the base image.
 
     Args:
         fit: The trained pair.
         support: Where the images are.
-        moved: Which latents move, for each row.
+        moved: For each row the latents that move.
         steps: How many images a row has, at equal distances in z.
-        base: Which image's code the others stay at.
+        base: The image whose code the other latents keep.
 
     Returns:
-        Images (rows, steps, C, H, W), and for each row the ends, in the mean of what moves.
+        Images (rows, steps, C, H, W), and the ends of each row, averaged over its latents.
     """
     z = support.loc[base].repeat(len(moved), steps, 1)
     found = []
@@ -190,17 +191,17 @@ def walk(
 
 
 def typical(loc: Tensor, count: int) -> list[int]:
-    """Images that are nothing special: the one nearest to the centre of the codes (N, K) first.
+    """Choose typical images, the one nearest to the centre of the codes first.
 
-    Each further one is, among the half of the images that is nearest to the centre, the one
-    farthest from those before it, so that they show different things.
+    Each further one is, among the half of the images nearest to the centre, the one farthest from
+    those already chosen, so that they show different things.
 
     Args:
-        loc: Posterior means.
+        loc: Posterior means (N, K).
         count: How many images.
 
     Returns:
-        Their numbers.
+        The numbers of the images.
     """
     distance = (loc - loc.mean(0)).square().sum(1)
     inner = distance.argsort()[: max(count, len(loc) // 2)]
@@ -213,17 +214,27 @@ def typical(loc: Tensor, count: int) -> list[int]:
 
 
 def check_number(name: str, value: Any, low: int, high: int) -> None:
-    """Refuse what is no whole number from ``low`` to ``high``."""
+    """Refuse anything but a whole number from ``low`` to ``high``.
+
+    Raises:
+        UserError: With the name of the argument.
+    """
     expect(name, value, Integral, "a whole number")
     if not low <= value <= high:
         raise UserError(f"{name}: expected {low} to {high:,}, got {value}")
 
 
 def check_numbers(name: str, values: Any, count: int, of: str) -> list[int]:
-    """Some numbers below ``count``, as a list.
+    """Check numbers below ``count`` and return them as a list.
+
+    Args:
+        name: Name of the argument.
+        values: The numbers.
+        count: How many there are to choose from.
+        of: What they number, for the message.
 
     Raises:
-        UserError: If they are none, or nothing.
+        UserError: If they are not such numbers, or if there are none.
     """
     expect(name, values, (list, tuple, range, np.ndarray), f"numbers of {of}")
     if not len(values):
@@ -234,7 +245,7 @@ def check_numbers(name: str, values: Any, count: int, of: str) -> list[int]:
 
 
 def _one(fit: Fit, name: str, image: Any) -> ImageData:
-    """A single image, which may come with or without the axis N."""
+    """A single image, given with or without the axis N."""
     if not isinstance(image, ImageData) and getattr(image, "ndim", 0) == fit.form.dimensions - 1:
         image = image[None]
     data = fit.as_images(image, name)
@@ -254,7 +265,7 @@ def interpolate(fit: Fit, a: Any, b: Any, steps: int) -> Tensor:
 def traverse(
     fit: Fit, data: ImageData, latents: Sequence[int] | None, steps: int, base: int
 ) -> Tensor:
-    """Decoded images (rows, steps, C, H, W), :meth:`ngvae_pyro.Fit.traverse`."""
+    """Decoded images (rows, steps, C, H, W); see :meth:`ngvae_pyro.Fit.traverse`."""
     check_number("steps", steps, 2, 1000)
     check_number("base", base, 0, len(data) - 1)
     if latents is None:

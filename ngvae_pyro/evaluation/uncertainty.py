@@ -1,4 +1,4 @@
-"""Predictive uncertainty of images: how much of it is noise, how much z, how much the precision."""
+"""Predictive uncertainty of images, divided into noise, z and the precision."""
 
 import math
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from ngvae_pyro.machine import seeded
 class Uncertainty:
     """The three parts of the predictive variance of x, in squared intensities.
 
-    ``noise``, ``z`` and ``precision`` are those of each pixel, (N, C, H, W); from
-    :meth:`per_image`, which sums them over the pixels, they are (N,).
+    ``noise``, ``z`` and ``precision`` hold a value for each pixel, (N, C, H, W), or, as returned by
+    :meth:`per_image`, sums over the pixels, (N,).
     """
 
     noise: Tensor
@@ -54,23 +54,23 @@ def uncertainty(
 
         z = W,    precision = B - W / M.
 
-    B alone has W / M too much, the variance of a mean of M draws: the analysis of variance
-    estimators of a one-way random model are without bias (Searle, Casella and McCulloch, 1992,
-    "Variance components", Wiley, chapter 3), and so the precision's part may come out below 0
-    where it is small. It is exactly 0 for a guide without a precision site, whose S M draws are
-    then one group.
+    B alone is too large by W / M, the variance of a mean of M draws. These analysis of variance
+    estimators of a one-way random model are unbiased (Searle, Casella and McCulloch, 1992,
+    "Variance components", Wiley, chapter 3), so the precision's part may come out below 0
+    where it is small. It is exactly 0 for a guide without a precision site, whose S M draws form
+    one group.
 
-    What the precision adds is its effect on the mean image: none in a linear decoder, where a
-    change of precision changes the spread of z but not its mean. It is small in the relaxed guide,
-    where the precision of an informative latent varies by 3 % about its mean: on sprites, 30.72 of
-    noise, 0.021 of z and 0.00003 of precision for an image.
+    The precision's part is its effect on the mean image. It is zero for a linear decoder, because a
+    change of precision changes the spread of z but not its mean. It is small for the relaxed guide,
+    where the precision of an informative latent varies by 3 % about its mean: on sprites, an image
+    has 30.72 from noise, 0.021 from z and 0.00003 from the precision.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
         data: Images x0; the result takes three times their size in float32.
         precisions: S, at least 2.
         draws: M, at least 2.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         UserError: For fewer than 2 precisions or draws, which have no variance, and for more than
@@ -85,7 +85,7 @@ def uncertainty(
 def in_batches(
     fit: Fit, data: ImageData, precisions: int, draws: int, seed: int
 ) -> Iterator[Uncertainty]:
-    """The uncertainty of a few images at a time, on the CPU."""
+    """Yield the uncertainty of a few images at a time, on the CPU."""
     check_fit(fit)
     for name, value in (("precisions", precisions), ("draws", draws)):
         expect(name, value, int, "a whole number")
@@ -93,13 +93,13 @@ def in_batches(
             raise UserError(f"{name}: expected at least 2, got {value}")
     check_data(fit, data)
     step = max(1, CHUNK // (precisions * draws))
-    # All draws of an image are decoded at once, and copied some times for the variances over them.
+    # All draws of an image are decoded at once, and copied a few times to compute variances.
     pixels = math.prod(data.image_shape)
     needed = 6.0 * machine.FLOAT_BYTES * precisions * draws * step * pixels
     machine.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
         x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
-        # Of each batch, so that between two of them all is as it was.
+        # Entered for each batch, so that the networks' modes are restored between batches.
         with evaluating(fit.model, fit.guide):
             with seeded(seed + start, fit.device):
                 z = fit.guide.nested_draws(x, precisions, draws)

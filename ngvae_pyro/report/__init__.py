@@ -1,4 +1,4 @@
-"""What people see: figures, tables and pages."""
+"""The output for people: figures, tables and pages."""
 
 from typing import TYPE_CHECKING
 

@@ -12,11 +12,12 @@ from ngvae_pyro.report import plots
 
 
 def draw(path: str | Path, result: Check) -> None:
-    """Coverage, ratio of standard deviations and shift of each latent, as a picture.
+    """Draw the coverage, ratio of standard deviations and shift of each latent.
 
     Args:
         path: The file to write.
-        result: From :func:`check`; of very many latents the first ones have a row.
+        result: From :func:`ngvae_pyro.check`; if there are very many latents, only the first ones
+            are shown.
     """
     rows = result["latents"][:SHOWN]
     colours = [

@@ -1,7 +1,7 @@
-"""Figures of a comparison: the same look at every model, side by side.
+"""Figures of a comparison: the same view of every model, side by side.
 
-Each is a function that draws into a figure or a part of one, so that it serves as a file of its
-own and as a part of the one page that has them all.
+Each function draws into a figure or a part of one, so that its drawing can be a file of its own and
+a part of the page that shows all of them.
 """
 
 import math
@@ -32,14 +32,14 @@ from ngvae_pyro.report.plots import (
 with needed("plots"):
     from matplotlib.figure import Figure, SubFigure
 
-# Okabe and Ito (2008), without the yellow, and markers for who sees no colours.
+# The colours of Okabe and Ito (2008), without the yellow; markers serve readers who see no colours.
 COLOURS = ("#555555", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the figures need of one run."""
+    """The data of one run that the figures need."""
 
     label: str
     seed: int
@@ -55,10 +55,10 @@ class Look:
 
 
 def save_all(folder: Path, looks: Sequence[Look], comparison: Any) -> None:
-    """Write every figure of a comparison as PNG into ``folder``.
+    """Save every figure of a comparison as PNG.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder, which is made if necessary.
         looks: One for each pair of model and guide.
         comparison: Content of ``comparison.json``.
     """
@@ -92,7 +92,7 @@ def save_all(folder: Path, looks: Sequence[Look], comparison: Any) -> None:
 
 
 def variances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
-    """Histograms of the inferred variances over images and latents, as on the slides."""
+    """Draw histograms of the inferred variances over images and latents, as on the slides."""
     figure.suptitle("Inferred variances of z", x=0.02, ha="left")
     values = [one.code.codes.variance.clamp_min(1e-8).log10().numpy() for one in looks]
     low = min(value.min() for value in values) - 0.2
@@ -112,7 +112,7 @@ def variances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
 
 
 def covariances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
-    """Covariances of z over the data, over the largest variance."""
+    """Draw the covariances of z over the data, divided by the largest variance."""
     figure.suptitle("Covariance of z over the data, largest variance = 1", x=0.02, ha="left")
     down = math.ceil(len(looks) / 2)
     panels = figure.subplots(down, min(2, len(looks)), squeeze=False).ravel()
@@ -126,7 +126,7 @@ def covariances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
 
 
 def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -> None:
-    """Decoded images as one latent moves, as far as the data go; most informative latent on top."""
+    """Draw decoded images as one latent moves within the data; most informative latent on top."""
     figure.suptitle(
         "Latent traversals, most informative latent on top (orange: leaking, grey: all others)",
         x=0.01,
@@ -150,7 +150,7 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
 
 
 def reconstruction(figure: Figure | SubFigure, comparison: Any) -> None:
-    """Reconstruction error against the number of informative latents, one point a run."""
+    """Plot the reconstruction error against the number of informative latents, a point per run."""
     axes = figure.subplots()
     axes.grid(True, axis="both")
     mse, count = comparison["values"]["mse"], comparison["values"]["informative"]
@@ -165,7 +165,7 @@ def reconstruction(figure: Figure | SubFigure, comparison: Any) -> None:
                 label=literal(model["label"]),
             )
     if comparison["factors"] is not None:
-        # Behind the points, and named where it stands.
+        # Behind the points, with its label beside it.
         axes.axvline(comparison["factors"], color=UNINFORMATIVE, lw=1, ls="--", zorder=0)
         axes.text(
             *(comparison["factors"], 1.01, f"{comparison['factors']} factors"),

@@ -1,9 +1,9 @@
 """The explorer of a run's report: a slider for each informative latent, and the image they make.
 
-The page holds the decoder's weights and computes E[x | z] itself, so that all latents move at once
-and nothing is asked of a network. It knows the decoders of linear layers (:class:`MLPSpec`). Of a
-convolutional one, or of one that is too large for a page, it holds images that were decoded
-beforehand instead, with one latent moved at a time.
+The page holds the decoder's weights and computes E[x | z] itself, so that all latents can move at
+once without any network access. It supports decoders made of linear layers
+(:class:`ngvae_pyro.specs.MLPSpec`). For a convolutional one, or one that is too large for a page,
+it holds images decoded beforehand instead, with one latent moved at a time.
 """
 
 import base64
@@ -28,25 +28,26 @@ from ngvae_pyro.latents import is_informative
 from ngvae_pyro.nn import Decoder, ResidualLayer
 from ngvae_pyro.report.plots import ROWS, are_vectors
 
-# Of the explorer's data in the page, base64 and all.
+# Largest size of the explorer's data in the page, including base64.
 BYTES = 5_000_000
-# How many images one may start from.
+# How many images there are to start from.
 BASES = 3
-# Places of a slider beyond its first one where the page decodes; images of each slider where it
-# does not, the most that fit.
+# Steps of a slider if the page decodes; otherwise the number of images per slider, the largest of
+# these that fits.
 STEPS, FRAMES = 100, (25, 17, 9)
-# How far the page's numbers may be from torch's, and at how many random places of each base image
-# this is looked at. Half of what a pixel shows, because places that were not looked at differ more.
-# Of a default decoder the 16-bit integers differ by 0.04/255; as bytes they would by 11/255.
+# How far the page's numbers may be from torch's, and at how many random places around each base
+# image this is checked. Half of the smallest visible step of a pixel, because places that were not
+# checked may differ more. For a default decoder 16-bit integers differ by 0.04/255, bytes would by
+# 11/255.
 CLOSE, PLACES = 0.5 / 255, 100
 MOST = 2**15 - 1
-# Columns of vectors whose units differ by more than this have no axis in common.
+# Columns of vectors whose units differ by more than this factor do not share an axis.
 UNITS_ALIKE = 10.0
 
 
 @dataclass(frozen=True)
 class Slider:
-    """One latent of the page: its number, and the factor that it follows, "" for none."""
+    """One latent on the page: its number, and the factor that it follows ("" for none)."""
 
     latent: int
     label: str
@@ -54,13 +55,13 @@ class Slider:
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the page of a run has of its explorer.
+    """The explorer's part of the page of a run.
 
     Attributes:
-        sliders: Most informative first.
-        texts: What the page says under it, and above all what it does not show.
-        data: What its script reads; None for an explorer that is left out, which a text says.
-        what: What is started from, an image or a vector.
+        sliders: The sliders, most informative latent first.
+        texts: Notes below it, above all on what it does not show.
+        data: The data for its script; None if the explorer is left out, which a text then explains.
+        what: What one starts from, an image or a vector.
     """
 
     sliders: tuple[Slider, ...]
@@ -70,7 +71,7 @@ class Explorer:
 
     @property
     def names_width(self) -> float:
-        """Room for the names of the sliders, in rem."""
+        """The width needed for the names of the sliders, in rem."""
         return max([3.0, *(min(0.55 * len(slider.label), 8.0) for slider in self.sliders)])
 
     @property
@@ -81,7 +82,7 @@ class Explorer:
 
     @property
     def script_source(self) -> str:
-        """The one script that the page's content security policy lets run."""
+        """The hash of the only script that the page's content security policy allows."""
         digest = hashlib.sha256(self.script.encode()).digest()
         return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
@@ -91,8 +92,9 @@ class Layer:
     """A linear layer W x + b in integers: W_ij = scale_i weights_ij.
 
     Attributes:
-        weights: (outputs, inputs), int16; the largest of each row is 32,767 in size.
-        scale, bias: (outputs,), float32.
+        weights: (outputs, inputs), int16; the largest magnitude in each row is 32,767.
+        scale: (outputs,), float32.
+        bias: (outputs,), float32.
     """
 
     weights: np.ndarray
@@ -101,20 +103,20 @@ class Layer:
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> "Layer":
-        """That of a float layer."""
+        """Convert a float layer."""
         values = weight.detach().double().cpu().numpy()
-        # A row of zeros has any scale.
+        # For a row of zeros any positive scale will do.
         scale = np.maximum(np.abs(values).max(1), 1e-30) / MOST
         whole = np.rint(values / scale[:, None]).astype("<i2")
         return cls(whole, scale.astype("<f4"), bias.detach().cpu().numpy().astype("<f4"))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The layer as the page computes it, of inputs (N, inputs)."""
+        """Apply the layer to inputs (N, inputs), as the page does."""
         weights: np.ndarray = self.weights * self.scale[:, None]
         return x @ weights.T + self.bias
 
     def packed(self) -> dict[str, str]:
-        """For JSON: each array's bytes, little-endian and row by row, in base64."""
+        """The arrays for JSON: their bytes, little-endian and row by row, in base64."""
         parts = {"weights": self.weights, "scale": self.scale, "bias": self.bias}
         return {name: _base64(part.tobytes()) for name, part in parts.items()}
 
@@ -123,22 +125,23 @@ class Layer:
 def explore(
     fit: Fit, data: ImageData, metrics: Metrics, support: Support | None = None
 ) -> Explorer | None:
-    """The explorer of a trained pair.
+    """Make the explorer of a trained pair.
 
-    A slider goes as far as the traversals of the report do, :meth:`Support.reach`: to where the
-    data end as this latent alone moves from the chosen image. The latents without a slider stay at
-    that image's posterior means. Images are shown as in the figures, in the model's units and
-    clamped to [0, 1]; vectors are curves, in their own units where their columns have units alike.
+    A slider goes as far as the traversals of the report do
+    (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`): to where the data end if this latent
+    alone moves from the chosen image. Latents without a slider stay at that image's posterior
+    means. Images are shown as in the figures, in the model's units and clamped to [0, 1]; vectors
+    are curves, in their own units if their columns have similar ones.
 
     Args:
         fit: The trained pair.
         data: Held-out images, which give the ranges and the images to start from.
-        metrics: Of :func:`ngvae_pyro.evaluate`; says which latents are informative, and which
-            factors they follow where these are known.
-        support: Of the images, where it is known already.
+        metrics: From :func:`ngvae_pyro.evaluate`; they tell which latents are informative, and
+            which factors they follow if these are known.
+        support: The support of the images, if already computed.
 
     Returns:
-        None where no latent is informative.
+        The explorer, or None if no latent is informative.
     """
     rows = [row for row in most_informative_first(metrics) if is_informative(row["probs"])]
     if not rows:
@@ -163,31 +166,28 @@ def explore(
     }
     what = "vector" if are_vectors(data.images) else "image"
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
-    ends = (
-        f"Each slider ends where the data end when its latent alone moves from the chosen {what}."
-    )
+    ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
     why = "the decoder is convolutional"
     if fit.model.spec.decoder.kind == "mlp":
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
-        weights, said = _weights(fit, z, page)
+        weights, note = _weights(fit, z, page)
         if weights is not None:
-            leave = f" Several moved together may leave the data, where {what}s break up."
-            return Explorer(sliders, (f"{ends}{leave}{rest}", said), weights, what)
-        why = said
+            leave = f" Moving several together may leave the data, where {what}s break up."
+            return Explorer(sliders, (f"{ends}{leave}{rest}", note), weights, what)
+        why = note
     if what == "vector":
         return Explorer((), (f"There is no explorer, because {why}.",), None)
     for frames in FRAMES:
         strips = _strips(fit, support, latents, numbers, frames)
         beforehand = {**page, "steps": frames - 1, "strips": strips}
         if _size(beforehand) <= BYTES:
-            said = (
-                "One latent moves at a time, and the others go back to the chosen image: "
-                f"because {why}, the page holds {frames} images of each that were decoded "
-                "beforehand."
+            note = (
+                "One latent moves at a time, and the others return to the chosen image: "
+                f"because {why}, the page holds {frames} images of each latent, decoded beforehand."
             )
-            return Explorer(sliders, (f"{ends}{rest}", said), beforehand)
-    said = f"There is no explorer, because {why}, and images of all latents more than 5 MB."
-    return Explorer((), (said,), None)
+            return Explorer(sliders, (f"{ends}{rest}", note), beforehand)
+    note = f"There is no explorer, because {why}, and images of all latents would exceed 5 MB."
+    return Explorer((), (note,), None)
 
 
 def _of_the_rest(informative: int, shown: int, size: int, what: str) -> str:
@@ -201,9 +201,9 @@ def _of_the_rest(informative: int, shown: int, size: int, what: str) -> str:
 
 
 def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
-    """Latents (N, K) that sliders lead to from the base images (B, K), within reach (B, L, 2).
+    """Latents (N, K) that sliders can reach from the base images (B, K), within reach (B, L, 2).
 
-    Each base image, both ends of each slider alone, and random places of all sliders.
+    These are each base image, both ends of each slider alone, and random positions of all sliders.
     """
     generator = torch.Generator().manual_seed(0)
     found = [own]
@@ -223,9 +223,9 @@ def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
 
 
 def linear_layers(decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
-    """(W, b) of each layer of a decoder of linear layers, from the latents to the image.
+    """The weights (W, b) of each layer of an MLP decoder, from the latents to the image.
 
-    Of h + silu(W (gain norm(h) + shift) + b) the gain and the shift are taken into W and b.
+    In h + silu(W (gain norm(h) + shift) + b), the gain and the shift are absorbed into W and b.
     """
     layers: list[tuple[Tensor, Tensor]] = [(decoder.stem.weight, decoder.stem.bias)]
     for part in decoder.trunk:
@@ -238,7 +238,7 @@ def linear_layers(decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
 
 
 def decode(layers: list[Layer], z: np.ndarray) -> np.ndarray:
-    """What the page's decoder says of latents (N, K), (N, D): the arithmetic of ``explorer.js``."""
+    """Decode latents (N, K) to (N, D) with the arithmetic of ``explorer.js``."""
     h = _silu(layers[0](z))
     for layer in layers[1:-1]:
         centred = h - h.mean(1, keepdims=True)
@@ -247,14 +247,14 @@ def decode(layers: list[Layer], z: np.ndarray) -> np.ndarray:
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    # By tanh, which overflows nowhere.
+    # By tanh, which never overflows.
     return 0.5 * x * (1.0 + np.tanh(0.5 * x))
 
 
 def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The page's data with the decoder in it, and what is to be said of it; None and why not."""
+    """The page's data including the decoder, with a note on it, or None and the reason."""
     floats = linear_layers(fit.model.decoder)
-    # Two bytes each, and four letters for three bytes.
+    # Two bytes each, and base64 takes four letters for three bytes.
     if (size := 8 / 3 * sum(weight.numel() for weight, _ in floats)) > BYTES:
         return None, f"the weights of the decoder would be {size / 1e6:.0f} MB"
     layers = [Layer.of(weight, bias) for weight, bias in floats]
@@ -284,14 +284,14 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
     count = sum(layer.weights.size for layer in layers)
     return found, (
-        f"The decoder itself stands in this page: {count:,} weights as 16-bit integers with a "
+        f"This page contains the decoder itself: {count:,} weights as 16-bit integers with a "
         f"scale for each row. At {len(z):,} places of the sliders its means were compared with "
         f"torch's, and differ by at most {255 * worst:.2f}/255 {unit}."
     )
 
 
 def _curve(fit: Fit, truth: Tensor) -> dict[str, Any]:
-    """In which units the page draws vectors, value = loc + scale mean, and between which ends."""
+    """The units in which the page draws vectors, value = loc + scale mean, and their range."""
     loc, scale, unit = np.zeros(1), np.ones(1), "standard deviations from the mean of each column"
     own_loc, own_scale = fit.form.loc, fit.form.scale
     if own_loc is None or own_scale is None:
@@ -316,8 +316,9 @@ def _curve(fit: Fit, truth: Tensor) -> dict[str, Any]:
 def _strips(
     fit: Fit, support: Support, latents: list[int], numbers: list[int], frames: int
 ) -> list[list[str]]:
-    """For each base image and each latent a PNG as data URL: its frames from the low to the high
-    end one below the other, and the base image itself as the last.
+    """PNGs as data URLs, one for each base image and latent.
+
+    Each has its frames from the low to the high end one below the other, and the base image last.
     """
     found = []
     for base in numbers:
@@ -328,7 +329,7 @@ def _strips(
 
 
 def _png(images: Tensor) -> str:
-    """Images (N, C, H, W) below each other, as a data URL."""
+    """Stack images (N, C, H, W) vertically into a PNG data URL."""
     with needed("images"):
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The HTML page of a run or of a comparison: one file that needs nothing else to be read."""
+"""The HTML page of a run or of a comparison: one self-contained file."""
 
 import base64
 import math
@@ -33,13 +33,13 @@ with needed("cli"):
     import tomli_w
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Share of images with a bad Pareto k above which a log likelihood comes with a warning.
+# A log likelihood comes with a warning if more than this share of images has a bad Pareto k.
 MANY_BAD = 0.1
 
 MINUS = "\N{MINUS SIGN}"
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# Of a figure's pixels to those of the page; the figures have 150 dots per inch.
+# A figure's pixels per pixel of the page; the figures have 150 dots per inch.
 PIXELS = 1.5
 
 
@@ -53,7 +53,7 @@ class Figure(NamedTuple):
     source: str
 
 
-# Those that a training writes.
+# The figures that a training writes.
 RUN_FIGURES = (
     "selection",
     "precisions",
@@ -74,18 +74,18 @@ COMPARISON_FIGURES = {
         "Matrices of the covariances between the latents, one for each model.",
     ),
     "traversals": (
-        "One latent a row, the most informative one on top, moved while the others stay as far as "
-        "there are images that are alike in the others; in the last row all others move at once.",
+        "One latent per row, the most informative one on top, moved while the others stay fixed, "
+        "as far as there are images alike in the others; in the last row all others move at once.",
         "Grids of decoded images, one for each model and one row for each latent.",
     ),
     "reconstruction": (
         "Reconstruction error of held-out images against the number of informative latents, one "
-        "point a run.",
+        "point per run.",
         "Scatter plot of the MSE per pixel against the number of informative latents.",
     ),
 }
 
-# Key, title, decimals, and what Normal(0, 1) has there.
+# Key, title, decimals, and the value for Normal(0, 1).
 AGGREGATE = (
     ("mean", "mean", 3, 0.0),
     ("variance", "variance", 3, 1.0),
@@ -108,13 +108,13 @@ def write_run_report(
     record: Mapping[str, Any] | None = None,
     explorer: Explorer | None = None,
 ) -> Path:
-    """``report.html`` of a run: what was found, whether it can be trusted, and all the numbers.
+    """Write ``report.html`` of a run: the findings, whether to trust them, and all numbers.
 
     Args:
         folder: The run folder; its ``figures/*.png`` are embedded.
-        spec: What was run, ``config.toml``.
+        spec: The run's spec, ``config.toml``.
         metrics: From :func:`ngvae_pyro.evaluate`, ``metrics.json``.
-        evaluation: ``evaluation.json``, of which any key may be missing.
+        evaluation: ``evaluation.json``; any key may be missing.
         record: ``starts`` and ``seconds`` of ``run.json``: how it was trained, where, and how long.
         explorer: From :func:`ngvae_pyro.report.explorer.explore`.
 
@@ -162,9 +162,9 @@ def write_run_report(
 def _run_captions(
     metrics: Mapping[str, Any], verdict: Verdict | None
 ) -> dict[str, tuple[str, str]]:
-    """(caption, alt) of the known figures of a run, in the words that its verdict allows.
+    """(caption, alt) of the known figures of a run, depending on its verdict.
 
-    Without a verdict the figures are an older version's, and nothing is said of what leaks.
+    Without a verdict the figures are from an older version, and leaks are not mentioned.
     """
     discrete = metrics.get("discrete", False)
     leaking = verdict.uncounted(metrics["probs"]) if verdict else ()
@@ -173,7 +173,7 @@ def _run_captions(
         named += f" and {len(leaking) - 8} more"
     one = len(leaking) == 1
     precision = (
-        "Precision of q(z | x), one over the variance that z is inferred with: mean, and 5 % to "
+        "Precision of q(z | x), the inverse of the inferred variance of z: mean, and 5 % to "
         "95 % over images and draws."
     )
     if "precision" in metrics["kl"]:
@@ -264,10 +264,10 @@ def _run_captions(
 
 
 def write_comparison_report(folder: str | Path, comparison: Mapping[str, Any]) -> Path:
-    """``report.html`` of a comparison: one table for each group of metrics, and the figures.
+    """Write ``report.html`` of a comparison: a table for each group of metrics, and the figures.
 
     Args:
-        folder: Where ``comparison.json`` is; its ``figures/*.png`` are embedded.
+        folder: The folder with ``comparison.json``; its ``figures/*.png`` are embedded.
         comparison: Content of ``comparison.json``.
 
     Returns:
@@ -298,7 +298,7 @@ def write_comparison_report(folder: str | Path, comparison: Mapping[str, Any]) -
 
 
 def number(value: float | None, decimals: int = 2, digits: int = 5) -> str:
-    """A number for the eye: at most so many decimals, fewer where there are enough digits.
+    """Format a number for readers, with fewer decimals if there are enough digits.
 
     >>> number(4149.71628, 1), number(0.12345), number(-0.0001), number(None), number(15000)
     ('4,149.7', '0.12', '0.00', '–', '15,000')
@@ -313,7 +313,7 @@ def number(value: float | None, decimals: int = 2, digits: int = 5) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for the eye.
+    """Format a duration for readers.
 
     >>> duration(0.4), duration(72.3), duration(7384.0)
     ('0 s', '1 min 12 s', '2 h 3 min')
@@ -326,7 +326,7 @@ def duration(seconds: float) -> str:
 
 
 def _unit(metric: Mapping[str, Any], factors: int | None) -> str:
-    """Unit of a metric, and which values of it are good."""
+    """The unit of a metric, and which values are good."""
     better = metric["better"] and f"{metric['better']} is better"
     if metric["better"] == "factors":
         better = f"best near {factors}" if factors is not None else None
@@ -371,12 +371,12 @@ def _aggregate(rows: list[Latent], found: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _unbroken(text: str) -> str:
-    """A text of which no line begins with a number, away from what it is of."""
+    """Keep each number on the same line as the name before it."""
     return re.sub(r" (?=\d)", "\N{NO-BREAK SPACE}", text)
 
 
 def _cell(key: str, value: float | None, decimals: int) -> str:
-    # A p-value is never 0.
+    # A p-value is never exactly 0.
     if key == "ks_p_value" and value is not None and value < 0.001:
         return "<0.001"
     return number(value, decimals)
@@ -385,9 +385,9 @@ def _cell(key: str, value: float | None, decimals: int) -> str:
 def _figures(
     folder: Path, known: Mapping[str, tuple[str, str]], leave_out: tuple[str, ...] = ()
 ) -> list[Figure]:
-    """The PNG files of a folder's ``figures``, known ones first and in their order."""
+    """The PNG files in a folder's ``figures``, with the known ones first, in their order."""
     paths = sorted((folder / "figures").glob("*.png"))
-    # Not those that are a device, or a link to one, which might have no end.
+    # Not devices or links to devices, which might be endless.
     found = {path.stem: path for path in paths if path.is_file()}
     names = [name for name in known if name in found]
     names += [name for name in found if name not in known and name not in leave_out]
@@ -421,8 +421,8 @@ def _environment() -> Environment:
 
 
 def _write(path: Path, page: str) -> Path:
-    """Write a page so that its name never stands for half of it."""
+    """Write a page atomically."""
     with whole(path) as partial:
-        # A file name may hold what UTF-8 cannot.
+        # A file name may contain characters that UTF-8 cannot encode.
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return path

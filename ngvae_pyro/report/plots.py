@@ -1,6 +1,6 @@
 """Figures of a run: which latents carry the data, and what each of them does.
 
-Each takes the Axes to draw into and returns them; without Axes it opens a figure of its own::
+Each function takes the Axes to draw into and returns them; without Axes it opens a new figure::
 
     figure, (left, right) = plt.subplots(1, 2, layout="constrained")
     plots.precisions(metrics, left)
@@ -9,7 +9,7 @@ Each takes the Axes to draw into and returns them; without Axes it opens a figur
 
 Informative latents are blue, uninformative ones grey and leaking ones, which carry information
 without being counted, orange in every figure. The three differ in lightness and by marks too, so
-the figures survive colour blindness and a black-and-white printer.
+the figures remain readable with colour blindness and in black and white.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ with needed("plots"):
     from matplotlib.image import AxesImage
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
-# Of letters, for which the grey of the uninformative latents is too faint.
+# The colour of text, for which the grey of the uninformative latents is too faint.
 MUTED = "#57606a"
 STYLE: Any = {
     "font.size": 10,
@@ -64,29 +64,28 @@ STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "savefig.bbox": "tight",
-    # Letters that stay letters, which publishers ask for.
+    # Embed fonts as TrueType, so that text stays text, as publishers require.
     "pdf.fonttype": 42,
 }
 
 
-# Latents of which a figure has a row each, the most informative ones; a picture of thousands is
-# more than matplotlib draws.
+# The most latents that get a row of their own in a figure, most informative first; matplotlib
+# cannot draw a picture with thousands of rows.
 SHOWN = 200
-# Images of a figure of reconstructions.
+# Images in a figure of reconstructions.
 COLUMNS = 12
-# Rows of a figure of traversals, besides that of all other latents.
+# The most rows in a figure of traversals, not counting the row of all other latents.
 ROWS = 20
-# Of the name of a factor in a figure.
+# The most letters of a factor's name in a figure.
 LETTERS = 14
 
 
-# A latent of the rows: its number, its mean weight and what else `most_informative_first` says, and
-# whether it leaks.
+# One latent: the entries of `most_informative_first`, and whether it leaks.
 Row = dict[str, Any]
 
 
 class _Sheet(Figure):
-    """A figure that is only written, and takes the size of what is drawn into its one Axes.
+    """A figure that is only saved, and takes the size of the drawing in its single Axes.
 
     It needs no display and leaves no state in pyplot.
     """
@@ -94,10 +93,10 @@ class _Sheet(Figure):
 
 @contextmanager
 def _drawing(ax: Any, width: float, height: float) -> Iterator[Axes]:
-    """The Axes to draw into, in our style: the caller's, or those of a new figure of this size."""
+    """Yield the Axes to draw into, in our style: the caller's, or those of a new figure."""
     with matplotlib.rc_context(STYLE):
         if ax is None:
-            # Not before somebody asks for a figure on the screen.
+            # Imported only when a figure for the screen is requested.
             with needed("plots"):
                 from matplotlib import pyplot
 
@@ -116,9 +115,9 @@ def _drawing(ax: Any, width: float, height: float) -> Iterator[Axes]:
 def _panels(
     ax: Axes, heights: Sequence[float], columns: int = 1, gap: tuple[float, float] = (0.2, 0.2)
 ) -> list[Axes]:
-    """Axes within others, row by row, which are left blank but for their title.
+    """Make Axes inside other ones, row by row; the outer ones show only their title.
 
-    ``gap`` is the room below each and beside each, as a part of their mean height and width.
+    ``gap`` is the space below and beside each, as fractions of their mean height and width.
     """
     ax.set_axis_off()
     below = gap[0] * sum(heights) / len(heights)
@@ -144,10 +143,15 @@ def _check_suffix(path: Any) -> Path:
 
 @contextmanager
 def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written when the block has ended well.
+    """Yield a figure that is saved when the block succeeds.
+
+    Args:
+        path: The file to write; its suffix gives the format.
+        width: Width in inches.
+        height: Height in inches.
 
     Raises:
-        UserError: If the file cannot be written, or its suffix names no kind of picture.
+        UserError: If the file cannot be written, or its suffix is not that of a picture format.
     """
     path = _check_suffix(path)
     # A bare Figure needs no display and leaves no state in pyplot.
@@ -159,7 +163,7 @@ def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure
 
 @contextmanager
 def sheet(path: str | Path) -> Iterator[Axes]:
-    """Axes of a figure that takes the size of what is drawn, and is written after the block.
+    """Yield the Axes of a figure that takes the size of the drawing, and is saved after the block.
 
     Raises:
         UserError: As :func:`new_figure`.
@@ -172,14 +176,14 @@ def sheet(path: str | Path) -> Iterator[Axes]:
 
 
 def save(drawn: Axes | Figure, path: str | Path) -> None:
-    """Write the figure of some Axes; the suffix says how, e.g. ``.png``, ``.pdf`` or ``.svg``.
+    """Save a figure; the suffix gives the format, e.g. ``.png``, ``.pdf`` or ``.svg``.
 
     Args:
         drawn: Axes, as the functions here return them, or a figure.
-        path: The file to write, or replace: there whole or not at all.
+        path: The file, which is written or replaced atomically.
 
     Raises:
-        UserError: If the file cannot be written, or its suffix names no kind of picture.
+        UserError: If the file cannot be written, or its suffix is not that of a picture format.
     """
     expect("drawn", drawn, (Axes, Figure), "matplotlib Axes, or a figure")
     path = _check_suffix(path)
@@ -187,7 +191,7 @@ def save(drawn: Axes | Figure, path: str | Path) -> None:
     if figure is None:
         raise UserError("drawn: expected Axes of a figure, got some that were removed from it")
     with matplotlib.rc_context(STYLE), whole(path) as partial:
-        # The figure of a subfigure is the whole one. Matplotlib has other words for it since 3.10.
+        # A subfigure's `figure` is the whole figure. Since 3.10 matplotlib also has another way.
         figure.figure.savefig(partial)
 
 
@@ -195,15 +199,15 @@ def latent_rows(metrics: Any) -> list[Row]:
     """The latents of a figure, most informative first.
 
     Args:
-        metrics: From :func:`ngvae_pyro.evaluate`, or rows that were made of them.
+        metrics: From :func:`ngvae_pyro.evaluate`, or rows made from them.
 
     Returns:
-        What :func:`ngvae_pyro.evaluation.diagnostics.most_informative_first` says of each, and
-        ``leaking``: whether it carries information and is not counted, as the verdict of the
-        metrics says.
+        The rows of :func:`ngvae_pyro.evaluation.diagnostics.most_informative_first`, with
+        ``leaking`` added: whether the latent carries information without being counted, according
+        to the verdict in the metrics.
 
     Raises:
-        UserError: If they are neither.
+        UserError: If it is given neither.
     """
     rows = metrics
     if isinstance(metrics, Mapping) and "probs" in metrics:
@@ -222,7 +226,7 @@ def latent_rows(metrics: Any) -> list[Row]:
 
 
 def _codes_of(name: str, values: Any) -> Tensor:
-    """Numbers (N, K) on the CPU, as :func:`ngvae_pyro.evaluation.diagnostics.codes` gives them."""
+    """Check numbers (N, K), and return them on the CPU."""
     expect(name, values, (Tensor, np.ndarray), "an array (N, K)")
     values = torch.as_tensor(values).detach().cpu()
     if values.dim() != 2 or 0 in values.shape:
@@ -231,7 +235,7 @@ def _codes_of(name: str, values: Any) -> Tensor:
 
 
 def literal(text: str) -> str:
-    """A text of the user's in a figure, where dollar signs would start a formula."""
+    """Escape a user's text for a figure, where dollar signs would start a formula."""
     return text.replace("$", r"\$")
 
 
@@ -243,15 +247,15 @@ def save_all(
     code: Codes | None = None,
     support: "paths.Support | None" = None,
 ) -> None:
-    """Write every figure of a run as PNG into ``folder``, which is made where it is not there.
+    """Save every figure of a run as PNG.
 
     Args:
-        folder: Where to.
+        folder: The folder, which is made if necessary.
         fit: The trained pair.
         data: Images that were not trained on.
-        metrics: Of :func:`ngvae_pyro.evaluate`.
-        code: What the guide says of the images, where it is known already.
-        support: Likewise, for the traversals.
+        metrics: From :func:`ngvae_pyro.evaluate`.
+        code: The codes of the images, if already computed.
+        support: The support of the images, if already computed.
     """
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
@@ -274,6 +278,7 @@ def save_all(
 
 
 def colours(rows: list[Row]) -> list[str]:
+    """The colour of each latent: informative, leaking or uninformative."""
     return [
         INFORMATIVE
         if is_informative(row["probs"])
@@ -297,10 +302,17 @@ def _legend(axes: Any, *more: Any, **where: Any) -> None:
 
 
 def selection(fit: Fit, ax: Axes | None = None) -> Axes:
-    """P of each latent, by which it is informative, and the KLs, against the step.
+    """Plot each latent's p, by which it counts as informative, and the KLs against the step.
 
-    Moves that were kept are lines; those that were tried and refused are hollow marks at the top,
-    where their branches began: a triangle upwards for a birth, downwards for a death.
+    Moves that were kept are lines; moves that were tried and rejected are hollow marks at the top,
+    where their branches began: an upward triangle for a birth, a downward one for a death.
+
+    Args:
+        fit: The trained pair, with its history.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
     """
     check_fit(fit)
     if not fit.history:
@@ -349,7 +361,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
 
 
 def _mark(row: Row) -> dict[str, Any]:
-    """How the latent of a row is drawn as a point: full, hollow, or as a diamond if it leaks."""
+    """The marker of a latent: filled, hollow, or a diamond if it leaks."""
     (colour,) = colours([row])
     style = {"marker": "o", "color": colour, "mfc": "white", "ms": 5.5, "mew": 1.5, "ls": ""}
     if is_informative(row["probs"]):
@@ -358,7 +370,7 @@ def _mark(row: Row) -> dict[str, Any]:
 
 
 def _name_latents(axis: Any, rows: list[Row]) -> None:
-    """Colours the names of latents at the ticks of an axis."""
+    """Label the ticks of an axis with the names of latents, in their colours."""
     for label, colour in zip(axis.get_ticklabels(), colours(rows), strict=True):
         label.set_color(MUTED if colour == UNINFORMATIVE else colour)
 
@@ -366,12 +378,12 @@ def _name_latents(axis: Any, rows: list[Row]) -> None:
 def precisions(rows: Any, ax: Axes | None = None) -> Axes:
     """Forest plot of the precision of q(z | x), on a logarithmic axis.
 
-    It is the inverse of the variance that z is inferred with, and not a posterior of the model's
-    site ``precision``: that site is drawn unconnected to z and x.
+    This is the inverse of the inferred variance of z. It is not a posterior of the model's site
+    ``precision``, which is drawn independently of z and x.
 
     Args:
         rows: The metrics of :func:`ngvae_pyro.evaluate`, or :func:`latent_rows` of them.
-        ax: Where to draw; a figure of its own by default.
+        ax: Where to draw; a new figure by default.
 
     Returns:
         The Axes.
@@ -388,11 +400,11 @@ def precisions(rows: Any, ax: Axes | None = None) -> Axes:
         _name_latents(ax.yaxis, rows)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_xscale("log")
-        # From half the prior's precision of 1; counts may have less.
+        # Start at half the prior's precision of 1; counts may have less.
         ax.set_xlim(min([0.5, *(0.8 * row["precision"]["5%"] for row in rows)]), None)
         ax.set_xlabel("precision of q(z | x): mean, and 5 % to 95 % over images and draws")
         ax.set_title("Precision of each latent")
-        # The middle is empty: latents have a precision near 1 or a high one.
+        # The middle is empty, because precisions are either near 1 or high.
         ax.legend(kinds.values(), kinds, loc="best")
     return ax
 
@@ -408,9 +420,9 @@ def variances(variance: Any, probs: Any, rows: Any, ax: Axes | None = None) -> A
 
     Args:
         variance: Variances of z given each image, (N, K).
-        probs: The weights p by which latents are informative, (N, K).
-        rows: As for :func:`precisions`; they say which latents leak.
-        ax: Where to draw; a figure of its own by default.
+        probs: The weights p by which latents count as informative, (N, K).
+        rows: As for :func:`precisions`; they mark the latents that leak.
+        ax: Where to draw; a new figure by default.
 
     Returns:
         The Axes.
@@ -463,7 +475,7 @@ def covariance(loc: Any, rows: Any, ax: Axes | None = None) -> Axes:
     Args:
         loc: Posterior means (N, K).
         rows: As for :func:`precisions`; they give the order.
-        ax: Where to draw; a figure of its own by default.
+        ax: Where to draw; a new figure by default.
 
     Returns:
         The Axes.
@@ -479,11 +491,11 @@ def covariance(loc: Any, rows: Any, ax: Axes | None = None) -> Axes:
 
 
 def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> AxesImage:
-    """The matrix of the covariances of values (N, K) over the largest variance, latents named."""
+    """Draw the covariances of values (N, K), divided by the largest variance, with labels."""
     order = [row["latent"] for row in rows]
     cov = np.atleast_2d(np.cov(values[:, order].numpy().T, bias=True))
-    # A latent that does not move has no correlation with anything; the scale of the largest
-    # keeps its row faint instead of dividing noise by noise.
+    # A latent that does not vary correlates with nothing; dividing by the largest variance keeps
+    # its row faint instead of dividing noise by noise.
     scaled = cov / max(float(np.diag(cov).max()), 1e-12)
     ax.grid(False)
     image = ax.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -495,9 +507,12 @@ def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> AxesImage:
 
 
 def draw_grid(axes: Any, images: Tensor, apart: int = 0) -> None:
-    """One picture of images (rows, columns, C, H, W) with thin white lines between them.
+    """Draw images (rows, columns, C, H, W) as one picture, separated by thin white lines.
 
-    The last ``apart`` rows stand half a row below the others.
+    Args:
+        axes: Where to draw.
+        images: The images.
+        apart: How many rows at the end are set half a row below the others.
     """
     rows, columns, channels, height, width = images.shape
     gap = np.where(np.arange(rows) >= rows - apart, (height + 1) // 2, 0) if apart < rows else 0
@@ -527,15 +542,15 @@ def scores(
     other: str | None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histograms of per-image scores, held-out images against others.
+    """Histograms of scores, comparing held-out images with others.
 
     Args:
         panels: (label with unit, held-out values, other values or None, title) for each score.
         other: Name of the other images, if there are any.
-        ax: Where to draw; a figure of its own by default.
+        ax: Where to draw; a new figure by default.
 
     Returns:
-        The Axes, which have a panel for each score within.
+        The Axes, which contain a panel for each score.
     """
     across = 2 if len(panels) > 1 else 1
     down = -(-len(panels) // across)
@@ -545,7 +560,7 @@ def scores(
             axes.set_axis_off()
         for axes, (label, own, others, title) in zip(grid, panels, strict=False):
             both = own if others is None else np.concatenate([own, others])
-            # Foreign images may score a hundred times as high; what is typical would be one bar.
+            # Foreign images may score a hundred times as high; typical ones would then be one bar.
             log = both.min() > 0 and both.max() > 100 * np.median(own)
             space = np.geomspace if log else np.linspace
             low, high = both.min(), both.max()
@@ -576,9 +591,9 @@ def are_vectors(images: Tensor) -> bool:
 
 
 def _curve(ax: Axes, vector: Tensor, **style: Any) -> None:
-    """A vector (1, 1, D) against the number of its column."""
+    """Draw a vector (1, 1, D) against the column number."""
     values = vector.flatten().cpu().numpy()
-    # Few columns are points that a line joins.
+    # A few columns are drawn as points joined by a line.
     ax.plot(np.arange(len(values)), values, marker="." if len(values) <= 40 else "", **style)
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -597,7 +612,7 @@ def reconstructions(
         fit: The trained pair.
         data: Images, of which the first are shown.
         columns: How many, 1 to 1,000.
-        ax: Where to draw; a figure of its own by default.
+        ax: Where to draw; a new figure by default.
 
     Returns:
         The Axes.
@@ -640,10 +655,10 @@ def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
 
 
 def moved_rows(rows: list[Row]) -> tuple[list[list[int]], list[str]]:
-    """Which latents move in each row of a figure of traversals, and the names of its rows.
+    """The latents that move in each row of a figure of traversals, and the names of the rows.
 
-    One row for each informative latent and one for each that leaks, 20 at most, and one in which
-    all others move at once.
+    There is one row for each informative or leaking latent, 20 at most, and one in which all others
+    move at once.
     """
     kinds = ("informative", "leaking", "uninformative")
     informative, leaking, others = (
@@ -658,7 +673,7 @@ def moved_rows(rows: list[Row]) -> tuple[list[list[int]], list[str]]:
 
 
 def _with_factors(name: str, row: Row) -> str:
-    """The name of a latent and what it follows, or below each other both factors that it mixes."""
+    """The name of a latent with the factor that it follows, or the two that it mixes, below it."""
     found: Followed | None = row.get("followed")
     if found is None or _kind(row) == "uninformative":
         return name
@@ -668,7 +683,7 @@ def _with_factors(name: str, row: Row) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the rest, without its middle where it is a long one."""
+    """Shorten a long name by leaving out its middle."""
     name = printable(name)
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 5]}…{name[-4:]}"
 
@@ -684,34 +699,34 @@ def traversals(
     ax: Axes | None = None,
     support: "paths.Support | None" = None,
 ) -> Axes:
-    """Decoded images as latents move, from images that the others stay at.
+    """Decoded images as latents move, starting from images whose other latents stay fixed.
 
-    A row for each informative latent, most informative first, and one for each that leaks, 20 at
-    most; in a last row all other latents move at once, which changes nothing where they carry
-    nothing. Each row says between which values of z it goes: as far as there are images that are
-    alike in the other latents (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`). At its
-    right are the KL of z (nats) and the mean precision of q(z | x). Where the factors of the images
-    are known, the factor that a latent follows stands beside its name with their correlation, or
-    the two that it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`). Vectors, images of
-    shape (1, 1, D), are curves.
+    There is a row for each informative latent, most informative first, and one for each that leaks,
+    20 at most; in a last row all other latents move at once, which changes nothing if they carry
+    nothing. Each row is labelled with the values of z between which it goes: as far as there are
+    images alike in the other latents (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`). On
+    the right are the KL of z (nats) and the mean precision of q(z | x). If the factors of the
+    images are known, the factor that a latent follows is shown below its name with their
+    correlation, or the two that it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
+    Vectors, images of shape (1, 1, D), are drawn as curves.
 
     Args:
         fit: The trained pair.
-        data: Images; the ranges are theirs, so the more the better.
+        data: Images, which determine the ranges; the more the better.
         rows: As for :func:`precisions`.
         latents: Numbers of the latents to show instead, in this order.
         steps: How many images a row has, 2 to 1,000.
-        bases: How many images to start from, typical ones of which the first is the least special,
-            or which of ``data`` by their numbers; a block of rows for each.
-        ax: Where to draw; a figure of its own by default.
-        support: Of the images, where it is known already.
+        bases: How many typical images to start from, the most typical first, or the numbers of
+            images in ``data``; each gets a block of rows.
+        ax: Where to draw; a new figure by default.
+        support: The support of the images, if already computed.
 
     Returns:
         The Axes.
 
     Raises:
-        UserError: For numbers of latents or of images that are not there, and for rows that are
-            not those of all latents of the fit.
+        UserError: For numbers of latents or images that do not exist, and for rows that do not
+            describe all latents of the fit.
     """
     check_fit(fit)
     check_data(fit, data)
@@ -752,7 +767,7 @@ def traversals(
         for block, (images, found) in zip(blocks, walks, strict=True):
             draw(block, images, found, names, groups)
             if block is not ax:
-                # Below the title, where the room is wider than the images.
+                # Align with the title if the space is wider than the images.
                 block.set_anchor("W")
         count = sum(_kind(row) != "uninformative" for row in rows)
         of = f": the {ROWS} most informative of {count}" if latents is None and count > ROWS else ""
@@ -763,15 +778,15 @@ def traversals(
 def _beside(
     ax: Axes, across: Any, y: float, name: str, group: list[Row], span: tuple[float, float]
 ) -> None:
-    """What stands at both ends of a row: its name and where it starts, where it ends and numbers.
+    """Label a row: its name and low end on the left, its high end and numbers on the right.
 
     Args:
         ax: The Axes of the row.
-        across: Coordinates of which x goes from 0 to 1 over the Axes.
-        y: Where the row is in them.
+        across: A transform whose x goes from 0 to 1 over the Axes.
+        y: Vertical position of the row under this transform.
         name: Its name.
         group: The latents that move in it.
-        span: Between which values.
+        span: The values between which they move.
     """
     (colour,) = set(colours(group)) if len(group) == 1 else (UNINFORMATIVE,)
     kl = sum(row["kl"]["z"] for row in group)
@@ -800,7 +815,7 @@ def _beside(
 
 
 def _head(ax: Axes) -> None:
-    """Headings of what stands beside the rows."""
+    """Draw the headings of the labels beside the rows."""
     for x, offset, text, side in (
         (0, -5, "z from", "right"),
         (1, 5, "to", "left"),
@@ -827,7 +842,7 @@ def _draw_walk(
     names: list[str],
     groups: list[list[Row]],
 ) -> None:
-    """A grid of images with what stands beside its rows."""
+    """Draw a grid of images and the labels of its rows."""
     draw_grid(ax, images, apart=sum(len(group) > 1 for group in groups))
     rows = ax.get_yticks()
     ax.set_yticks([])
@@ -843,19 +858,22 @@ def _draw_curves(
     names: list[str],
     groups: list[list[Row]],
 ) -> None:
-    """A panel of curves for each row with what stands beside it."""
+    """Draw a panel of curves and its labels for each row."""
     panels = draw_curves(ax, images)
     for panel, name, group, span in zip(panels, names, groups, spans, strict=True):
-        # The left side is that of the name and the low end.
+        # The left side is needed for the name and the low end.
         panel.tick_params(left=False, labelleft=False)
         _beside(panel, panel.transAxes, 0.5, name, group, span)
     _head(panels[0])
 
 
 def draw_curves(ax: Axes, images: Tensor) -> list[Axes]:
-    """A panel for each row of vectors (rows, columns, 1, 1, D), in one scale; the panels.
+    """Draw a panel for each row of vectors (rows, columns, 1, 1, D), all on one scale.
 
     The curves of a row go from dark to light.
+
+    Returns:
+        The panels.
     """
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, images.shape[1]))
     panels = _panels(ax, [1.0] * len(images))
@@ -876,16 +894,16 @@ def draw_curves(ax: Axes, images: Tensor) -> list[Axes]:
 class Figures:
     """The figures of one fit, as ``fit.plot.precisions(images)``.
 
-    Each takes ``ax``, matplotlib Axes to draw into, or opens a figure of its own, and returns the
-    Axes. Images are an array, a tensor or :class:`ngvae_pyro.ImageData` of the model's shape, best
-    some that were not trained on.
+    Each method takes ``ax``, the matplotlib Axes to draw into, or opens a new figure, and returns
+    the Axes. Images are an array, a tensor or :class:`ngvae_pyro.ImageData` of the model's shape,
+    preferably ones that were not trained on.
     """
 
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
 
     def selection(self, ax: Axes | None = None) -> Axes:
-        """P of each latent and the KLs over the training: :func:`ngvae_pyro.plots.selection`."""
+        """Each latent's p and the KLs during training: :func:`ngvae_pyro.plots.selection`."""
         return selection(self._fit, ax)
 
     def precisions(self, images: Any, ax: Axes | None = None) -> Axes:

@@ -1,4 +1,4 @@
-"""The table of a comparison: which numbers it has, how they are read, and how they are written."""
+"""The table of a comparison: its metrics, how they are read from runs, and how they are shown."""
 
 import csv
 import re
@@ -10,27 +10,27 @@ from typing import Any, Literal
 
 from ngvae_pyro.errors import printable
 
-# The table in the slides of Jouffroy, Giremus, Berthoumieu and Bach (2022), whom the model is of.
+# The table in the slides of Jouffroy, Giremus, Berthoumieu and Bach (2022), who devised the model.
 SLIDES = "Table of Jouffroy et al. (2022)"
 FIT = "Fit and cost"
 SCORES = "Disentanglement"
 POSTERIOR = "Aggregate posterior"
 DASH = "\N{EN DASH}"
-# What Markdown takes for more than itself.
+# Characters with a special meaning in Markdown.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row.
+    """One row of the table.
 
-    ``path`` leads to the number in a run, ``metrics.`` for metrics.json, ``run.`` for run.json and
+    ``path`` leads to the number in a run: ``metrics.`` for metrics.json, ``run.`` for run.json and
     ``evaluation.`` for evaluation.json. ``better`` is ``higher``, ``lower``, ``factors`` (nearest
     to the number of factors) or None. ``digits`` is a format specification, or ``count`` for a
-    number of latents; ``text`` says what it means, and ``fraction`` is true for what lies between 0
-    and 1. ``needs`` says what there has to be for a number, and ``factors`` how many known factors
-    that vary. ``complete`` is true for what gets better as factors are lost: only models that keep
-    as many informative latents as there are factors are then compared.
+    number of latents; ``text`` explains it, and ``fraction`` is true if it lies between 0 and 1.
+    ``needs`` says what is required for a number, and ``factors`` how many known factors must vary.
+    ``complete`` is true if the metric improves as factors are lost: then only models with at least
+    as many informative latents as there are factors are compared.
     """
 
     key: str
@@ -53,8 +53,8 @@ class Metric:
         return f"{self.title}{f', {self.unit}' if self.unit else ''}{arrow}"
 
     def of(self, run: Mapping[str, Any]) -> float | None:
-        """The number of a run, or None where it has none."""
-        # Of a single factor some scores were written down as 1, which they were for any codes.
+        """The number of a run, or None if it has none."""
+        # Older versions wrote 1 for some scores with a single factor, whatever the codes were.
         factors = run.get("evaluation", {}).get("factors")
         if factors is not None and len(factors) < self.factors:
             return None
@@ -67,15 +67,15 @@ class Metric:
 
     def show(self, value: float) -> str:
         if self.digits == "count":
-            # Means over seeds have a decimal, counts none.
+            # Means over seeds are shown with a decimal, counts without.
             return format(value, ".0f" if value == int(value) else ".1f")
         return format(value, self.digits)
 
 
-# What scores need: of a single factor, or a single latent, some would be 1 for any codes.
+# What scores need: with a single factor, or a single latent, some would be 1 for any codes.
 ONE, TWO = "a known factor that varies", "at least two known factors that vary"
 TWO_LATENTS = f"{ONE} and at least two latents"
-# What evaluations of older versions lack.
+# The remedy for evaluations by older versions, which lack some metrics.
 AGAIN = "a new ngvae evaluate: the last one was an older version's"
 NORMAL = "latents whose prior is Normal(0, 1)"
 INDEPENDENT = "latents of which none follows from the others"
@@ -108,7 +108,7 @@ def _posterior(
 METRICS = (
     _slides(
         *("entropy", "Entropy", "nats", "lower", ".2f"),
-        "of the latents' shares in the KL of z: log K if all carry alike, 0 if one carries all; "
+        "of the latents' shares in the KL of z: log K if all are equal, 0 if one carries all; "
         "best among the models that lose no factor, since losing them lowers it",
         complete=True,
     ),
@@ -138,7 +138,7 @@ METRICS = (
     ),
     _fit(
         *("k_bad", "Pareto k above 0.7", "", "evaluation.log_likelihood.k_bad", None, ".2f"),
-        "share of images whose log likelihood hangs on few draws, and is too low",
+        "share of images whose log likelihood depends on a few draws and is too low",
     ),
     _fit(
         *("elbo", "ELBO", "nats", "metrics.elbo", None, ".1f"),
@@ -146,18 +146,18 @@ METRICS = (
     ),
     _fit(
         *("seconds", "Training", "s", "run.seconds", None, ".0f"),
-        "with as many others at once as there were jobs",
+        "with as many runs at once as there were jobs",
     ),
-    _score("mig", "MIG", "1 if one latent alone knows each factor, 0 if two know it alike"),
-    _score("sap", "SAP", "near 1 if one latent alone predicts each factor, 0 if two do alike"),
+    _score("mig", "MIG", "1 if one latent alone tells each factor, 0 if two tell it equally"),
+    _score("sap", "SAP", "near 1 if one latent alone predicts each factor, 0 if two do equally"),
     _score(
         *("dci_disentanglement", "DCI disentanglement"),
-        "1 if each latent serves one factor, 0 if each serves all alike",
+        "1 if each latent serves one factor, 0 if each serves all equally",
         TWO,
     ),
     _score(
         *("dci_completeness", "DCI completeness"),
-        "1 if one latent serves each factor, 0 if all are needed alike",
+        "1 if one latent serves each factor, 0 if all are needed equally",
         TWO_LATENTS,
     ),
     _score(
@@ -166,12 +166,12 @@ METRICS = (
     ),
     _score(
         *("beta_vae_score", "beta-VAE score"),
-        "1 if a held factor can always be told, 1/F by chance; lenient to mixtures",
+        "1 if a held factor can always be identified, 1/F by chance; lenient to mixtures",
         TWO,
     ),
     _score(
         *("modularity", "Modularity"),
-        "1 if each latent knows of one factor, 0 if of all alike",
+        "1 if each latent tells of one factor, 0 if of all equally",
         TWO,
     ),
     _score("explicitness", "Explicitness", "ROC-AUC of factors read linearly: 0.5 by chance"),
@@ -197,7 +197,7 @@ METRICS = (
     ),
     _posterior(
         *("variance_law", "Variance law", "", None, ".3f"),
-        "variance of loc + mean inferred variance, mean of the latents: 1 where the law holds",
+        "variance of loc + mean inferred variance, averaged over latents: 1 if the law holds",
         NORMAL,
     ),
     _posterior(
@@ -209,7 +209,7 @@ METRICS = (
 
 
 def of_run(run: Mapping[str, Any]) -> list[tuple[Metric, float | None]]:
-    """The metrics of a run; one that lacks what it needs is None, in a group that has numbers."""
+    """The metrics of a run, in the groups that have numbers; None for those without a number."""
     found = [(metric, metric.of(run)) for metric in METRICS]
     named = {metric.group for metric, value in found if value is not None}
     return [
@@ -220,7 +220,7 @@ def of_run(run: Mapping[str, Any]) -> list[tuple[Metric, float | None]]:
 
 
 def footnotes(missing: Iterable[tuple[str, str]]) -> list[str]:
-    """Why metrics have no number, of the title of each and what it needs: a line for each need."""
+    """Lines on why metrics have no number, one for each need, from (title, need)."""
     titles: dict[str, list[str]] = {}
     for title, needs in missing:
         if needs:
@@ -229,7 +229,7 @@ def footnotes(missing: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def notes(comparison: Mapping[str, Any], group: str) -> list[str]:
-    """The footnotes of a group's table: of the metrics for which some pair has no number."""
+    """The footnotes of a group's table, on metrics for which some pair has no number."""
     return footnotes(
         (metric["title"], metric.get("needs", ""))
         for metric in comparison["metrics"]
@@ -250,8 +250,8 @@ def summarise(
 
     Args:
         runs: For each pair its runs, each with the tables ``metrics`` and ``evaluation``.
-        factors: Number of factors that vary, where it is known.
-        metrics: The rows, of which one is the number of informative latents.
+        factors: Number of factors that vary, if known.
+        metrics: The rows; one of them must be the number of informative latents.
 
     Returns:
         For each key and pair ``mean``, ``std`` (None for one seed), ``values`` by run, ``shown``
@@ -288,7 +288,7 @@ def _mark_best(metric: Metric, values: dict[str, dict[str, Any]], factors: int |
     cells = values[metric.key]
 
     def badness(cell: Any) -> float:
-        # To the digits shown, so that what looks equal is equal.
+        # Rounded to the digits shown, so that values that look equal are equal.
         if metric.better == "factors":
             away = statistics.fmean(abs(v - factors) for v in cell["values"] if v is not None)
             return float(metric.show(away))
@@ -313,7 +313,7 @@ def describe(metrics: Sequence[Metric] = METRICS) -> list[dict[str, Any]]:
 
 
 def groups(comparison: Mapping[str, Any]) -> list[str]:
-    """Groups of metrics of which some pair has a number, in order."""
+    """The groups of metrics in which some pair has a number, in order."""
     names: dict[str, None] = {}
     for metric in comparison["metrics"]:
         cells = comparison["values"][metric["key"]].values()
@@ -323,7 +323,7 @@ def groups(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """One Markdown table for each group; the best of a row is bold."""
+    """Format a comparison as one Markdown table per group; the best of a row is bold."""
     models = comparison["models"]
     text = f"{code(comparison['command'])}\n"
     for group in groups(comparison):
@@ -342,7 +342,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    r"""Text for a cell of a Markdown table, which shows it as it is.
+    r"""Escape text for a cell of a Markdown table, so that it is shown literally.
 
     >>> plain("a|b_c")
     'a\\|b\\_c'
@@ -351,7 +351,7 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A code span of Markdown; its fence is longer than any run of backticks in the text.
+    """Format a Markdown code span; its fence is longer than any run of backticks in the text.
 
     >>> code("a `b`")
     '`` a `b` ``'
@@ -362,7 +362,7 @@ def code(text: str) -> str:
 
 
 def write_csv(path: Path, comparison: Mapping[str, Any]) -> None:
-    """One row for each run: pair, label, seed and every metric at full precision."""
+    """Write a CSV with a row for each run: pair, label, seed and every metric at full precision."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         keys = [metric["key"] for metric in comparison["metrics"]]

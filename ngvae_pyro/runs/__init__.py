@@ -1,4 +1,4 @@
-"""Run folders: training into them, reading them, measuring and comparing what is in them."""
+"""Run folders: training into them, reading, evaluating and comparing them."""
 
 from typing import TYPE_CHECKING
 

@@ -24,18 +24,19 @@ def check_run(
     Args:
         folder: The run folder.
         device: As for :func:`ngvae_pyro.load_run`.
-        stage: As for :func:`check`.
-        settings: ``images``, ``warmup`` and ``draws`` of :func:`check`; its seed is the run's.
+        stage: As for :func:`ngvae_pyro.check`.
+        settings: ``images``, ``warmup`` and ``draws`` of :func:`ngvae_pyro.check`; the seed is the
+            run's.
 
     Raises:
-        UserError: As :func:`check`; if the folder is not a run that can be read, another process
-            writes it, its images are not those that it was trained with, or somebody's file is
-            where one is to be written.
+        UserError: As :func:`ngvae_pyro.check`; also if the folder is not a readable run, another
+            process is writing it, its images are not those that it was trained with, or a file that
+            is not of the run is in the way.
     """
     folder = Path(folder)
     load_spec(folder)
     with locks.held(folder):
-        # Before the work, which takes minutes.
+        # Checked before the work, which takes minutes.
         check_own(folder, WRITTEN)
         fit, spec = load_run(folder, device)
         _, held_out = run_images(folder, spec, fit.device)

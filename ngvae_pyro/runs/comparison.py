@@ -1,7 +1,8 @@
-"""Pairs side by side: trains and evaluates what is missing, then writes tables and figures.
+"""Comparisons of pairs: train and evaluate missing runs, then write tables and figures.
 
-A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. A finished one is not done
-again and one that was begun goes on from its last checkpoint, so an interrupted comparison goes on.
+A comparison is a folder of run folders, ``<model>+<guide>/seed-<n>``. Finished runs are not
+repeated and begun ones continue from their last checkpoint, so an interrupted comparison can be
+continued.
 """
 
 import os
@@ -56,7 +57,7 @@ SLIDES = (
     "gaussian+beta_150",
     "normal_gamma+relaxed",
 )
-# What it writes into its folder, besides the runs.
+# The files that it writes into its folder, besides the runs.
 COMPARISON = "comparison.json"
 WRITTEN = frozenset(
     {
@@ -68,7 +69,7 @@ WRITTEN = frozenset(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: which pair, what it is called, which seed, what and where."""
+    """One run of a comparison: its pair, its label, its spec with the seed, and its folder."""
 
     pair: str
     label: str
@@ -103,13 +104,17 @@ def plan(
 
     Args:
         out: Folder of the comparison.
-        pairs: Each ``model+guide``, names of variants or paths to TOML files.
-        seeds: Of data, weights and noise; the same for all pairs, so that they see the same data.
-        changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with keys to change in all.
+        pairs: Pairs ``model+guide`` of names of variants or paths to TOML files.
+        seeds: Seeds of data, weights and noise, the same for all pairs, so that they see the same
+            data.
+        changes: Tables ``model``, ``guide``, ``fit`` and ``data`` with keys to change in all runs.
+
+    Returns:
+        The runs, for :func:`compare`.
 
     Raises:
-        UserError: If a pair or the data do not exist or do not fit, a folder holds another run or
-            one of other images, or the changes name a seed of their own.
+        UserError: If a pair or the data do not exist or do not match, a folder holds a different
+            run or one on other images, or the changes contain a seed.
     """
     if "seed" in changes.get("fit", {}):
         raise UserError(
@@ -129,12 +134,12 @@ def plan(
             fit = {**changes.get("fit", {}), "seed": seed}
             spec = run_spec(model, guide, {**changes, "fit": fit}, "command line")
             if not planned or planned[-1].pair != name:
-                # That guide, model and images fit each other shows when the pair is built.
+                # Building the pair checks that guide, model and images match.
                 images = images or load_data(spec)[0]
                 load_pair(spec, images)
             folder = Path(out) / name / f"seed-{seed}"
             planned.append(Run(name, spec.guide.label or name, spec, folder))
-    # Two models under one guide have one label; their pairs tell them apart.
+    # Two models with the same guide share a label; then the names of the pairs are shown.
     shared = {label for label, pairs in _by_label(planned).items() if len(pairs) > 1}
     planned = [
         Run(run.pair, run.pair if run.label in shared else run.label, run.spec, run.folder)
@@ -144,7 +149,7 @@ def plan(
         if run.begun:
             _check_same(run)
         else:
-            # Runs that are there may be elsewhere; new ones are written here.
+            # Existing runs may be reached through links; new ones are written here.
             check_no_link(Path(out), f"{run.pair}/{run.folder.name}")
     _check_images(planned, now=True)
     return planned
@@ -159,7 +164,7 @@ def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
 
 def _check_same(run: Run) -> None:
     saved = load_spec(run.folder)
-    # What was left to the images is decided in what is saved.
+    # The saved spec has the likelihood that the images decided.
     binary = saved.model.likelihood.family == "bernoulli"
     model = run.spec.model.model_copy(
         update={"likelihood": run.spec.model.likelihood.resolved(binary)}
@@ -173,10 +178,10 @@ def _check_same(run: Run) -> None:
 
 
 def _material(spec: RunSpec) -> dict[str, Any]:
-    """What is run, as plain values."""
+    """The keys of a spec that determine the result, as plain values."""
     data = located(spec)
     if "name" in paths(data):
-        # However it is written, and wherever it starts from.
+        # The absolute path, however it is written and wherever it starts from.
         data = data.model_copy(update={"name": os.path.abspath(data.name)})
     parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}
     return {
@@ -186,17 +191,17 @@ def _material(spec: RunSpec) -> dict[str, Any]:
 
 
 def _check_images(planned: Sequence[Run], now: bool = False) -> None:
-    """Refuse to put runs on different images side by side.
+    """Refuse to compare runs on different images.
 
-    Those of a seed have the same images; and where they are read from a file, those that it holds
-    now, which further runs would be trained on.
+    All runs of a seed must have the same images. If these come from a file, they must also be the
+    images that it holds now, because further runs would be trained on those.
 
     Args:
-        planned: The runs, of which finished ones are looked at.
-        now: Whether files are read.
+        planned: The runs; the finished ones are checked.
+        now: Whether to read the files.
 
     Raises:
-        UserError: If some have others.
+        UserError: If some runs have other images.
     """
     done = [run for run in planned if finished(run.folder)]
     known = [(run, load_record(run.folder).get("images")) for run in done]
@@ -223,7 +228,7 @@ def _check_alike(
     one: Run, images: Mapping[str, Any], other: Run, others: Mapping[str, Any]
 ) -> None:
     for key, what in (("train", "training"), ("held_out", "held-out")):
-        # Of different machines, sprites differ by rounding.
+        # Sprites rendered on different machines differ by rounding.
         if images[key] != others[key] and images.get("renderer") == others.get("renderer"):
             raise UserError(
                 f"{other.folder}: its {what} images are not those of {one.folder}, so the two are "
@@ -232,7 +237,7 @@ def _check_alike(
 
 
 def _do(run: Run) -> dict[str, float]:
-    """Train and evaluate one run where that is not done; seconds of each part."""
+    """Train and evaluate one run unless that is done; returns the seconds of each part."""
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     if not run.trained:
@@ -265,25 +270,24 @@ def compare(
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Do what is missing of a comparison and write its tables and figures.
+    """Complete a comparison and write its tables and figures.
 
-    Until the end no other process may write the folder, nor one of its runs.
+    The folder and its runs are locked against other processes until the end.
 
     Args:
         out: Folder of the comparison.
-        planned: From :func:`plan`.
-        jobs: Runs at once, each in a process of its own; by default one for each core, one in all
-            on a GPU.
-        command: What made it, for the reader.
+        planned: The runs, from :func:`plan`.
+        jobs: Runs at once, each in its own process; by default one per core, or one on a GPU.
+        command: The command that made it, for the reader.
         say: Shows a line for each finished run.
 
     Returns:
         The comparison, as written to ``comparison.json``; ``failed`` has a line for every run
-        that diverged or whose process was killed, which the tables leave out.
+        that diverged or whose process was killed. The tables leave these out.
 
     Raises:
-        UserError: If another process writes the folder or a run, the disk refuses, or somebody's
-            file is where one is to be written.
+        UserError: If another process is writing the folder or a run, the disk refuses a write, or a
+            file that is not of a comparison is in the way.
     """
     with locks.held(Path(out)):
         return _compare(Path(out), planned, jobs, command, say)
@@ -313,11 +317,11 @@ def _compare(
     drawing = time.perf_counter()
     result = _collect(planned, command)
     result["failed"] += lost
-    # It names the files before they are there, so that they are its own if it ends here.
+    # It lists the files before they exist, so that they count as its own if it is interrupted here.
     write_json(out / COMPARISON, result)
     done = [run for run in planned if run.evaluated]
     if done:
-        # The first of each pair is looked at.
+        # The figures show the first run of each pair.
         first = {run.pair: run for run in reversed(done)}
         looks = [look(first[pair]) for pair in dict.fromkeys(run.pair for run in done)]
         comparison_plots.save_all(out / "figures", looks, result)
@@ -333,11 +337,11 @@ def _compare(
 
 
 def _check_own(out: Path) -> None:
-    """Raise a UserError if a file that is to be written is there and is of no comparison."""
+    """Raise a UserError if a file to be written exists and is not of a comparison."""
     own: set[str] = set()
     if os.path.lexists(out / COMPARISON):
         found = read_json(out / COMPARISON, Comparison)
-        # One of an earlier version does not name them.
+        # Comparisons of earlier versions do not list them.
         own = set(found.get("files") or WRITTEN)
     for name in sorted(WRITTEN):
         check_no_link(out, name)
@@ -348,7 +352,7 @@ def _check_own(out: Path) -> None:
 def _work(
     todo: Sequence[Run], jobs: int, seconds: dict[str, float], say: Callable[[str], None]
 ) -> list[str]:
-    """Do the runs, several at once in processes of their own; their seconds are added up.
+    """Do the runs, several at once in separate processes, and add up their seconds.
 
     Returns:
         A line for each run whose process was killed.
@@ -373,7 +377,7 @@ def _work(
 def _results(
     todo: Sequence[Run], jobs: int
 ) -> Iterator[tuple[Run, Callable[[], dict[str, float]]]]:
-    """Each run, as it ends, with a function that gives its result or raises its error."""
+    """Yield each run as it ends, with a function that returns its result or raises its error."""
     if jobs == 1:
         for run in todo:
             yield run, partial(_do, run)
@@ -381,12 +385,12 @@ def _results(
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
     def process() -> ProcessPoolExecutor:
-        # Not forked: torch's threads do not survive a fork.
+        # Not forked, because torch's threads do not survive a fork.
         return ProcessPoolExecutor(
             1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
         )
 
-    # Not one pool of all: it ends them all where one is killed.
+    # Not one pool of all processes, which would end all of them if one is killed.
     idle = [process() for _ in range(min(jobs, len(todo)))]
     waiting = list(reversed(todo))
     busy: dict[Future[dict[str, float]], tuple[Run, ProcessPoolExecutor]] = {}
@@ -397,7 +401,7 @@ def _results(
                 try:
                     future = pool.submit(_do, run)
                 except BrokenProcessPool:
-                    # It was killed while it had nothing to do.
+                    # The process was killed while it was idle.
                     pool = process()
                     future = pool.submit(_do, run)
                 busy[future] = run, pool
@@ -409,7 +413,7 @@ def _results(
                 idle.append(pool)
                 yield run, future.result
     except Interrupted:
-        # It came to this process alone; a terminal's Ctrl-C comes to all of them.
+        # The signal reached only this process, whereas a terminal's Ctrl-C reaches all of them.
         for worker in active_children():
             worker.terminate()
         raise
@@ -453,25 +457,28 @@ def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
 
 
 def elpds(out: str | Path, seed: int) -> dict[str, Any]:
-    """The runs of one seed as what ``az.compare`` takes: held-out log likelihoods of each image.
+    """Held-out log likelihoods of each image for the runs of one seed, for ``az.compare``.
 
-    They are relative to the best run of each image, in nats, because ``az.compare`` takes their
-    exponentials, and those of thousands of nats are infinite; differences and weights are the same.
+    They are relative to the best run for each image, in nats, because ``az.compare`` takes their
+    exponentials, which overflow for thousands of nats; differences and weights do not change.
 
     >>> az.compare(elpds("runs/comparison", seed=0))  # doctest: +SKIP
 
     Args:
         out: Folder of a comparison.
-        seed: Of the runs; those of one seed have the same held-out images.
+        seed: Seed of the runs; those with the same seed have the same held-out images.
+
+    Returns:
+        An ``ELPDData`` object for each run, by its name.
 
     Raises:
-        UserError: If the folder has no evaluated runs of that seed, or they differ in images.
+        UserError: If the folder has no evaluated runs of that seed, or their images differ.
     """
     folders = sorted(Path(out).glob(f"*/seed-{seed}/evaluation.json"))
     if not folders:
         raise UserError(f"{out}: no evaluated runs of seed {seed}")
     known = [load_record(path.parent).get("images") for path in folders]
-    # Of different machines, sprites differ by rounding.
+    # Sprites rendered on different machines differ by rounding.
     held_out = {(i["held_out"], i.get("renderer")) for i in known if i is not None}
     if len(held_out) > len({renderer for _, renderer in held_out}):
         raise UserError(f"{out}: runs of seed {seed} have different held-out images")
@@ -492,12 +499,12 @@ def elpds(out: str | Path, seed: int) -> dict[str, Any]:
     }
 
 
-# Images that are looked at of each model, and those of a row of a traversal.
+# Images that are encoded by each model for the figures, and images in a row of a traversal.
 IMAGES, COLUMNS = 2_000, 9
 
 
 def look(run: Run) -> comparison_plots.Look:
-    """Read a run and the codes of some images that it has not seen."""
+    """Load a run and encode some images that it was not trained on."""
     fit, spec = load_run(run.folder, "cpu")
     _, held_out = load_data(spec)
     images, _ = evaluation_images(spec, held_out)
@@ -507,7 +514,7 @@ def look(run: Run) -> comparison_plots.Look:
     support = Support.of(fit, few)
     (base,) = typical(support.loc, 1)
     pictures, _ = walk(fit, support, moved, COLUMNS, base)
-    # All that move in one row are of one kind.
+    # All latents that move in one row are of one kind.
     known = {row["latent"]: row for row in rows}
     inks = colours([known[latents[0]] for latents in moved])
     code = sample(fit, few)

@@ -1,4 +1,4 @@
-"""The evaluation of a run folder, and the check of its posterior."""
+"""The evaluation of a run folder."""
 
 from pathlib import Path
 
@@ -20,17 +20,17 @@ from ngvae_pyro.runs.reading import load_run, run_images
 
 
 def evaluate_run(folder: str | Path, device: str = "auto") -> Evaluation:
-    """Measure a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
+    """Evaluate a trained run and write ``evaluation.json`` and a new ``report.html`` into it.
 
     Raises:
-        UserError: If the folder is not a run that can be read, another process writes it, its
-            images are not there or not those that it was trained with, or somebody's file is where
-            one is to be written.
+        UserError: If the folder is not a readable run, another process is writing it, its images
+            are missing or are not those that it was trained with, or a file that is not of the run
+            is in the way.
     """
     folder, written = Path(folder), ("evaluation.json", "report.html")
     load_spec(folder)
     with locks.held(folder):
-        # Before the work, which takes minutes.
+        # Checked before the work, which takes minutes.
         check_own(folder, written)
         fit, spec = load_run(folder, device)
         _, held_out = run_images(folder, spec, fit.device)
@@ -44,6 +44,6 @@ def evaluate_run(folder: str | Path, device: str = "auto") -> Evaluation:
 
 
 def load_evaluation(folder: str | Path) -> Evaluation:
-    """``evaluation.json`` of a run folder."""
+    """Read ``evaluation.json`` of a run folder."""
     found: Evaluation = read_json(Path(folder) / "evaluation.json", Evaluation)
     return found

@@ -1,4 +1,4 @@
-"""The files of a run folder: which are its own, and how each is read and written."""
+"""The files of a run folder: which are its own, and how they are read and written."""
 
 import json
 import os
@@ -24,7 +24,7 @@ with needed("train"):
 
 CHECKPOINTS, METRICS, RECORD = "checkpoints", "metrics.json", "run.json"
 
-# What a training writes into its run folder, besides checkpoints.
+# The files that a training writes into its run folder, besides checkpoints.
 RESULTS = frozenset(
     {
         *("config.toml", "weights.safetensors", METRICS, "history.json", RECORD, "posterior.nc"),
@@ -33,24 +33,24 @@ RESULTS = frozenset(
     }
 )
 
-# What later commands add, of the weights that are there.
+# The files that later commands add; they depend on the weights.
 ADDED = ("evaluation.json", "check.json", "figures/check.png")
 
-# The tensors of a form, where it has units of its own.
+# The tensors of a form that has units of its own.
 UNITS = ("loc", "scale")
 
-# Where the results lie until all of them are there.
+# Where the results are kept until they are complete.
 _UNFINISHED = ".results.partial"
 
 
-# What is a run's own -------------------------------------------------------------------------
+# A run's own files ---------------------------------------------------------------------------
 
 
 def own_files(folder: Path) -> set[str]:
-    """Relative paths of the files that are a run's own, whether or not they are there.
+    """Relative paths of the files that are a run's own, whether or not they exist.
 
-    Its ``run.json`` names them. One of an earlier version does not; then they are those that a run
-    may have: its results, its evaluation, and scores of which all three files are there.
+    Its ``run.json`` names them. If that was written by an earlier version and does not, they are
+    those that a run may have: its results, its evaluation, and scores whose three files all exist.
 
     Raises:
         UserError: If ``run.json`` is damaged.
@@ -73,7 +73,7 @@ def _there(folder: Path, names: Iterable[str]) -> set[str]:
 
 
 def contents(folder: Path) -> files.Contents:
-    """What a run folder holds, told apart; its record comes first and its configuration last."""
+    """The contents of a run folder; its record comes first and its configuration last."""
     names = own_files(folder)
     own = {path.as_posix() for path in files.with_partial(*names)}
     own |= {f"{_UNFINISHED}/{path.as_posix()}" for path in files.with_partial(*RESULTS)}
@@ -95,7 +95,7 @@ def check_own(folder: Path, names: Iterable[str]) -> None:
     """Make sure that files may be written into a run folder.
 
     Raises:
-        UserError: If one is there that is not of the run, or is a link or in one.
+        UserError: If one exists that is not the run's own, is a link, or is reached through one.
     """
     own = own_files(folder)
     for name in sorted(names):
@@ -106,14 +106,14 @@ def check_own(folder: Path, names: Iterable[str]) -> None:
 
 
 def claim(folder: Path, names: Iterable[str]) -> None:
-    """Name files in ``run.json`` as the run's own, before they are written.
+    """Record files in ``run.json`` as the run's own, before they are written.
 
     Raises:
         UserError: As :func:`check_own`, or if ``run.json`` cannot be written.
     """
     names = set(names)
     check_own(folder, {*names, RECORD})
-    # A folder that has lost its record has one again when its training is finished.
+    # A folder that has lost its record gets a new one when its training is finished.
     if (folder / RECORD).exists():
         own = names | _there(folder, own_files(folder))
         write_json(folder / RECORD, {**load_record(folder), "files": sorted(own)})
@@ -123,12 +123,12 @@ def claim(folder: Path, names: Iterable[str]) -> None:
 
 
 def finished(folder: str | Path) -> bool:
-    """Whether a folder is a run that was trained to its end and has its results."""
+    """Whether a folder is a run whose training is finished and whose results exist."""
     return (Path(folder) / METRICS).is_file()
 
 
 def unfinished(folder: str | Path) -> bool:
-    """Whether a folder is a run that :func:`resume` can go on with."""
+    """Whether a folder is a run that :func:`ngvae_pyro.runs.resume` can continue."""
     return not finished(folder) and bool(Checkpoints(Path(folder) / CHECKPOINTS).names())
 
 
@@ -140,7 +140,7 @@ def _check_finished(folder: Path) -> None:
 
 
 def _runs_in(folder: Path) -> list[str]:
-    """Names of the run folders in a folder, sorted; none where it cannot be looked into."""
+    """Names of the run folders in a folder, sorted; none if it cannot be read."""
     try:
         return sorted(path.parent.name for path in folder.glob("*/config.toml"))
     except OSError:
@@ -148,8 +148,8 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def _check_run(folder: Path) -> None:
-    """Raise a UserError, which names the run that may be meant, if a folder is none."""
-    # Not the methods of a path, which raise for a name that is too long.
+    """Raise a UserError if a folder is not a run; it suggests one that may be meant."""
+    # Not the methods of Path, which raise for a name that is too long.
     if os.path.exists(folder / "config.toml"):
         return
     if os.path.isdir(folder):
@@ -163,13 +163,13 @@ def _check_run(folder: Path) -> None:
 
 
 def load_spec(folder: str | Path) -> SavedRun:
-    """``config.toml`` of a run folder.
+    """Read ``config.toml`` of a run folder.
 
-    Its ``data.download`` is not obeyed: the folder may be another's, and reading it fetches
-    nothing.
+    Its ``data.download`` is ignored: the folder may be somebody else's, and reading it must not
+    download anything.
 
     Raises:
-        UserError: If the folder is not there or no run, or the file is damaged.
+        UserError: If the folder does not exist or is not a run, or the file is damaged.
     """
     expect("folder", folder, (str, Path), "the name of a run folder")
     _check_run(Path(folder))
@@ -179,19 +179,19 @@ def load_spec(folder: str | Path) -> SavedRun:
 
 
 def load_metrics(folder: str | Path) -> Metrics:
-    """``metrics.json`` of a run folder."""
+    """Read ``metrics.json`` of a run folder."""
     found: Metrics = read_json(Path(folder) / METRICS, CheckedMetrics)
     return found
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """``run.json`` of a run folder: its seed, its seconds, where it was trained, its files."""
+    """Read ``run.json`` of a run folder: its seed, its time, where it was trained, its files."""
     record: dict[str, Any] = read_json(Path(folder) / RECORD, RunRecord)
     return record
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, there whole or not at all.
+    """Write indented JSON atomically.
 
     Raises:
         UserError: For NaN and infinity, which JSON does not have, or if it cannot be written.
@@ -205,10 +205,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, record: Any) -> Any:
-    """A JSON file that holds what a record declares (:func:`ngvae_pyro.records.check`).
+    """Read a JSON file that must hold what a record declares (:func:`ngvae_pyro.records.check`).
 
     Raises:
-        UserError: If it cannot be read, or does not hold that.
+        UserError: If it is missing, damaged, or lacks something.
     """
     values = _read(path, json.loads)
     check(record, values, str(path))
@@ -216,13 +216,13 @@ def read_json(path: Path, record: Any) -> Any:
 
 
 def _read(path: Path, loads: Callable[[str], Any]) -> dict[str, Any]:
-    """The table that a file holds."""
+    """Read the table in a file."""
     try:
         values = loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        # Also of numbers too long to be read, and of tables in tables in tables.
+        # Also raised for overlong numbers and for deeply nested tables.
         raise UserError(f"{path}: damaged: {error}") from None
-    # An array, or a number, has none of the keys that are looked for next.
+    # An array or a number has none of the keys that are checked next.
     return values if isinstance(values, dict) else {}

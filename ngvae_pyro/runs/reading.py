@@ -1,4 +1,4 @@
-"""A run folder, read again: its pair, its images and its posterior draws."""
+"""Reading a run folder: its pair, its images and its posterior draws."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,14 +39,17 @@ from ngvae_pyro.runs.folder import (
 
 
 def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Guide]:
-    """The untrained model and guide of a run; their first weights follow from its seed.
+    """Build the untrained model and guide of a run; its seed determines their initial weights.
 
     Args:
-        spec: What is run.
-        images: Training images, or their shape (C, H, W) where the pair is only read.
+        spec: The run's spec.
+        images: Training images, or their shape (C, H, W) if the weights are loaded afterwards.
+
+    Returns:
+        (model, guide).
 
     Raises:
-        UserError: If the two do not fit each other, or the pair does not fit into memory.
+        UserError: If the two do not match, or the pair does not fit into memory.
     """
     if isinstance(images, ImageData):
         device = resolve_device(spec.fit.device)
@@ -61,18 +64,19 @@ def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Gu
 def check_recorded(
     folder: Path, spec: RunSpec, images: tuple[ImageData, ImageData], device: torch.device | str
 ) -> None:
-    """Refuse images that are not those of a run; one that does not say so is a Notice.
+    """Refuse images that are not those of a run.
 
-    So is another rounding, of sprites that were rendered elsewhere than here.
+    A :class:`ngvae_pyro.errors.Notice` says if the run does not record its images, or if sprites
+    rendered on another machine may be rounded differently.
 
     Args:
-        folder: The run folder, of which ``run.json`` is read.
-        spec: What was run.
-        images: (train, held-out) images, as the data of the run are now.
-        device: Where they were rendered, if they were.
+        folder: The run folder, whose ``run.json`` is read.
+        spec: The run's spec.
+        images: (training, held-out) images, as the data of the run are now.
+        device: The device that rendered them, if they were rendered.
 
     Raises:
-        UserError: If they are others.
+        UserError: If they are other images.
     """
     known, name = load_record(folder).get("images"), spec.data.name
     if known is None:
@@ -107,10 +111,10 @@ def check_recorded(
 def run_images(
     folder: Path, spec: RunSpec, device: torch.device | str = "cpu"
 ) -> tuple[ImageData, ImageData]:
-    """(train, held-out) images of a run folder, as :func:`load_data` finds them, checked.
+    """Load the (training, held-out) images of a run folder, and check that they are the run's.
 
     Raises:
-        UserError: If they are not there, or not those of the run.
+        UserError: If they are missing, or are not those of the run.
     """
     images = load_data(spec, device)
     check_recorded(folder, spec, images, device)
@@ -118,10 +122,14 @@ def run_images(
 
 
 def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
-    """The trained pair of a run folder, with its history, and what was run.
+    """Load the trained pair of a run folder, with its history, and the run's spec.
+
+    Args:
+        folder: The run folder.
+        device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UserError: If a file is missing, damaged or does not fit the others.
+        UserError: If a file is missing, damaged or inconsistent with the others.
     """
     spec = load_spec(folder)
     folder = Path(folder)
@@ -159,10 +167,10 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
 
 
 def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
-    """The form of the data of a run; those of older versions have images, channels first.
+    """The form of a run's data; runs of older versions have images with channels first.
 
     Raises:
-        RuntimeError: If its units are not there, or do not fit its images.
+        RuntimeError: If its units are missing, or do not match its images.
     """
     if spec.form is None:
         return Form()
@@ -181,14 +189,14 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
 
 
 def load_posterior(folder: str | Path) -> Any:
-    """``posterior.nc`` of a run folder as an ArviZ object."""
+    """Read ``posterior.nc`` of a run folder as an ArviZ object."""
     path = Path(folder) / "posterior.nc"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         posterior = _arviz.from_netcdf(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        # Whatever h5netcdf and xarray say of a file that is damaged, or no NetCDF.
+        # The errors of h5netcdf and xarray for a file that is damaged, or is not NetCDF.
         raise UserError(f"{path}: cannot be loaded: {error}") from None
     if not hasattr(posterior, "posterior"):
         raise UserError(f"{path}: cannot be loaded: no group 'posterior'")

@@ -1,4 +1,4 @@
-"""What a run folder is made of, and how a fit is written into one."""
+"""Writing a fit into a run folder."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -40,12 +40,12 @@ from ngvae_pyro.runs.folder import (
 
 
 def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: Form) -> SavedRun:
-    """What ``config.toml`` holds: enough to build the pair of a run again."""
+    """The content of ``config.toml``: enough to rebuild the pair of a run."""
     before = spec if isinstance(spec, SavedRun) else None
     return SavedRun(
         **{
             **{name: getattr(spec, name) for name in RunSpec.model_fields},
-            # The model's own spec is the resolved one: what is trained.
+            # The model's own spec, in which `auto` is resolved, is the one that is trained.
             "model": model.spec,
             "image_shape": image_shape,
             "form": FormSpec(layout=form.layout, in_bytes=form.in_bytes),
@@ -57,10 +57,10 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
 
 
 def _start_of_paths(spec: DataSpec) -> str | None:
-    """The current folder, where the data have a relative path."""
+    """The working directory, if the data have a relative path."""
     folder = str(Path.cwd())
     relative = any(not Path(getattr(spec, key)).is_absolute() for key in paths(spec))
-    # A folder of a name that TOML cannot hold is left out.
+    # A folder whose name cannot be written in TOML is left out.
     return folder if relative and folder.isprintable() else None
 
 
@@ -79,24 +79,24 @@ def save_record(
     train: str | None = None,
     seconds: float = 0.0,
 ) -> None:
-    """Write ``run.json``, which names the files that are there.
+    """Write ``run.json``, which lists the run's files.
 
     Args:
         folder: The run folder.
-        spec: What is run.
-        starts: Where its processes were started.
+        spec: The run's spec.
+        starts: How and where its processes were started.
         held_out: Images that are not trained on.
-        device: Where the images were rendered, if they were.
-        train: Digest of the training images, once the training is done: until then the checkpoints
-            have it.
-        seconds: Of the training.
+        device: The device that rendered the images, if they were rendered.
+        train: Digest of the training images, known once the training is done; until then it is in
+            the checkpoints.
+        seconds: Duration of the training.
     """
     images = {
         "train": train,
         "held_out": held_out.digest,
         "renderer": provenance.renderer(device) if rendered(spec.data) else None,
     }
-    # The metrics come last, after this record.
+    # The metrics are written last, after this record.
     names = {RECORD, METRICS} | _there(folder, own_files(folder) | RESULTS)
     record = {
         "seed": spec.fit.seed,
@@ -109,7 +109,7 @@ def save_record(
 
 
 def save_weights(folder: Path, fit: Fit) -> None:
-    """Write ``weights.safetensors``: model, guide, and units of the data of their own."""
+    """Write ``weights.safetensors``: model, guide, and the data's own units if they have any."""
     tensors = {}
     for name in UNITS:
         if (values := getattr(fit.form, name)) is not None:
@@ -117,7 +117,7 @@ def save_weights(folder: Path, fit: Fit) -> None:
     for part, module in (("model", fit.model), ("guide", fit.guide)):
         for name, tensor in module.state_dict().items():
             tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
-    # Not `save_file`, which makes the file readable by its owner alone whatever the umask says.
+    # Not `save_file`, which makes the file readable only by its owner, whatever the umask is.
     files.write(folder / "weights.safetensors", save(tensors))
 
 
@@ -129,29 +129,29 @@ def save_run(
 ) -> diagnostics.Metrics:
     """Write configuration, weights, metrics, history, posterior draws, figures and report.
 
-    What is written is what was done: model, guide, schedule and settings of the training are those
-    of the fit, whatever ``spec`` says of them. Of ``spec`` are the names, and ``data`` if it leads
-    to these very images, training and held-out ones; else the run says that its images were given
-    in Python, and ``ngvae evaluate`` refuses it in one line.
+    The files record what was done: model, guide, schedule and settings of the training are those
+    of the fit, whatever ``spec`` says. Only the names are taken from ``spec``, and ``data`` if it
+    leads to exactly these training and held-out images; otherwise the run records that its images
+    were given in Python, and ``ngvae evaluate`` refuses it in one line.
 
-    ``run.json`` says where the result comes from: the seed, the seconds of the training, digests of
-    the images, and for each of the starts that it took the command line, device, threads, system
-    and versions.
+    ``run.json`` records where the result comes from: the seed, the duration of the training,
+    digests of the images, and for each start the command line, device, threads, system and
+    versions.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder, which is made if necessary.
         fit: From :func:`ngvae_pyro.fit`.
-        spec: What was run.
+        spec: The run's spec.
         held_out: Images that were not trained on.
 
     Returns:
         The metrics, as written to ``metrics.json``.
 
     Raises:
-        UserError: If an argument is not what it should be, the images are of another shape than the
-            model's, model or guide are of a class of one's own, which no run folder builds again,
-            the folder cannot be written, another process writes it, or it holds a file of one of
-            these names that is not of a run; nothing is written then.
+        UserError: If an argument is invalid, the images do not have the model's shape, the model or
+            guide is of a custom class, which could not be rebuilt from a run folder, the folder
+            cannot be written, another process is writing it, or a file of one of these names is
+            not of a run. Nothing is written then.
     """
     expect("folder", folder, (str, Path), "the name of a folder")
     check_fit(fit)
@@ -165,13 +165,13 @@ def save_run(
             raise UserError(f"{folder / others[0]}: is not of a run, and is not replaced; move it")
         check_own(folder, {*RESULTS, *ADDED})
         for name in ADDED:
-            # It would be of other weights.
+            # It would belong to other weights.
             (folder / name).unlink(missing_ok=True)
         return _write_run(folder, fit, done, held_out)
 
 
 def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
-    """What was done, where a spec may say otherwise."""
+    """The spec of what was done, which may differ from the given one."""
     guide = fit.guide.spec
     known = MODELS[type(fit.model.spec.prior)], GUIDES[type(guide)]
     for part, declared in zip((fit.model, fit.guide), known, strict=True):
@@ -202,7 +202,7 @@ def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
         images = "given in Python"
     saved = saved_run(done, fit.model, held_out.image_shape, fit.form)
     saved = saved.model_copy(update={"images": images})
-    # What cannot be read again, such as a schedule out of range, is not written.
+    # A spec that could not be read back, such as a schedule out of range, is not written.
     readable: SavedRun = parse(
         SavedRun, saved.model_dump(mode="json", exclude_none=True), "save_run"
     )
@@ -210,7 +210,7 @@ def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
 
 
 def _name(kind: variants.Kind, name: str, family: str) -> str:
-    """The name of a variant, or the family of what was trained where the variant is of another."""
+    """The name of a variant, or the trained family if the variant is of another family."""
     try:
         declared = variants.spec_of(kind, name, {})
     except UserError:
@@ -219,7 +219,7 @@ def _name(kind: variants.Kind, name: str, family: str) -> str:
 
 
 def _leads_to(spec: RunSpec, fit: Fit, held_out: ImageData) -> bool:
-    """Whether the data that a spec names are the images of a fit."""
+    """Whether the data named in a spec are the images of a fit."""
     if rendered(spec.data) and not held_out.name.startswith("sprites"):
         return False
     try:
@@ -230,11 +230,11 @@ def _leads_to(spec: RunSpec, fit: Fit, held_out: ImageData) -> bool:
 
 
 def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> diagnostics.Metrics:
-    """What :func:`save_run` writes, of a spec that says what was done; the metrics come last."""
+    """Write what :func:`save_run` writes, for a spec of what was done; the metrics come last."""
     saved = saved_run(spec, fit.model, held_out.image_shape, fit.form)
     save_config(folder, saved)
     save_weights(folder, fit)
-    # Once, because everything below is about these images.
+    # Computed once, because everything below uses these images.
     codes = diagnostics.codes(fit, held_out)
     support = Support.of(fit, held_out, codes)
     metrics = diagnostics.measured(fit, held_out, codes, seed=spec.fit.seed)

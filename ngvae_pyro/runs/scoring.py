@@ -1,4 +1,4 @@
-"""Scores of the images of a run folder, and of others."""
+"""Scores of the images of a run folder, and of other images."""
 
 import csv
 import io
@@ -38,43 +38,43 @@ def score_run(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Score held-out images of a run, and other ones where they are named, and write it down.
+    """Score the held-out images of a run and, if given, other images, and write the results.
 
     Args:
         folder: A run folder.
-        other: Keys of :class:`ngvae_pyro.specs.DataSpec`; by default new images, of another seed
-            than the run's.
-        size: Images of each set, at most.
-        fit_images: Whether other images are brought to the shape of the run's, as
-            :meth:`ngvae_pyro.ImageData.fitted` does; else another shape is an error.
+        other: Keys of :class:`ngvae_pyro.specs.DataSpec` for other images, rendered by default with
+            another seed than the run's.
+        size: Most images in each set.
+        fit_images: Whether other images are brought to the shape of the run's, by
+            :meth:`ngvae_pyro.ImageData.fitted`; otherwise another shape is an error.
         out: The ``.json`` file to write, with a ``.csv`` and a ``.png`` beside it; by default
             ``score_NAME`` in the folder, and the figure in its ``figures``.
         device: As for :func:`ngvae_pyro.load_run`.
 
     Returns:
-        What the JSON file holds: ``images``, the number in each set; ``other``, the name of the
-        other images, and ``fitted``, what was done to their shape; ``scores``, for each of `SCORES`
-        its ``title`` and ``unit``, the ``5%``, ``50%`` and ``95%`` quantiles of each set, and
-        ``auroc``, the probability that another image scores higher than a held-out one. The CSV
-        has one row an image.
+        The content of the JSON file: ``images``, the number in each set; ``other``, the name of the
+        other images, and ``fitted``, what was done to their shape; ``scores``, for each of
+        ``SCORES`` its ``title`` and ``unit``, the ``5%``, ``50%`` and ``95%`` quantiles of each
+        set, and ``auroc``, the probability that another image scores higher than a held-out one.
+        The CSV has one row per image.
 
     Raises:
-        UserError: If the folder is no run, images are missing, too few, of another shape, or not
-            those that the run was trained with, or a file that is to be written is there already
-            and no earlier score has written it.
+        UserError: If the folder is not a run, images are missing, too few, of another shape, or not
+            those that the run was trained with, or a file to be written already exists and was not
+            written by an earlier score.
     """
     expect("folder", folder, (str, Path), "the name of a run folder")
     if other is not None:
         expect("other", other, Mapping, "keys of the data, e.g. {'name': 'other.npz'}")
     folder = Path(folder)
-    # Before the work, which takes a minute.
+    # Checked before the work, which takes a minute.
     if out is not None and Path(out).suffix != ".json":
         raise UserError(f"{out}: expected the name of a .json file")
     if out is not None and not Path(out).parent.is_dir():
         raise UserError(f"{out}: expected the folder {Path(out).parent} to be there")
     load_spec(folder)
     within = out is None or Path(out).parent.resolve() == folder.resolve()
-    # With files elsewhere to write it only reads the run.
+    # If the files are written elsewhere, the run is only read, and needs no lock.
     with locks.held(folder) if within else nullcontext():
         return _score_run(folder, within, other, size, fit_images, out, device)
 
@@ -131,8 +131,8 @@ def _score_run(
 
 
 def _check_replaced(paths: list[Path]) -> None:
-    """Raise a UserError if one of the files is there and no earlier score has written it."""
-    # All three have come from a score if the first has.
+    """Raise a UserError if one of the files exists and was not written by an earlier score."""
+    # All three were written by a score if the first was.
     ours = {"run", "other", "images", "scores"} <= {*_keys(paths[0])}
     for path in paths:
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not ours):
@@ -155,21 +155,21 @@ def _other_images(
     fit: Fit,
     fit_images: bool,
 ) -> tuple[ImageData, str]:
-    """At most ``size`` of the other images, in the shape of the run's, and how they got there."""
+    """At most ``size`` of the other images, in the run's shape, and what was done to them."""
     values = dict(other)
     if str(values["name"]).startswith("sprites"):
         values.setdefault("size", size)
         if own.name.startswith("sprites") and own.resolution is not None:
             values.setdefault("resolution", own.resolution)
     spec = parse(DataSpec, values, "--data")
-    # Another seed than the run's, whose sprites are those that it was trained on.
+    # Not the run's seed, which would give the sprites that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
     images = load_images(spec, new, fit.device)
     if len(images) > size:
         images = images.split(size, new)[1]
     image_shape = fit.model.image_shape
     if images.image_shape == image_shape:
-        # In the run's units, where it has its own.
+        # In the run's units, if it has its own.
         return fit.as_images(images), ""
     if "vectors" in (images.form.layout, fit.form.layout):
         got, expected = (
@@ -188,7 +188,7 @@ def _other_images(
 
 
 def _summary(score: Score, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Quantiles of one score in each set, and its AUROC where there are two."""
+    """Quantiles of one score in each set, and its AUROC if there are two."""
     for label, found in values.items():
         if not np.isfinite(found).all():
             raise UserError(f"{score.title}: not finite for some of the images '{label}'")
@@ -210,7 +210,7 @@ def _write(
     values: Mapping[str, Mapping[str, np.ndarray]],
     other: str | None,
 ) -> None:
-    """JSON, CSV and figure under their names only when all of them are whole."""
+    """Write JSON, CSV and figure, and rename them only when all three are complete."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["set", "image", *result["scores"]])

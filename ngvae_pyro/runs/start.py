@@ -1,4 +1,4 @@
-"""A training into a run folder, and one that goes on in it."""
+"""Training into a run folder, and resuming it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -52,7 +52,7 @@ Stage = Callable[[str], AbstractContextManager[Any]]
 
 
 def _check_place(folder: Path, overwrite: bool) -> None:
-    """Raise a UserError if a run folder cannot be put there."""
+    """Raise a UserError if a run folder cannot be placed there."""
     if not folder.exists():
         return
     if not (folder / "config.toml").is_file():
@@ -79,34 +79,33 @@ def train(
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
 ) -> tuple[Fit, diagnostics.Metrics]:
-    """Train what a spec says and write the run folder.
+    """Train according to a spec and write the run folder.
 
     The folder appears after the first step, with a checkpoint in it. From then on :func:`resume`
-    goes on with it whatever happens; it is :func:`finished` when its ``metrics.json`` is there.
-
-    Until the end no other process may write the folder.
+    can continue it whatever happens; it is :func:`~ngvae_pyro.runs.finished` once its
+    ``metrics.json`` exists. Until the end the folder is locked against other processes.
 
     Args:
-        spec: What to run.
+        spec: The run's spec.
         out: The run folder.
-        overwrite: Whether an existing run folder is replaced, when the new one appears; one that
-            holds anything else than the files of its run is not.
-        progress: Show the training.
-        stage: Shows what is done before and after the training.
-        team: The processes that train together; the first of them writes the folder and shows.
+        overwrite: Whether an existing run folder is replaced once the new one appears; a folder
+            that holds anything besides the files of its run is never replaced.
+        progress: Whether to show the progress of the training.
+        stage: Shows the stages before and after the training.
+        team: The processes that train together; the first one writes the folder and shows progress.
 
     Returns:
         The fit and its metrics.
 
     Raises:
-        UserError: If something that the spec asks for is not there, and nothing is written; or if
-            the disk refuses to take something, and the last checkpoint is kept.
+        UserError: If something that the spec needs is missing, in which case nothing is written; or
+            if the disk refuses a write, in which case the last checkpoint is kept.
         NonFiniteLoss: If the training diverges; the folder then holds configuration and weights.
-        Interrupted: If SIGINT, SIGTERM or SIGHUP came; the folder then holds a checkpoint of that
+        Interrupted: On SIGINT, SIGTERM or SIGHUP; the folder then holds a checkpoint of that
             moment.
     """
     out = Path(out)
-    # Everything that can be wrong is looked at before the first step.
+    # Everything that can be wrong is checked before the first step.
     with ExitStack() as stack:
         with team.together():
             team.check_device(spec.fit.device)
@@ -147,30 +146,33 @@ def resume(
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
 ) -> tuple[Fit, diagnostics.Metrics]:
-    """Go on with a training from the newest checkpoint of its run folder.
+    """Resume a training from the newest checkpoint in its run folder.
 
-    On the same machine, with as many threads, the result is to the last bit that of a training
-    without interruption.
+    On the same machine and with the same number of threads, the result equals that of an
+    uninterrupted training to the last bit.
 
     Args:
         folder: The run folder.
-        device: Another name for its device, of the same kind.
-        data_root: Where torchvision's data are, if not where its configuration says.
-        download: Fetch missing data, whatever its configuration says.
-        progress, stage, team: As for :func:`train`.
+        device: Another device of the same kind, instead of the configured one.
+        data_root: Folder of torchvision's data, if not the configured one.
+        download: Whether to download missing data, whatever the configuration says.
+        progress: As for :func:`train`.
+        stage: As for :func:`train`.
+        team: As for :func:`train`.
 
     Returns:
-        The fit and its metrics. Of a finished run they are read, and nothing is done.
+        The fit and its metrics; for a finished run these are only read.
 
     Raises:
-        UserError: If there is no checkpoint, or one that is damaged, of another configuration, of
-            other images or of other versions; nothing is changed then.
-        NonFiniteLoss, Interrupted: As :func:`train`.
+        UserError: If there is no checkpoint, or it is damaged or belongs to another configuration,
+            other images or other versions. Nothing is changed then.
+        NonFiniteLoss: As :func:`train`.
+        Interrupted: As :func:`train`.
     """
     folder = Path(folder)
     with ExitStack() as stack:
         with team.together():
-            # Of no run, and of a finished one, nothing is written and nothing locked.
+            # If it is no run, or a finished one, nothing is written and nothing locked.
             load_spec(folder)
             if team.leads and not finished(folder):
                 stack.enter_context(locks.held(folder))
@@ -182,7 +184,7 @@ def resume(
             checkpoints.check_links()
             if not checkpoints.names():
                 raise UserError(f"{folder}: holds no checkpoint to go on from")
-            # Not only after all the steps.
+            # Checked now rather than after all the steps.
             files.check_no_link(folder, _UNFINISHED)
             check_own(folder, RESULTS)
             if device is not None:
@@ -206,8 +208,8 @@ def resume(
 def _load_shared(
     spec: RunSpec, device: torch.device, stage: Stage, team: Team
 ) -> tuple[ImageData, ImageData]:
-    """(train, held-out) images, downloaded by one process of each machine if they are to be."""
-    # The factors of images are looked at after the last step.
+    """Load (training, held-out) images; if necessary, one process per machine downloads them."""
+    # Checked now, although the factors of the images are only used after the last step.
     check_installed("metrics")
     with stage("preparing data"):
         if spec.data.download and team.size > 1:
@@ -228,7 +230,7 @@ def _fit(
     team: Team,
     resume: bool = False,
 ) -> tuple[Fit, NonFiniteLoss | None]:
-    """The fit, and what ended it early if it diverged."""
+    """The fit, and the error that ended it early if it diverged."""
     try:
         result = fit(
             model,
@@ -256,13 +258,13 @@ def _end(
 ) -> tuple[Fit, diagnostics.Metrics]:
     """Add the results to a run folder, or the weights of a training that diverged."""
     metrics: diagnostics.Metrics | None = None
-    # The others stay until the folder is whole, because torchrun ends all when one has failed.
+    # The others wait until the folder is complete, because torchrun ends them all if one fails.
     with team.together():
         if team.leads and failure is not None:
             with files.writing(folder):
                 claim(folder, ["weights.safetensors"])
                 save_weights(folder, result)
-                # From these it would only diverge again.
+                # Resuming from these would only diverge again.
                 Checkpoints(folder / CHECKPOINTS).clear()
         elif team.leads:
             again = f"; ngvae train --resume {folder} writes them again"
@@ -276,7 +278,7 @@ def _end(
 def _add_results(
     folder: Path, result: Fit, spec: RunSpec, held_out: ImageData
 ) -> diagnostics.Metrics:
-    """All that :func:`save_run` writes; ``metrics.json`` comes last, which says that it is done."""
+    """Write what :func:`save_run` writes; ``metrics.json``, the mark of a finished run, is last."""
     results = folder / _UNFINISHED
     files.check_no_link(folder, _UNFINISHED)
     files.remove(results, _results)
@@ -286,7 +288,7 @@ def _add_results(
         names = {path.relative_to(results).as_posix() for path in _results(results)[0]}
         names = _there(results, names)
         check_own(folder, names)
-        # The record comes first, and names what it had before as well.
+        # The record comes first, and also lists the files that it listed before.
         known = names | _there(folder, own_files(folder))
         write_json(results / RECORD, {**load_record(results), "files": sorted(known)})
         for name in sorted(names, key=lambda name: (name == METRICS) - (name == RECORD)):
@@ -304,6 +306,6 @@ def _add_results(
 
 
 def _results(folder: Path) -> files.Contents:
-    """What a folder of results holds, told apart."""
+    """The contents of a folder of results."""
     own = {path.as_posix() for path in files.with_partial(*RESULTS)}
     return files.contents(folder, lambda name: name in own or name == "figures/")

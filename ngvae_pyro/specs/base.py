@@ -1,11 +1,12 @@
-"""What all specs have in common: strictness, ranges of numbers, unions, and one-line errors.
+"""The base of all specs: strictness, ranges of numbers, unions, and one-line errors.
 
 Each spec is a frozen pydantic model. A TOML variant file, a ``--set`` option and Python code all
 build the same objects, so each of them is checked in the same way: unknown keys, wrong types,
 values out of range, NaN and infinity are errors. Every number has bounds and every text is one
-printable line: beyond them lies what float32, a machine's memory or a lifetime cannot hold. Those
-of the distributions are what they are tested for: concentrations from 0.01 to a million, rates
-from a millionth to a million, and a sharpness up to 1,000 wherever its schedule takes it.
+printable line: values beyond the bounds would exceed float32, a machine's memory or a lifetime. The
+bounds on the distributions' parameters are the ranges in which they are tested: concentrations from
+0.01 to a million, rates from a millionth to a million, and a sharpness up to 1,000 wherever its
+schedule takes it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,25 +43,26 @@ class Spec(BaseModel):
             name = type(self).__name__
             raise UserError(f"{name}: {_explain(type(self), error)}") from None
 
-    # As pydantic's own has it: specs inside of specs are validated without it, and keep their path.
+    # Pydantic's own __init__ has this mark: nested specs are then validated without calling this
+    # one, so that an error keeps the full path of its key.
     setattr(__init__, "__pydantic_base_init__", True)  # noqa: B010
 
     @model_validator(mode="after")
     def _says_what_it_is(self) -> Self:
-        # So that what was given, without the defaults, can be read again as the same member of a
-        # union: `FactorSpec(width=16)` is more than its width.
+        # Count the tag as given, so that a dump without the defaults is read back as the same
+        # member of its union: `FactorSpec(width=16)` is more than its width.
         known = {"kind", "family"} & type(self).model_fields.keys()
         self.__pydantic_fields_set__.update(known)
         return self
 
 
 def to_tuple(value: Any) -> Any:
-    # TOML has arrays where Python has tuples.
+    """Turn a list into a tuple, because TOML has arrays where Python has tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested update: tables are merged key by key, anything else is replaced."""
+    """Update a nested mapping: tables are merged key by key, anything else is replaced."""
     merged = dict(values)
     for key, value in changes.items():
         old = merged.get(key)
@@ -70,13 +72,13 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-# Values that the key of each union takes, for messages.
+# The values that the key of each union takes, for error messages.
 _UNIONS: dict[str, list[str]] = {}
 
 
 @dataclass(frozen=True)
 class ChosenBy:
-    """Of a union of specs: the member is chosen by the value of ``key``, by default the first."""
+    """Marks a union of specs whose member is chosen by ``key``; the first one is the default."""
 
     key: str
 
@@ -109,12 +111,17 @@ class ChosenBy:
 
 
 def members_of(union: Any) -> tuple[type["Spec"], ...]:
-    """The specs of a union, in the order in which it is written."""
+    """The specs in a union, in the order in which they are written."""
     members: tuple[type[Spec], ...] = get_args(get_args(union)[0])
     return members
 
 
 def printable_line(text: str) -> str:
+    """Return a text unchanged if it is one printable line.
+
+    Raises:
+        ValueError: If it is not; pydantic turns this into a validation error.
+    """
     if not text.isprintable():
         raise ValueError(f"expected one printable line, got {text!r}")
     return text
@@ -126,21 +133,22 @@ Rate = Annotated[float, Field(ge=1e-6, le=1e6)]
 MAX_SHARPNESS = 1e3
 Sharpness = Annotated[float, Field(gt=0.0, le=MAX_SHARPNESS)]
 
-# Informative and uninformative; and one Gamma.
+# The first two are pairs (informative, uninformative); a GammaPair is the (concentration, rate) of
+# one Gamma distribution.
 Concentrations = Annotated[tuple[Concentration, Concentration], BeforeValidator(to_tuple)]
 Rates = Annotated[tuple[Rate, Rate], BeforeValidator(to_tuple)]
 GammaPair = Annotated[tuple[Concentration, Rate], BeforeValidator(to_tuple)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-# The pull of Adam's steps grows with it; far below its bound a training diverges, and says so.
+# Adam's steps grow with it; training diverges, with a clear message, far below this bound.
 LearningRate = Annotated[float, Field(gt=0.0, le=1e30)]
 
-# Weights of terms of a loss in nats, which float32 must still add up.
+# Weights of loss terms in nats, which must still add up in float32.
 Weight = Annotated[float, Field(ge=0.0, le=1e9)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e9)]
 Steps = Annotated[int, Field(gt=0, le=10**9)]
 
-# Sizes of networks and batches; whether they fit together is for :mod:`ngvae_pyro.machine`.
+# Sizes of networks and batches. :mod:`ngvae_pyro.machine` checks whether they fit into memory.
 Width = Annotated[int, Field(gt=0, le=100_000)]
 Depth = Annotated[int, Field(gt=0, le=1_000)]
 Channels = Annotated[int, Field(gt=0, le=10_000)]
@@ -149,7 +157,7 @@ Side = Annotated[int, Field(gt=0, le=65_536)]
 Colours = Annotated[int, Field(gt=0, le=1_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-# Of a name or a path, and of what tables and figures show.
+# Names and paths, and the labels shown in tables and figures.
 Text = Annotated[str, Field(max_length=4096), AfterValidator(printable_line)]
 Label = Annotated[str, Field(max_length=100), AfterValidator(printable_line)]
 
@@ -174,7 +182,7 @@ _EXPECTED = {
     "too_long": "an array of at most {max_length}",
     "string_too_long": "at most {max_length} characters",
     "string_unicode": "text that UTF-8 can write",
-    # The one pattern is that of fit.device.
+    # fit.device is the only key with a pattern.
     "string_pattern_mismatch": "auto, cpu, cuda or cuda:N",
 }
 
@@ -186,6 +194,9 @@ def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
         spec: Spec class, or a type adapter of a union of them.
         values: Nested mapping as read from TOML.
         source: Name of the file or option, for the message.
+
+    Returns:
+        The validated spec.
 
     Raises:
         UserError: ``source: key: expected ..., got ...`` with the nearest known name.
@@ -199,6 +210,7 @@ def parse(spec: Any, values: Mapping[str, Any], source: str) -> Any:
 
 
 def shown(value: Any) -> str:
+    """A value's ``repr`` on one line, for error messages."""
     try:
         return one_line(repr(value))
     except ValueError:
@@ -213,10 +225,10 @@ def _subclasses(spec: type[Spec]) -> Iterator[type[Spec]]:
 
 
 def _explain(root: type[Spec] | None, error: ValidationError) -> str:
-    """One line for the first of a validation's errors."""
+    """Describe the first of a validation's errors in one line."""
     first = error.errors()[0]
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
-    # The location holds keys, array positions and the tags of unions, which are class names.
+    # A location consists of keys, array positions and union tags, which are class names.
     members = {member.__name__: member for member in _subclasses(Spec)}
     keys = [str(part) for part in first["loc"] if part not in members]
     key = ".".join(keys) or "the file"
@@ -240,7 +252,7 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
 
 
 def _table(root: type[Spec] | None, location: tuple[Any, ...], members: Mapping[str, Any]) -> Any:
-    """Spec of the table that a location points into."""
+    """The spec of the table that a location points into."""
     table = root
     for part in location:
         if part in members:

@@ -1,4 +1,4 @@
-"""Specs of networks, models and guides: what p(x, z, precision) and q(z, precision | x) are."""
+"""Specs of networks, models p(x, z, precision) and guides q(z, precision | x)."""
 
 import math
 from collections.abc import Mapping
@@ -50,8 +50,8 @@ from ngvae_pyro.specs.schedule import (
 class MLPSpec(Spec):
     """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units.
 
-    A decoder that is declared without a depth has 8 layers: what it cannot draw from few latents
-    is drawn from more of them, so a shallow decoder finds too many.
+    A decoder declared without a depth gets 8 layers: a shallow decoder makes up for what it cannot
+    draw from few latents by using more of them, so too many are found.
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -73,8 +73,8 @@ class ConvSpec(Spec):
 class ResNetV2Spec(Spec):
     """Pre-activation residual blocks, ``blocks`` of them at each size, then one dense layer.
 
-    ``channels`` are those of the full size; each halving of the grid doubles them, up to eight
-    times as many.
+    ``channels`` is the number at full size; each halving of the grid doubles it, up to eight times
+    as many.
     """
 
     kind: Literal["resnet_v2"] = "resnet_v2"
@@ -98,12 +98,12 @@ def _deep(value: Any) -> Any:
 class NormalGammaPriorSpec(Spec):
     """Prior on (z, precision) with a spike-and-slab mixture of Gammas on the precision.
 
-    ``precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike)``, pi = exp(-price): the spike at
+    ``precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike)`` with pi = exp(-price). The spike at
     precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
-    precision of an informative one free, and ``price`` is what one informative latent costs, in
-    nats: up to 87, beyond which float32 has no exp(-price). ``joint`` false: z ~ Normal(0, 1)
-    independent of the precision (the abstract's p(z) p(lambda)); ``joint`` true:
-    z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
+    precision of an informative one free, and ``price`` is the cost of one informative latent in
+    nats, at most 87 because exp(-price) underflows in float32 beyond that. With ``joint`` false,
+    z ~ Normal(0, 1) independently of the precision (the abstract's p(z) p(lambda)); with ``joint``
+    true, z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
     """
 
     family: Literal["normal_gamma"] = "normal_gamma"
@@ -119,21 +119,22 @@ class NormalGammaPriorSpec(Spec):
 
 
 class GaussianPriorSpec(Spec):
-    """Prior of a vanilla VAE: z ~ Normal(0, 1), no precision site."""
+    """Prior of a vanilla VAE: z ~ Normal(0, 1), without a precision site."""
 
     family: Literal["gaussian"] = "gaussian"
 
 
-# A posterior's rates are softly bounded by exp(5), and of one of exp(-20) no count is ever seen.
+# A posterior's rates are softly bounded by exp(5), and a rate of exp(-20) never yields a count.
 LogRate = Annotated[float, Field(ge=-20.0, le=5.0)]
 
 
 class PoissonPriorSpec(Spec):
     """Prior of a Poisson VAE: counts z ~ Poisson(rate), with a learned rate for each latent.
 
-    The logarithms of the rates start uniformly between the two numbers ``log_rate``. The code of
-    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, has -6 and -2 there, for 512
-    latents; of 15 on sprites, 13 such rare counts were silent after 60 steps and stayed so.
+    The log rates are initialised uniformly between the two numbers in ``log_rate``. The code of
+    Vafaii, Galor and Yates (2024), github.com/hadivafaii/PoissonVAE, uses -6 and -2 for 512
+    latents; with such rare counts, 13 of 15 latents on sprites were silent after 60 steps and
+    stayed so.
     """
 
     family: Literal["poisson"] = "poisson"
@@ -156,9 +157,9 @@ PriorSpec = Annotated[
 class LikelihoodSpec(Spec):
     """Likelihood of a pixel in [0, 1] given the decoder's output.
 
-    ``auto`` is bernoulli for images that hold only 0 and 1, and gaussian for all others.
+    ``auto`` means bernoulli for images that hold only 0 and 1, and gaussian for all others.
     ``scale`` is the standard deviation of the gaussian; ``learned`` makes it a parameter (one
-    for the whole data set) that starts there. The other families have neither.
+    for the whole data set) that starts at this value. The other families have neither key.
     """
 
     family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
@@ -179,7 +180,8 @@ class LikelihoodSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _own_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What is read again must neither be refused nor look as if it had been given.
+        # Drop the gaussian's keys from other families: on reading back they would be refused, or
+        # taken for values that somebody gave.
         values: dict[str, Any] = serialize(self)
         if self.family == "gaussian":
             return values
@@ -187,9 +189,12 @@ class LikelihoodSpec(Spec):
         return {key: value for key, value in values.items() if key in keys}
 
     def resolved(self, binary: bool) -> Self:
-        """With ``auto`` decided by whether the images hold only 0 and 1.
+        """A copy in which ``auto`` is replaced by the family that suits the images.
 
-        A ``scale`` or ``learned`` that was given asks for the gaussian.
+        A ``scale`` or ``learned`` that was given selects the gaussian.
+
+        Args:
+            binary: Whether the images hold only 0 and 1.
         """
         if self.family != "auto":
             return self
@@ -198,7 +203,7 @@ class LikelihoodSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """What p(x, z, precision) is: latent size, prior, likelihood and decoder."""
+    """Declares p(x, z, precision): latent size, prior, likelihood and decoder."""
 
     latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
@@ -206,12 +211,12 @@ class ModelSpec(Spec):
     decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
 
 
-# In float32 less may be 0.
+# Anything smaller may be 0 in float32.
 LEAST_ANNEALED = 1e-6
 
 
 def _annealed(spec: Any, name: str, most: float) -> Any:
-    """Refuses a schedule that takes a number of the guide out of its own range."""
+    """Refuse a schedule that takes one of the guide's numbers out of its range."""
     ramp: Ramp = getattr(spec.schedule, name)
     product = getattr(spec, name) * ramp.initial
     if not LEAST_ANNEALED <= product <= most:
@@ -223,16 +228,13 @@ def _annealed(spec: Any, name: str, most: float) -> Any:
 
 
 class BaseGuideSpec(Spec):
-    """What every guide declares besides the fields of its own class.
+    """Keys that every guide declares: ``family``, ``label``, ``encoder`` and ``schedule``."""
 
-    Those are its ``family``, an optional ``label``, an ``encoder`` and a ``schedule``.
-    """
-
-    # Keys of the schedule that mean something to this guide.
+    # The schedule keys that have an effect on this guide.
     schedule_keys: ClassVar[frozenset[str]] = frozenset({"z", "signal_nats"})
 
     def foreign(self, schedule: ScheduleSpec) -> dict[str, str]:
-        """Keys in use that mean nothing to this guide, each with a family it belongs to."""
+        """Schedule keys in use that this guide ignores, each with a family that has it."""
         return {
             key: next(
                 spec.model_fields["family"].default
@@ -252,11 +254,11 @@ class BaseGuideSpec(Spec):
 
 
 class NormalGammaGuideSpec(BaseGuideSpec):
-    """What all guides with the sites ``precision`` and ``z`` declare.
+    """Keys that all guides with the sites ``precision`` and ``z`` declare.
 
-    ``concentration`` and ``rate`` are (informative, uninformative). A declared ``schedule`` changes
-    only the keys that it names. ``label`` is what tables and figures call the guide; its name
-    otherwise.
+    ``concentration`` and ``rate`` are pairs (informative, uninformative). A declared ``schedule``
+    changes only the keys that it names. ``label`` is the guide's name in tables and figures, by
+    default the name of the variant.
     """
 
     schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
@@ -275,7 +277,7 @@ class NormalGammaGuideSpec(BaseGuideSpec):
 
 
 class SlidingGuideSpec(NormalGammaGuideSpec):
-    """Of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
+    """Base of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
 
     schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {"sharpness"}
 
@@ -287,13 +289,13 @@ class SlidingGuideSpec(NormalGammaGuideSpec):
 
 
 class RelaxedGuideSpec(SlidingGuideSpec):
-    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that makes it select."""
+    """Relaxed Normal-Gamma posterior of the NG-VAE, with the schedule that selects latents."""
 
     family: Literal["relaxed"] = "relaxed"
 
 
 class FlatGuideSpec(SlidingGuideSpec):
-    """Flat hierarchical posterior: ``draws`` z share the one precision of each latent."""
+    """Flat hierarchical posterior: ``draws`` draws of z share each latent's one precision."""
 
     family: Literal["flat"] = "flat"
     draws: Copies = 4
@@ -322,13 +324,13 @@ class ScoreGuideSpec(NormalGammaGuideSpec):
 
 
 class ElboSpec(Spec):
-    """The ELBO itself, estimated as ``fit.elbo`` says; the other objectives have the KL exact."""
+    """The ELBO itself, estimated by ``fit.elbo``; the other objectives use the exact KL."""
 
     kind: Literal["elbo"] = "elbo"
 
 
 class BetaSpec(Spec):
-    """The beta-VAE: ``beta`` weighs the KL."""
+    """The beta-VAE: ``beta`` is the weight of the KL."""
 
     kind: Literal["beta"] = "beta"
     beta: PositiveWeight = 4.0
@@ -344,16 +346,16 @@ class CapacitySpec(Spec):
 
 
 class BetaTCSpec(Spec):
-    """The beta-TCVAE: ``beta`` weighs the total correlation."""
+    """The beta-TCVAE: ``beta`` is the weight of the total correlation."""
 
     kind: Literal["beta_tc"] = "beta_tc"
     beta: PositiveWeight = 6.0
 
 
 class FactorSpec(Spec):
-    """The FactorVAE: ``gamma`` times the total correlation that a discriminator sees.
+    """The FactorVAE: ``gamma`` times the total correlation that a discriminator estimates.
 
-    ``width`` and ``depth`` are the discriminator's hidden layers, ``learning_rate`` is its own.
+    ``width``, ``depth`` (of its hidden layers) and ``learning_rate`` are the discriminator's.
     """
 
     kind: Literal["factor"] = "factor"
@@ -364,7 +366,7 @@ class FactorSpec(Spec):
 
 
 class DIPISpec(Spec):
-    """The DIP-VAE-I: the covariance of the posterior means is drawn to the identity."""
+    """The DIP-VAE-I: the covariance of the posterior means is pulled towards the identity."""
 
     kind: Literal["dip_i"] = "dip_i"
     off_diagonal: Weight = 10.0
@@ -372,7 +374,7 @@ class DIPISpec(Spec):
 
 
 class DIPIISpec(Spec):
-    """The DIP-VAE-II: the covariance of the posterior draws is drawn to the identity."""
+    """The DIP-VAE-II: the covariance of the posterior draws is pulled towards the identity."""
 
     kind: Literal["dip_ii"] = "dip_ii"
     off_diagonal: Weight = 10.0
@@ -380,7 +382,7 @@ class DIPIISpec(Spec):
 
 
 class GamixSpec(Spec):
-    """The GAMIX-VAE: KL of the mixture over a batch, and ``regulariser`` against its collapse."""
+    """The GAMIX-VAE: KL of the batch's mixture; ``regulariser`` keeps it from collapsing."""
 
     kind: Literal["gamix"] = "gamix"
     regulariser: Weight = 0.2
@@ -403,7 +405,7 @@ class GaussianGuideSpec(BaseGuideSpec):
 
 
 class EpanechnikovGuideSpec(BaseGuideSpec):
-    """Epanechnikov posterior, a parabola at loc(x) with its half-width from the encoder."""
+    """Epanechnikov posterior: a parabola centred at loc(x), with an encoded half-width."""
 
     family: Literal["epanechnikov"] = "epanechnikov"
     label: Label | None = None
@@ -411,16 +413,18 @@ class EpanechnikovGuideSpec(BaseGuideSpec):
     schedule: ScheduleSpec = ScheduleSpec()
 
 
-# Colder relaxed counts are steps, warmer ones half of the most events that are looked at.
+# Below this range relaxed counts are step functions; above it they are half of the largest number
+# of events considered, whatever the rate.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e3
 
 
 class PoissonGuideSpec(BaseGuideSpec):
     """Poisson posterior of a Poisson VAE, z ~ Poisson(rate factor(x)) with the prior's rate.
 
-    ``temperature`` is that of the relaxed counts at the end of training. A declared ``schedule``
-    changes only the keys that it names. The objective is the ELBO with the KL in closed form,
-    whatever ``fit.elbo`` says: relaxed counts have no density of their own to estimate it from.
+    ``temperature`` is the temperature of the relaxed counts at the end of training. A declared
+    ``schedule`` changes only the keys that it names. The objective is the ELBO with the KL in
+    closed form, whatever ``fit.elbo`` says: relaxed counts have no density from which the KL could
+    be estimated.
     """
 
     schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {"temperature"}
@@ -437,9 +441,9 @@ class PoissonGuideSpec(BaseGuideSpec):
 
 
 class GaussianMixtureGuideSpec(BaseGuideSpec):
-    """Posterior of ``components`` Gaussians for each latent, with weights of their own.
+    """Posterior with a mixture of ``components`` Gaussians for each latent.
 
-    ``regulariser`` weighs the term that keeps their variances from collapsing.
+    ``regulariser`` is the weight of the term that keeps their variances from collapsing.
     """
 
     family: Literal["gaussian_mixture"] = "gaussian_mixture"
@@ -450,7 +454,7 @@ class GaussianMixtureGuideSpec(BaseGuideSpec):
     schedule: ScheduleSpec = ScheduleSpec()
 
 
-# The guides that may be declared; the first one where no family is.
+# The guides that may be declared; the first is the default family.
 GuideSpec = Annotated[
     RelaxedGuideSpec
     | MixtureGuideSpec
@@ -465,5 +469,5 @@ GuideSpec = Annotated[
 ]
 GUIDE_SPECS = members_of(GuideSpec)
 
-# What the files in each folder of variants declare.
+# The spec that the files in each folder of variants declare.
 DECLARED: dict[str, Any] = {"models": ModelSpec, "guides": TypeAdapter(GuideSpec)}

@@ -25,7 +25,7 @@ from ngvae_pyro.specs.base import (
 )
 from ngvae_pyro.specs.pair import GuideSpec, ModelSpec, RelaxedGuideSpec
 
-# What names a device; also :func:`ngvae_pyro.machine.resolve_device` goes by it.
+# The names of devices; :func:`ngvae_pyro.machine.resolve_device` uses the same pattern.
 DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
@@ -35,10 +35,10 @@ DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 class AdversarialSpec(Spec):
     """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
 
-    ``weight`` multiplies what it costs to be recognised, in nats per image; its default is for RGB
-    images of 64x64 pixels of standard deviation 0.1, whose likelihood is a sum over the pixels.
-    ``begin`` is the fraction of training from which it acts, ``channels`` are those of the first
-    of its ``layers`` stride-2 layers, ``learning_rate`` is its own.
+    ``weight`` multiplies the adversarial loss, in nats per image; its default suits RGB images of
+    64x64 pixels with standard deviation 0.1, whose log likelihood is a sum over the pixels.
+    ``begin`` is the fraction of training from which it acts, ``channels`` the width of the first
+    of its ``layers`` stride-2 layers, and ``learning_rate`` that of the discriminator.
     """
 
     weight: Weight = 200.0
@@ -52,13 +52,12 @@ class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
     ``elbo`` is the estimator of the plain ELBO; the mixture, flat and Poisson guides and the
-    baselines' objectives have their own. ``adversarial``, where it is given, is added to whichever
-    objective there is. ``fast`` records the operations of a step and replays them, on CUDA as a
-    graph. ``network_dtype`` is what the trunks of the networks compute in during training, whose
-    weights, latent layers and densities are float32 throughout.
-    There is a checkpoint every ``checkpoint_every`` steps.
-    Data of more than ``resident_bytes`` stay in main memory, and ``workers``
-    threads gather their batches ahead; by default 2 for a GPU and none for the CPU.
+    baselines' objectives have their own. ``adversarial``, if given, is added to whichever objective
+    is used. ``fast`` records the operations of a step and replays them, on CUDA as a graph.
+    ``network_dtype`` is the type in which the trunks of the networks compute during training;
+    weights, latent layers and densities are float32 throughout. A checkpoint is written every
+    ``checkpoint_every`` steps. Data larger than ``resident_bytes`` stay in main memory, and
+    ``workers`` threads gather their batches ahead: by default 2 for a GPU and none for the CPU.
     """
 
     steps: Steps = 4400
@@ -79,7 +78,8 @@ class FitSpec(Spec):
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
 
 
-# Keys that change where a run is done, where its data lie or what it is called, not what is run.
+# Keys that change where a run is computed, where its data lie or what it is called, but not its
+# result.
 IMMATERIAL = {
     "fit": {"device", "resident_bytes", "workers", "checkpoint_every"},
     "data": {"root", "download"},
@@ -88,10 +88,10 @@ IMMATERIAL = {
 
 
 class DataSpec(Spec):
-    """Which images: a name or a path as :func:`ngvae_pyro.data.load` takes it.
+    """Which images: a name or a path that :func:`ngvae_pyro.data.load` accepts.
 
-    ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the part
-    of them that is not trained on; ``resolution`` is the sprites' side in pixels, by default 32.
+    ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the fraction
+    of them that is not trained on; ``resolution`` is the side of sprites in pixels, by default 32.
     """
 
     name: Text = "sprites"
@@ -115,9 +115,9 @@ class RunSpec(Spec):
 
 
 class FormSpec(Spec):
-    """The axes of the arrays that the images came as, and whether they were bytes.
+    """The axes of the arrays that held the images, and whether these were bytes.
 
-    Their units, where they have some of their own, are with the weights
+    If the arrays have units of their own, those are stored with the weights
     (:class:`ngvae_pyro.data.forms.Form`).
     """
 
@@ -126,10 +126,10 @@ class FormSpec(Spec):
 
 
 class SavedRun(RunSpec):
-    """``config.toml`` of a run folder: the run, and what is needed to build its pair again.
+    """``config.toml`` of a run folder: the run, and what is needed to rebuild its pair.
 
-    Relative paths of ``data`` start from ``folder``. ``images`` says so where the images were given
-    in Python, and ``data.name`` alone does not lead to them. A run of an older version has no
+    Relative paths in ``data`` start from ``folder``. ``images`` is set if the images were given in
+    Python, so that ``data.name`` alone does not lead to them. Runs of older versions have no
     ``form``.
     """
 

@@ -1,4 +1,4 @@
-"""What changes during training: ramps, moves, and the schedules that guides have by default."""
+"""Changes during training: ramps, moves, and the default schedules of the guides."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -15,10 +15,11 @@ from ngvae_pyro.specs.base import Fraction, Spec, Steps, Weight, merge, to_tuple
 
 
 class Ramp(Spec):
-    """A schedule: ``initial`` until the fraction ``begin`` of training, ``final`` from ``end`` on.
+    """A number that goes from ``initial`` to ``final`` between two fractions of training.
 
-    In between it is linear or geometric in the step. Fractions are of the whole run, so that a
-    longer run stretches the schedule. Without arguments it is 1 throughout.
+    It is ``initial`` until the fraction ``begin`` of training and ``final`` from ``end`` on.
+    In between it is linear or geometric in the step. Fractions refer to the whole run, so a longer
+    run stretches the schedule. Without arguments it is 1 throughout.
     """
 
     initial: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
@@ -41,7 +42,7 @@ class Ramp(Spec):
         return self
 
     def __call__(self, fraction: float) -> float:
-        """Value at a fraction of training in [0, 1]."""
+        """The value at a fraction of training in [0, 1]."""
         if fraction <= self.begin:
             return self.initial
         if fraction >= self.end:
@@ -69,7 +70,7 @@ class Move(Spec):
 
 
 def renamed(values: Any) -> Any:
-    """Keys of a schedule with today's names; runs of older versions have one of before."""
+    """A schedule's values under today's keys; runs of older versions use one older name."""
     if not (isinstance(values, Mapping) and "decorrelate" in values):
         return values
     if "independent" in values:
@@ -79,19 +80,18 @@ def renamed(values: Any) -> Any:
 
 
 class ScheduleSpec(Spec):
-    """What changes during training.
+    """The weights and relaxations that change during training.
 
-    ``z`` and ``precision`` weigh the KL of these sites, ``sharpness`` and ``temperature`` multiply
-    those of the relaxations. All end at 1, so that what is maximised at the end is the ELBO itself,
-    for counts as near as their last temperature brings it.
+    ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
+    ``temperature`` multiply those of the relaxations. All end at 1, so that training ends by
+    maximising the ELBO itself (for counts, as closely as their final temperature allows).
     ``signal_nats`` above 0 replaces ``z.initial`` by signal / signal_nats (at least 1), where
     the signal is what the data carry above their mean image, in nats under the likelihood: the
-    weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``
-    uninformative latents that leak too little for a birth lose the last trace of the data; at 1
-    nothing is left to do. At the fraction ``independent`` informative latents are rotated to
-    independent components, if that is free (:mod:`ngvae_pyro.axes`); at 1 they stay as they are.
-    Until the fraction ``exact`` the mixture guide is relaxed. The defaults leave the ELBO as it is
-    throughout.
+    weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``,
+    uninformative latents that leak too little for a birth lose the last trace of the data; 1 turns
+    this off. At the fraction ``independent``, informative latents are rotated to independent
+    components if that costs nothing (:mod:`ngvae_pyro.axes`); 1 turns this off. Until the fraction
+    ``exact`` the mixture guide is relaxed. The defaults leave the ELBO unchanged throughout.
     """
 
     z: Ramp = Ramp()
@@ -116,7 +116,7 @@ class ScheduleSpec(Spec):
 
     @property
     def in_use(self) -> list[str]:
-        """The keys that are not as they are by default."""
+        """The keys whose values differ from the defaults."""
         fields = type(self).model_fields
         return [key for key, field in fields.items() if getattr(self, key) != field.default]
 
@@ -135,16 +135,19 @@ SELECT = ScheduleSpec(
     independent=0.98,
 )
 
-# The exact mixture decides for good within 200 steps, too early, so it starts out relaxed
+# The exact mixture settles for good within 200 steps, which is too early, so it starts out relaxed
 # (docs/posteriors.md); the score guide is exact throughout and has nothing to sharpen.
 SELECT_THEN_EXACT = SELECT.model_copy(update={"exact": 0.75})
 SELECT_EXACT = SELECT.model_copy(update={"sharpness": Ramp()})
 
-# Temperatures 1 to 0.05 over the first half of training, as Vafaii, Galor and Yates (2024).
+# Temperatures fall from 1 to 0.05 over the first half of training, as in Vafaii, Galor and Yates
+# (2024).
 COOL = ScheduleSpec(temperature=Ramp(initial=20.0, end=0.5))
 
 
 def on_top_of(schedule: ScheduleSpec) -> BeforeValidator:
+    """A validator that fills in the keys a declared schedule omits from ``schedule``."""
+
     def merged(value: Any) -> Any:
         own = isinstance(value, Mapping)
         return merge(schedule.model_dump(), renamed(value)) if own else value
