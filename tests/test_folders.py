@@ -26,6 +26,7 @@ from ngvae_pyro import cli, distributed, files, runs
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.runs import comparison
 from ngvae_pyro.training import trainer
+from ngvae_pyro.training.checkpoints import Checkpoints
 from ngvae_pyro.training.steps import NonFiniteLoss
 
 PAIR = ["gaussian", "gaussian", "--latents", "2", "--device", "cpu", "--steps", "4"]
@@ -455,7 +456,7 @@ def test_a_closed_terminal_ends_a_training_as_sigterm_does(
     fit, load = trainer.fit, runs.load_data
 
     def heard(*words, **options):
-        save = runs.Checkpoints.save
+        save = Checkpoints.save
 
         def saved(keep, snapshot):
             save(keep, snapshot)

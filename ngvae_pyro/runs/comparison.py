@@ -317,13 +317,13 @@ def _compare(
     drawing = time.perf_counter()
     result = _collect(planned, command)
     result["failed"] += lost
+    done = [run for run in planned if run.evaluated]
+    # The figures show the first run of each pair, which is read before anything is written.
+    first = {run.pair: run for run in reversed(done)}
+    looks = [look(first[pair]) for pair in dict.fromkeys(run.pair for run in done)]
     # It lists the files before they exist, so that they count as its own if it is interrupted here.
     write_json(out / COMPARISON, result)
-    done = [run for run in planned if run.evaluated]
-    if done:
-        # The figures show the first run of each pair.
-        first = {run.pair: run for run in reversed(done)}
-        looks = [look(first[pair]) for pair in dict.fromkeys(run.pair for run in done)]
+    if looks:
         comparison_plots.save_all(out / "figures", looks, result)
     seconds["tables and figures"] = time.perf_counter() - drawing
     result["seconds"] = {**seconds, "wall clock": time.perf_counter() - began, "jobs": jobs}
