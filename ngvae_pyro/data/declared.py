@@ -7,13 +7,7 @@ import torch
 from ngvae_pyro.data import sources as data
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.extras import needed
 from ngvae_pyro.specs import DataSpec, RunSpec, SavedRun
-
-with needed("cli"):
-    pass
-with needed("train"):
-    pass
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageData, ImageData]:

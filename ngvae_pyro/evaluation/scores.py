@@ -37,14 +37,9 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import expect
 from ngvae_pyro.evaluation import diagnostics, uncertainty
-from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit, check_data, check_fit, site_terms
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.machine import seeded
-
-with needed("metrics"):
-    pass
-
 
 # Posterior draws for the ELBO of an image, and precisions and draws for its uncertainty.
 ELBO_DRAWS, PRECISIONS, DRAWS = 8, 8, 4

@@ -9,18 +9,11 @@ from typing import Any
 
 from ngvae_pyro import files
 from ngvae_pyro.errors import UserError, expect, nearest
-from ngvae_pyro.extras import needed
 from ngvae_pyro.files import read_text
 from ngvae_pyro.records import CheckedMetrics, Metrics, RunRecord, check
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.specs import SavedRun, parse
 from ngvae_pyro.training.checkpoints import Checkpoints, is_own
-
-with needed("cli"):
-    pass
-with needed("train"):
-    pass
-
 
 CHECKPOINTS, METRICS, RECORD = "checkpoints", "metrics.json", "run.json"
 

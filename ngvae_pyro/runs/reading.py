@@ -21,8 +21,6 @@ from ngvae_pyro.records import History
 from ngvae_pyro.specs import RunSpec, SavedRun
 from ngvae_pyro.training import memory
 
-with needed("cli"):
-    pass
 with needed("train"):
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -8,25 +8,16 @@ from typing import Any
 import torch
 
 from ngvae_pyro import files, locks, provenance
+from ngvae_pyro.data.declared import load_data
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.extras import check_installed, needed
+from ngvae_pyro.extras import check_installed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import Guide
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import VAE
-from ngvae_pyro.specs import FitSpec, RunSpec, parse
-from ngvae_pyro.training.checkpoints import Checkpoints
-from ngvae_pyro.training.steps import NonFiniteLoss
-from ngvae_pyro.training.trainer import fit
-
-with needed("cli"):
-    pass
-with needed("train"):
-    pass
-from ngvae_pyro.data.declared import load_data
 from ngvae_pyro.runs.folder import (
     _UNFINISHED,
     CHECKPOINTS,
@@ -47,6 +38,10 @@ from ngvae_pyro.runs.folder import (
 )
 from ngvae_pyro.runs.reading import check_recorded, load_pair, load_run
 from ngvae_pyro.runs.saving import _write_run, save_config, save_record, save_weights, saved_run
+from ngvae_pyro.specs import FitSpec, RunSpec, parse
+from ngvae_pyro.training.checkpoints import Checkpoints
+from ngvae_pyro.training.steps import NonFiniteLoss
+from ngvae_pyro.training.trainer import fit
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 
