@@ -62,9 +62,6 @@ def _check_place(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: already exists; {hint}")
 
 
-# Training ------------------------------------------------------------------------------------
-
-
 def train(
     spec: RunSpec,
     out: str | Path,

@@ -211,6 +211,9 @@ class ModelSpec(Spec):
     decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
 
 
+# Guide: q(z, precision | x) ------------------------------------------------------------------
+
+
 # Anything smaller may be 0 in float32.
 LEAST_ANNEALED = 1e-6
 

@@ -29,9 +29,6 @@ from ngvae_pyro.specs.pair import GuideSpec, ModelSpec, RelaxedGuideSpec
 DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
-# Fit and run ---------------------------------------------------------------------------------
-
-
 class AdversarialSpec(Spec):
     """A PatchGAN discriminator whose verdict on the reconstructions is part of the fit.
 

@@ -53,9 +53,6 @@ class Ramp(Spec):
         return self.initial + (self.final - self.initial) * t
 
 
-# Guide: q(z, precision | x) ------------------------------------------------------------------
-
-
 class Move(Spec):
     """A trial jump of the posterior at the fraction ``at`` of training.
 
