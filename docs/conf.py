@@ -113,7 +113,9 @@ def public_names(module: ModuleType) -> list[str]:
             and (inspect.isclass(value) or inspect.isfunction(value))
             and f"{value.__module__}.".startswith(f"{module.__name__}.")
         ]
-    return [name for name in names if id(getattr(module, name)) not in TOP]
+    found = ((name, getattr(module, name)) for name in names)
+    # Constants say what they are in the source, and have no page.
+    return [name for name, value in found if callable(value) and id(value) not in TOP]
 
 
 class PublicNames(SphinxDirective):

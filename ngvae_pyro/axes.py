@@ -284,7 +284,7 @@ def _nearest(rotation: Array, free: Bools) -> Array:
 def agreement(codes: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
     """How reliably the codes are independent axes: whether other samples give the same ones.
 
-    It is the mean over bootstrap samples of |corr(code, source of the sample matched to it)|, both
+    It is the mean over bootstrap samples of ``|corr(code, matched source of the sample)|``, both
     over all codes (as in ICASSO: Himberg, Hyvarinen and Esposito, 2004, "Validating the independent
     components of neuroimaging time series via clustering and visualization"). The search in each
     sample has a random start. 1 is certain. Gaussian codes have the value of a random rotation,

@@ -79,9 +79,10 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     Attributes:
         n_components_: Number of informative latents, those with p above 1/2.
-        latents_: Their numbers in the model, (n_components_,), most informative first: by the KL of
+        latents_: Their numbers in the model, ``(n_components_,)``, most informative first: by the
+        KL of
             z, nats.
-        precisions_: Mean posterior precision of each, (n_components_,).
+        precisions_: Mean posterior precision of each, ``(n_components_,)``.
         verdict_: Whether the count can be trusted, a :class:`ngvae_pyro.verdict.Verdict`.
         metrics_: Numbers on the held-out rows, see :func:`ngvae_pyro.evaluate`.
         fit_: The :class:`ngvae_pyro.Fit`, with ``model_`` and ``guide_``.

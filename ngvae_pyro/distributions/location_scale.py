@@ -102,9 +102,9 @@ class Epanechnikov(_Expandable):
     def icdf(self, value: Tensor) -> Tensor:
         """Root of the cubic cdf, u = 2 sin(asin(2 p - 1) / 3), for p in [0, 1].
 
-        Towards the ends 2 p - 1 is rounded to -1 or 1; there 1 - |u| = 4 sin(a) cos(a - pi / 6) is
-        used instead, with a = asin(sqrt(q)) / 3 and q the smaller of p and 1 - p. The gradient is 0
-        at 0 and 1, where the derivative is infinite.
+        Towards the ends 2 p - 1 is rounded to -1 or 1; there ``1 - |u| = 4 sin(a) cos(a - pi / 6)``
+        is used instead, with a = asin(sqrt(q)) / 3 and q the smaller of p and 1 - p. The gradient
+        is 0 at 0 and 1, where the derivative is infinite.
         """
         p = value.double()
         middle = 2 * ((2 * p - 1).clamp(-0.6, 0.6).asin() / 3).sin()

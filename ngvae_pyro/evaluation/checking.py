@@ -120,8 +120,7 @@ def check(
           sqrt(C_kk (C^-1)_kk) with C the covariance of NUTS's draws, as for a Gaussian posterior;
           about 1 + K / (2 S) by chance;
         - ``shift``: ``|mean of NUTS's draws - that of the guide's|`` / the guide's standard
-        deviation,
-          mean over the images;
+          deviation, mean over the images;
         - ``ess``: effective sample size of the S draws for the worst image.
 
         ``correlation``: mean absolute correlation of NUTS's draws of two informative latents, over

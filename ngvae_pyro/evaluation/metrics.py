@@ -286,12 +286,12 @@ def dci(codes: Array | Tensor, factors: Array | Tensor) -> DCI:
 
     Eastwood and Williams (2018, https://openreview.net/forum?id=By-7dz-AZ), with the
     gradient-boosted trees of Locatello et al. (2019). R_kf is the importance of latent k for
-    predicting factor f. ``disentanglement`` is the mean over latents of 1 - H(R_k. / sum) / log F,
-    weighted by importance: 1 if each latent serves one factor, 0 if each serves all equally.
-    ``completeness`` is the same over factors, 1 - H(R_.f / sum) / log K: 1 if one latent
-    predicts each factor, 0 if all are needed equally. ``informativeness`` is the mean test
-    accuracy, or for a continuous factor the test R^2, at least 0: 1 if the codes predict every
-    factor, 0 if they predict none.
+    predicting factor f. ``disentanglement`` is the mean over latents of
+    ``1 - H(R_k. / sum) / log F``, weighted by importance: 1 if each latent serves one factor, 0 if
+    each serves all equally. ``completeness`` is the same over factors, ``1 - H(R_.f / sum) / log
+    K``: 1 if one latent predicts each factor, 0 if all are needed equally. ``informativeness`` is
+    the mean test accuracy, or for a continuous factor the test R^2, at least 0: 1 if the codes
+    predict every factor, 0 if they predict none.
 
     Disentanglement is nan with a single factor, and completeness with a single latent, since they
     would be 1 for any codes; without any importance (constant codes) both are 0. Factors that never
