@@ -115,7 +115,14 @@ def test_seeds_share_their_data_and_nothing_else(done):
         assert all((h.images == held_out[0].images).all() for h in held_out)
 
 
-def test_what_is_there_is_not_done_again(done):
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Comparisons are not drawn; that of ``done`` is."""
+    monkeypatch.setattr("ngvae_pyro.runs.comparison.look", lambda run: None)
+    monkeypatch.setattr("ngvae_pyro.report.comparison_plots.save_all", lambda *_: None)
+
+
+def test_what_is_there_is_not_done_again(done, no_figures):
     out, words, _ = done
     weights = out / "gaussian+beta_27" / "seed-1" / "weights.safetensors"
     missing = out / "normal_gamma+relaxed" / "seed-0" / "evaluation.json"
@@ -132,7 +139,7 @@ def test_what_is_there_is_not_done_again(done):
     assert "4 of 4 runs are there already" in said
 
 
-def test_a_run_that_was_cut_short_goes_on(images, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_short_goes_on(images, tmp_path, monkeypatch, no_figures):
     pair = tmp_path / "c" / "gaussian+gaussian"
     # What a death before the first step leaves.
     left = pair / ".seed-9.partial"
@@ -150,7 +157,7 @@ def test_a_run_that_was_cut_short_goes_on(images, tmp_path, monkeypatch):
     assert len(runs.load_record(pair / "seed-9")["starts"]) == 2
 
 
-def test_another_run_in_its_place_is_one_line(done):
+def test_another_run_in_its_place_is_one_line(done, no_figures):
     out, words, _ = done
     message = ngvae(*words, "--out", out, "--steps", "9", code=2)
     assert "holds a run with fit.steps = 8, not 9; choose another --out" in message
@@ -183,7 +190,7 @@ def test_data_that_are_not_there_are_one_line(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_diverged_run_is_left_out_and_said(images, tmp_path):
+def test_a_diverged_run_is_left_out_and_said(images, tmp_path, no_figures):
     words = ["compare", "--pairs", "gaussian+gaussian,gaussian+dip_i", "--data", images, *SMALL]
     words += ["--set", "fit.learning_rate=1e30", "--steps", "40", "--out", tmp_path / "c"]
     # In processes of their own, which have to hand the error over.
@@ -213,7 +220,7 @@ def test_evaluate_adds_the_metrics_to_a_run(done, images, tmp_path):
     assert f"{tmp_path}: is not a run folder (no config.toml); did you mean" in message
 
 
-def test_images_without_factors_have_no_scores(tmp_path):
+def test_images_without_factors_have_no_scores(tmp_path, no_figures):
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "noise.npz", imgs=rng.integers(0, 255, (40, 8, 8)).astype(np.uint8))
     words = ["compare", "--pairs", "gaussian+gaussian", "--data", tmp_path / "noise.npz", *SMALL]

@@ -77,6 +77,7 @@ def test_all_processes_fail_together(of_two):
     assert not list(of_two.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_in_two_processes(tmp_path):
     words = ["train", "normal_gamma", "mixture", *SHORT, "--out"]
     said, log = torchrun("-m", "ngvae_pyro", *words, tmp_path / "two")

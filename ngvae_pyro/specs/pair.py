@@ -457,7 +457,7 @@ class GaussianMixtureGuideSpec(BaseGuideSpec):
     schedule: ScheduleSpec = ScheduleSpec()
 
 
-# The guides that may be declared; the first is the default family.
+# The guides that can be declared; the first is the default family.
 GuideSpec = Annotated[
     RelaxedGuideSpec
     | MixtureGuideSpec
