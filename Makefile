@@ -6,6 +6,8 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # A process for each CPU, which therefore computes with one thread. A file of tests is in one of
 # them, because its tests share what they train.
 PARALLEL := --numprocesses auto --dist loadfile
+# Many tests start processes, which read the package faster once it is compiled.
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: demo test test-all oldest lint docs linkcheck dist clean
 
@@ -14,15 +16,15 @@ demo: .venv/.installed
 	$(BIN)/ngvae inspect runs/demo
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(TESTING) $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # With the tests that take minutes each, which continuous integration runs once a day.
 test-all: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+	$(TESTING) $(BIN)/python -m pytest $(PARALLEL)
 
 # With the oldest versions that setup.cfg admits; they use what is deprecated by now.
 oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
+	$(TESTING) .venv-oldest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

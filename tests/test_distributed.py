@@ -98,6 +98,7 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_of_one_process(tmp_path):
     words = ["train", "gaussian", "gaussian", *SHORT, "--out", tmp_path]
     said, log = torchrun("-m", "ngvae_pyro", *words, code=1)

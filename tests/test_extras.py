@@ -116,9 +116,9 @@ def test_a_pair_is_trained_without_figures_metrics_and_the_command_line():
 @pytest.mark.parametrize(
     "extra, module, command",
     [
-        ("arviz", "h5netcdf", "train"),
+        pytest.param("arviz", "h5netcdf", "train", marks=pytest.mark.slow),
         ("cli", "typer", "train"),
-        ("metrics", "sklearn", "evaluate"),
+        pytest.param("metrics", "sklearn", "evaluate", marks=pytest.mark.slow),
         ("metrics", "sklearn", "train"),
         ("plots", "matplotlib", "train"),
     ],
