@@ -34,7 +34,7 @@ lint: .venv/.installed
 
 # The site, in docs/_build/html; it needs no network. Warnings, dead links among them, are errors.
 docs: .venv/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -n -j auto docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -n -j auto docs docs/_build/html
 
 # The links to other sites, which a network may hold against us.
 linkcheck: .venv/.docs
