@@ -404,7 +404,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         check_folder(folder)
         trained, spec = runs.load_run(folder, device)
         likelihood, size = spec.model.likelihood, spec.model.latent_size
-        scale = likelihood.scale if likelihood.family == "gaussian" else None
+        scale = None
+        if likelihood.family == "gaussian" and likelihood.scale != "auto":
+            scale = likelihood.scale
         model: str | Spec = spec.model
         if spec.model_name in variants.names("models"):
             declared = _model_spec(spec.model_name, size, scale)

@@ -119,6 +119,7 @@ class Fit:
             history=self.history,
             discrete=self.model.discrete,
             precision=precision,
+            scale=self.model.likelihood.scale,
         )
 
     # Encoding and decoding --------------------------------------------------------------------

@@ -99,13 +99,16 @@ class SwitchableLatents(Protocol):
             loc: Its posterior means over a sample of the data, shape (N,).
         """
 
-    def recombine(self, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
+    def recombine(
+        self, decoder: Decoder, latents: Tensor, change: Tensor, precision: Tensor
+    ) -> Touched:
         """Change the coordinates of some latents, loc to A loc, and keep the reconstruction.
 
         Args:
             decoder: The model's decoder.
-            latents: Indices k, shape (M,).
+            latents: Indices k of informative latents, shape (M,).
             change: Matrix A, shape (M, M).
+            precision: Their mean posterior precisions before, shape (M,).
         """
 
 
@@ -163,6 +166,8 @@ class Guide(PyroModule):
         super().__init__()
         self.spec = spec
         self.image_shape, self.latent_size = model.image_shape, model.latent_size
+        # A number that is 0 stays 0.
+        self.annealed = tuple(name for name in self.annealed if getattr(spec, name))
         for name in self.annealed:
             # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
@@ -246,6 +251,37 @@ class NormalGammaGuide(Guide):
     # far out that the gradient of the sigmoid vanishes.
     settled = 2.5, -4.0
 
+    annealed: tuple[str, ...] = ("freedom",)
+
+    def __init__(self, spec: Any, model: VAE) -> None:
+        super().__init__(spec, model)
+        if spec.freedom > 0.0:
+            self.log_factor = nn.Parameter(torch.zeros(model.latent_size))
+
+    @property
+    def rate(self) -> tuple[Tensor | float, float]:
+        """Rates (informative, uninformative) of the posterior's two Gammas.
+
+        Each latent has its own informative rate b1_k, of shape (K,) and the same for all images:
+
+            b1_k = b1 exp(freedom tanh(log_factor_k))
+
+        Not a function of x, because a precision that is constant over the images makes the decoder
+        an isometry of each latent up to scale, which :mod:`ngvae_pyro.axes` builds on.
+        """
+        informative, uninformative = self.spec.rate
+        if self.spec.freedom > 0.0:
+            return informative * (self.freedom * self.log_factor.tanh()).exp(), uninformative
+        return informative, uninformative
+
+    def _set_precision(self, latents: Tensor | list[int], precision: Tensor) -> Touched:
+        """Give informative latents a mean precision, within the range of their own rates."""
+        a1, b1 = self.spec.concentration[0], self.spec.rate[0]
+        log_factor = (a1 / (b1 * precision)).log() / self.spec.freedom
+        # The ends, where tanh is flat, are out of reach.
+        self.log_factor[latents] = log_factor.clamp(-0.99, 0.99).atanh()
+        return [(self.log_factor, latents)]
+
     def forward(self, x: Tensor) -> None:
         q = self.posterior(x)
         with pyro.plate("data", len(x)):
@@ -265,7 +301,7 @@ class NormalGammaGuide(Guide):
         """The mixture itself, without a relaxation, for images (B, C, H, W)."""
         loc, logits = self.encoder(x)
         return NormalGammaMixture(
-            loc, logits=logits, concentration=self.spec.concentration, rate=self.spec.rate
+            loc, logits=logits, concentration=self.spec.concentration, rate=self.rate
         )
 
     @torch.no_grad()
@@ -285,33 +321,64 @@ class NormalGammaGuide(Guide):
         into the decoder's bias.
         """
         head, stem = self.encoder.head, decoder.stem
-        loc_row, logit_row = latent, latent + self.latent_size
         mean, std = loc.mean(), loc.std()
         stem.bias.add_(mean * stem.weight[:, latent])
         if on:
             stem.weight[:, latent] *= std
-            head.weight[loc_row] /= std
-            head.bias[loc_row] = (head.bias[loc_row] - mean) / std
+            head.weight[latent] /= std
+            head.bias[latent] = (head.bias[latent] - mean) / std
         else:
             stem.weight[:, latent] = 0.0
-            head.weight[loc_row] = 0.0
-            head.bias[loc_row] = 0.0
-        head.weight[logit_row] = 0.0
+            head.weight[latent] = 0.0
+            head.bias[latent] = 0.0
+        touched = self._settle([latent], on)
+        if self.spec.freedom > 0.0:
+            # What leaks through a loc of variance v is worth (1 + v)^2 / 2 nats if v is the best
+            # one, and what is worth A nats has a precision of 2 A if its loc has variance 1.
+            precision = (1.0 + std.square()).square() if on else std.new_tensor(self._declared)
+            touched += self._set_precision([latent], precision)
+        return [
+            *touched,
+            (head.weight, latent),
+            (head.bias, latent),
+            (stem.weight, (slice(None), latent)),
+        ]
+
+    @property
+    def _declared(self) -> float:
+        """Mean precision of the informative component as it is declared."""
+        precision: float = self.spec.concentration[0] / self.spec.rate[0]
+        return precision
+
+    def _settle(self, latents: list[int], on: bool) -> Touched:
+        """Set p of some latents near 1 or 0, for all images."""
+        head, rows = self.encoder.head, [self.latent_size + k for k in latents]
+        head.weight[rows] = 0.0
         born, dead = self.settled
-        head.bias[logit_row] = born if on else dead
-        rows = [loc_row, logit_row]
-        return [(head.weight, rows), (head.bias, rows), (stem.weight, (slice(None), latent))]
+        head.bias[rows] = born if on else dead
+        return [(head.weight, rows), (head.bias, rows)]
 
     @torch.no_grad()
-    def recombine(self, decoder: Decoder, latents: Tensor, change: Tensor) -> Touched:
-        """Change the coordinates of some latents, see :class:`SwitchableLatents`."""
-        return recombine(self.encoder, decoder, latents, change)
+    def recombine(
+        self, decoder: Decoder, latents: Tensor, change: Tensor, precision: Tensor
+    ) -> Touched:
+        """Change the coordinates of some latents, see :class:`SwitchableLatents`.
+
+        The posterior's precision matrix L becomes A^-T L A^-1, of which each latent's own
+        precision is the diagonal.
+        """
+        touched = recombine(self.encoder, decoder, latents, change)
+        if self.spec.freedom > 0.0:
+            inverse = torch.linalg.inv(change)
+            touched += self._settle(latents.tolist(), True)
+            touched += self._set_precision(latents, precision @ inverse.square())
+        return touched
 
 
 class RelaxedGuide(NormalGammaGuide):
     """precision_k | x ~ Gamma(alpha(p_k), beta(p_k)), the relaxed mixture; pathwise gradients."""
 
-    annealed = ("sharpness",)
+    annealed = ("sharpness", "freedom")
 
     def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
         loc, logits = self.encoder(x)
@@ -319,7 +386,7 @@ class RelaxedGuide(NormalGammaGuide):
             loc,
             logits=logits,
             concentration=self.spec.concentration,
-            rate=self.spec.rate,
+            rate=self.rate,
             sharpness=self.sharpness,
         )
 

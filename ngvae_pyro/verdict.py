@@ -158,6 +158,7 @@ def judge(
     history: Sequence[Mapping[str, Any]] = (),
     discrete: bool = False,
     precision: Sequence[float] | None = None,
+    scale: float | None = None,
 ) -> Verdict:
     """What speaks against a count of informative latents.
 
@@ -170,6 +171,7 @@ def judge(
         history: Rows with ``step`` and ``loss`` (-ELBO, nats per image), of the training.
         discrete: Whether latents are counts, whose rate may vary however it likes.
         precision: Mean posterior precision of each latent; by default that of the prior, 1.
+        scale: Standard deviation of a pixel in the gaussian likelihood, in units of the images.
     """
     count = sum(map(is_informative, probs))
     findings = []
@@ -182,7 +184,7 @@ def judge(
             k: 0.5 * math.log1p(variance_of_loc[k] * (precision[k] if precision else 1.0))
             for k in leaking
         }
-        findings.append(_leaking(nats, model, selects))
+        findings.append(_leaking(nats, model, selects, scale))
     if shared:
         named = ", ".join(f"z{k} (p {probs[k]:.2f})" for k in shared)
         findings.append(
@@ -199,7 +201,9 @@ def judge(
     return Verdict(count, len(probs), tuple(findings))
 
 
-def _leaking(nats: Mapping[int, float], model: ModelSpec, selects: bool) -> Finding:
+def _leaking(
+    nats: Mapping[int, float], model: ModelSpec, selects: bool, scale: float | None
+) -> Finding:
     """Of latents that leak so many nats at most."""
     first = sorted(nats, key=lambda k: -nats[k])
     named = ", ".join(f"z{k} (up to {nats[k]:.2f} nats)" for k in first[:5])
@@ -208,8 +212,9 @@ def _leaking(nats: Mapping[int, float], model: ModelSpec, selects: bool) -> Find
     reason = "without a price of a latent, the count depends on where the line is drawn"
     if selects:
         reason = "a factor worth less than the price of a latent may be missing from the count"
-        if model.likelihood.family == "gaussian" and not model.likelihood.learned:
-            changes["model.likelihood.scale"] = SHARPER * model.likelihood.scale
+        if scale is not None and not model.likelihood.learned:
+            # Rounded, because the scale of the data has more digits than anyone would type.
+            changes["model.likelihood.scale"] = float(f"{SHARPER * scale:.2g}")
         elif isinstance(model.prior, NormalGammaPriorSpec):
             changes["model.prior.price"] = SHARPER * model.prior.price
     one = len(nats) == 1

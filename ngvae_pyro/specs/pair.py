@@ -109,7 +109,7 @@ class NormalGammaPriorSpec(Spec):
     family: Literal["normal_gamma"] = "normal_gamma"
     joint: bool = False
     price: Annotated[float, Field(ge=1e-6, le=87.0)] = 4.0
-    slab: GammaPair = (1.0, 1e-4)
+    slab: GammaPair = (0.1, 1e-5)
     spike: GammaPair = (100.0, 100.0)
 
     @property
@@ -154,16 +154,22 @@ PriorSpec = Annotated[
 ]
 
 
+# Smallest standard deviation of a pixel: its square is still far above float32's rounding of 1.
+LEAST_SCALE = 1e-4
+
+
 class LikelihoodSpec(Spec):
     """Likelihood of a pixel in [0, 1] given the decoder's output.
 
-    ``auto`` means bernoulli for images that hold only 0 and 1, and gaussian for all others.
-    ``scale`` is the standard deviation of the gaussian; ``learned`` makes it a parameter (one
-    for the whole data set) that starts at this value. The other families have neither key.
+    The family ``auto`` means bernoulli for images that hold only 0 and 1, and gaussian for all
+    others. ``scale`` is the standard deviation of the gaussian. Its default ``auto`` takes it from
+    the data: the resolution at which they carry 5,000 nats, or their noise where that is larger
+    (:func:`ngvae_pyro.model.resolution`). ``learned`` makes it a parameter (one for the whole data
+    set) that starts at this value, without a lower bound. The other families have neither key.
     """
 
     family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
-    scale: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.1
+    scale: Annotated[float, Field(ge=LEAST_SCALE, le=1e4)] | Literal["auto"] = "auto"
     learned: bool = False
 
     @property
@@ -234,7 +240,7 @@ class BaseGuideSpec(Spec):
     """Keys that every guide declares: ``family``, ``label``, ``encoder`` and ``schedule``."""
 
     # The schedule keys that have an effect on this guide.
-    schedule_keys: ClassVar[frozenset[str]] = frozenset({"z", "signal_nats"})
+    schedule_keys: ClassVar[frozenset[str]] = frozenset({"z", "signal_nats", "rescale"})
 
     def foreign(self, schedule: ScheduleSpec) -> dict[str, str]:
         """Schedule keys in use that this guide ignores, each with a family that has it."""
@@ -259,13 +265,16 @@ class BaseGuideSpec(Spec):
 class NormalGammaGuideSpec(BaseGuideSpec):
     """Keys that all guides with the sites ``precision`` and ``z`` declare.
 
-    ``concentration`` and ``rate`` are pairs (informative, uninformative). A declared ``schedule``
-    changes only the keys that it names. ``label`` is the guide's name in tables and figures, by
-    default the name of the variant.
+    ``concentration`` and ``rate`` are pairs (informative, uninformative). ``freedom`` is the
+    logarithm of the largest factor by which each latent's own rate of the informative component,
+    which is learned, may differ from the declared one, either way; 0 keeps that one for all. A
+    declared ``schedule`` changes only the keys that it names. ``label`` is the guide's name in
+    tables and figures, by default the name of the variant.
     """
 
     schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
         "precision",
+        "freedom",
         "moves",
         "silence",
         "independent",
@@ -274,7 +283,8 @@ class NormalGammaGuideSpec(BaseGuideSpec):
     family: str
     label: Label | None = None
     concentration: Concentrations = (1000.0, 100.0)
-    rate: Rates = (0.1, 100.0)
+    rate: Rates = (0.5, 100.0)
+    freedom: Annotated[float, Field(ge=0.0, le=10.0)] = 6.0
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, on_top_of(SELECT)] = SELECT
 

@@ -80,7 +80,8 @@ class ScheduleSpec(Spec):
     """The weights and relaxations that change during training.
 
     ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
-    ``temperature`` multiply those of the relaxations. All end at 1, so that training ends by
+    ``temperature`` multiply those of the relaxations, ``freedom`` that of the latents' own
+    rates. All end at 1, so that training ends by
     maximising the ELBO itself (for counts, as closely as their final temperature allows).
     ``signal_nats`` above 0 replaces ``z.initial`` by signal / signal_nats (at least 1), where
     the signal is what the data carry above their mean image, in nats under the likelihood: the
@@ -88,24 +89,30 @@ class ScheduleSpec(Spec):
     uninformative latents that leak too little for a birth lose the last trace of the data; 1 turns
     this off. At the fraction ``independent``, informative latents are rotated to independent
     components if that costs nothing (:mod:`ngvae_pyro.axes`); 1 turns this off. Until the fraction
-    ``exact`` the mixture guide is relaxed. The defaults leave the ELBO unchanged throughout.
+    ``exact`` the mixture guide is relaxed. At the fractions ``rescale`` a likelihood whose
+    scale is ``auto`` takes on the noise that the reconstruction leaves. The defaults leave the ELBO
+    unchanged in between.
     """
 
     z: Ramp = Ramp()
     precision: Ramp = Ramp()
     sharpness: Ramp = Ramp()
     temperature: Ramp = Ramp()
+    freedom: Ramp = Ramp()
     signal_nats: Weight = 0.0
     moves: Annotated[tuple[Move, ...], BeforeValidator(to_tuple), Field(max_length=1000)] = ()
     silence: Fraction = 1.0
     independent: Fraction = 1.0
     exact: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rescale: Annotated[tuple[Fraction, ...], BeforeValidator(to_tuple), Field(max_length=1000)] = (
+        *(0.25, 0.3, 0.38, 0.5, 0.6, 0.7, 0.8, 0.88),
+    )
 
     _older = model_validator(mode="before")(renamed)
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
-        for name in ("z", "precision", "sharpness", "temperature"):
+        for name in ("z", "precision", "sharpness", "temperature", "freedom"):
             ramp = getattr(self, name)
             if ramp.final != 1.0:
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
@@ -122,11 +129,13 @@ SELECT = ScheduleSpec(
     z=Ramp(initial=40.0, begin=0.125, end=0.25, shape="geometric"),
     precision=Ramp(initial=0.0, begin=0.15, end=0.225),
     sharpness=Ramp(initial=0.5, begin=0.15, end=0.225),
+    freedom=Ramp(initial=0.0, begin=0.25, end=0.35),
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.3, steps=200),
         Move(kind="death", at=0.38, steps=800),
         Move(kind="birth", at=0.5, steps=200),
+        Move(kind="birth", at=0.7, steps=200),
     ),
     silence=0.8,
     independent=0.98,

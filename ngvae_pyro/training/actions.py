@@ -34,6 +34,7 @@ At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data e
 in which the informative latents are independent.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,11 +45,12 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import axes
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
-from ngvae_pyro.latents import INFORMATIVE, LEAK, is_informative
+from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.specs import ScheduleSpec
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ LOOK_IMAGES = 1024
 # Images over which latents are made independent; this many because the error of a correlation over
 # N images is 1 / sqrt(N) for each of the M (M - 1) / 2 pairs of M latents.
 ROTATION_IMAGES = 20_000
+
+# Variance of a leak's loc above which it may be worth an informative latent.
+WORTH_A_TRIAL = 1.0
 
 # Largest cost of a change of coordinates, in nats per image: a hundredth of an informative latent.
 FREE = 0.1
@@ -151,36 +156,72 @@ class Propose(Action):
         return record
 
 
-@dataclass(frozen=True)
-class Silence(Action):
-    """Make latents uninformative that carry next to nothing, and remove what they carry.
+def resolve(trainer: "Trainer") -> None:
+    """Make each leaking latent informative or the prior, whichever has the higher ELBO.
 
-    Each carries at most 1/2 log(1 + LEAK) = 0.05 nats, which is not worth a fork. In uninformative
-    latents it would otherwise fade so slowly that it outlasts the training. Informative ones, on
-    data that hardly vary, would still cost their price, and no more of them would be tried than
-    there are moves.
+    An uninformative latent can carry information through a wide loc, and that is cheap: variance v
+    costs v / 2 nats, and leaves the share 1 / (1 + v) of what the factor is worth. A factor would
+    have to be worth 66 nats before an informative latent, at about 11, is the better buy. So a leak
+    is never what a latent is left with: either it pays the price or it falls silent.
     """
+    codes = trainer.codes(trainer.monitor_images)
+    variance = codes.loc.var(0)
+    leaks = (~codes.informative & (variance > 0.0)).nonzero().flatten().tolist()
+    for k in sorted(leaks, key=lambda k: -variance[k].item()):
+        loc = codes.loc[:, k]
+        # At this variance the factor is worth two nats.
+        if variance[k] > WORTH_A_TRIAL:
+            before = trainer.state()
+            _switch(trainer, k, True, loc)
+            loss = trainer.loss()
+            on = trainer.state()
+            trainer.set_state(before)
+            _switch(trainer, k, False, loc)
+            if loss < trainer.loss():
+                trainer.set_state(on)
+        else:
+            _switch(trainer, k, False, loc)
+
+
+@dataclass(frozen=True)
+class Resolve(Action):
+    """End all leaks: each latent is informative from now on, or is the prior."""
 
     needs = SwitchableLatents
 
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
-        codes = trainer.codes(trainer.monitor_images)
-        # Variance times precision is the signal-to-noise ratio; uninformative ones have about 1.
-        informative = codes.probs.mean(0) >= INFORMATIVE
-        precision = torch.where(informative, codes.precision.mean(0), 1.0)
-        faint = codes.loc.var(0) * precision < LEAK
-        for k in faint.nonzero().flatten().tolist():
-            _switch(trainer, k, False, codes.loc[:, k])
+        resolve(trainer)
+
+
+@dataclass(frozen=True)
+class Rescale(Action):
+    """Set an ``auto`` scale of the likelihood to the noise that the reconstruction leaves.
+
+    The scale becomes the root mean square of x - decoder(loc), or the resolution of the data where
+    that is larger (:func:`ngvae_pyro.model.resolution`): without the floor, what a decoder cannot
+    draw of noiseless images would be worth more and more nats, and latents.
+    """
+
+    @torch.no_grad()
+    def apply(self, trainer: "Trainer") -> None:
+        if not trainer.model.likelihood.auto:
+            return
+        x = trainer.monitor_images
+        codes = trainer.codes(x)
+        with evaluating(trainer.model):
+            residual = x - trainer.model.decoder(codes.loc)
+        noise = trainer.team.agreed(residual.square().mean().sqrt().item())
+        trainer.model.likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
 
 
 @dataclass(frozen=True)
 class Rotate(Action):
     """Rotate the informative latents to independent components, where that is free.
 
-    Their posteriors have much the same precision, so a rotation hardly changes the ELBO. If it
-    costs more than FREE nats they are only made uncorrelated, and if that does too they stay as
-    they are; Gaussian latents can only be made uncorrelated.
+    Their precisions do not depend on the image, so a rotation, with the precisions that it leads
+    to, hardly changes the ELBO. If it costs more than FREE nats they are only made uncorrelated,
+    and if that does too they stay as they are; Gaussian latents can only be made uncorrelated.
     """
 
     needs = SwitchableLatents
@@ -196,6 +237,7 @@ class Rotate(Action):
         if not 2 <= len(latents) <= axes.MOST:
             return
         loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
+        precision = torch.cat([code.precision[:, latents] for code in codes]).mean(0)
         if (found := axes.find(loc)) is None:
             return
         changes: dict[axes.Attempt, np.ndarray] = {"uncorrelated": found.uncorrelated}
@@ -206,7 +248,7 @@ class Rotate(Action):
         outcome: axes.Outcome
         for outcome, change in changes.items():
             matrix = trainer.team.agreed(torch.tensor(change).to(codes[0].loc))
-            trainer.forget(guide.recombine(trainer.model.decoder, latents, matrix))
+            trainer.forget(guide.recombine(trainer.model.decoder, latents, matrix, precision))
             costs[outcome] = trainer.loss() - loss
             if costs[outcome] <= FREE:
                 break
@@ -233,10 +275,10 @@ class BecomeExact(Action):
 
 def actions_of(schedule: ScheduleSpec) -> list[Action]:
     """The actions of a schedule, in the order in which it declares them."""
-    actions: list[Action]
-    actions = [Propose(move.at, move.kind, move.steps) for move in schedule.moves]
+    actions: list[Action] = [Rescale(at) for at in schedule.rescale]
+    actions += [Propose(move.at, move.kind, move.steps) for move in schedule.moves]
     if schedule.silence < 1.0:
-        actions.append(Silence(schedule.silence))
+        actions.append(Resolve(schedule.silence))
     if schedule.independent < 1.0:
         actions.append(Rotate(schedule.independent))
     if schedule.exact > 0.0:

@@ -32,7 +32,7 @@ from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import VAE, check_likelihood
+from ngvae_pyro.model import VAE, check_likelihood, resolution
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
 from ngvae_pyro.specs import (
@@ -44,7 +44,7 @@ from ngvae_pyro.specs import (
     parse,
 )
 from ngvae_pyro.training import restoring
-from ngvae_pyro.training.actions import Action, BecomeExact, actions_of, check_actions
+from ngvae_pyro.training.actions import Action, BecomeExact, actions_of, check_actions, resolve
 from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.training.progress import TrainingBar
 from ngvae_pyro.training.steps import NonFiniteLoss, Steps
@@ -154,6 +154,9 @@ class Trainer:
             team,
         )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
+        if self.model.likelihood.auto:
+            self.resolution = resolution(data)
+            self.model.likelihood.resolve(data)
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
@@ -397,11 +400,13 @@ class Trainer:
         for _ in range(rest):
             self._step_of_branch(rows)
             torch._foreach_add_(averaged, [p.detach() for p in self.parameters], alpha=1.0 / rest)
-        last = [p.detach().clone() for p in self.parameters]
+        last = self.state()
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, averaged)
+            # A branch must not win because its leaks are cheap.
+            resolve(self)
             loss = self.loss()
-            torch._foreach_copy_(self.parameters, last)
+        self.set_state(last)
         self.steps.check()
         return loss, rows
 
