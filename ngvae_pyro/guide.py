@@ -111,6 +111,9 @@ class SwitchableLatents(Protocol):
             precision: Their mean posterior precisions before, shape (M,).
         """
 
+    def seal(self) -> None:
+        """Keep latents that are switched off as they are from now on."""
+
 
 @runtime_checkable
 class Relaxable(Protocol):
@@ -257,6 +260,21 @@ class NormalGammaGuide(Guide):
         super().__init__(spec, model)
         if spec.freedom > 0.0:
             self.log_factor = nn.Parameter(torch.zeros(model.latent_size))
+        # Which latents may have a loc other than 0. Not saved: that of the others is 0 by their
+        # weights too, and this only keeps training from changing those.
+        self.register_buffer("open", torch.ones(model.latent_size), persistent=False)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The loc and the logit of p of images (B, C, H, W), each (B, K)."""
+        loc, logits = self.encoder(x)
+        return self.open * loc, logits
+
+    @torch.no_grad()
+    def seal(self) -> None:
+        """Keep latents whose loc is 0 for all images as they are from now on."""
+        head, size = self.encoder.head, self.latent_size
+        rows = torch.cat((head.weight[:size], head.bias[:size, None]), 1)
+        self.open.copy_((rows != 0.0).any(1))
 
     @property
     def rate(self) -> tuple[Tensor | float, float]:
@@ -299,7 +317,7 @@ class NormalGammaGuide(Guide):
 
     def exact_posterior(self, x: Tensor) -> NormalGammaMixture:
         """The mixture itself, without a relaxation, for images (B, C, H, W)."""
-        loc, logits = self.encoder(x)
+        loc, logits = self.encode(x)
         return NormalGammaMixture(
             loc, logits=logits, concentration=self.spec.concentration, rate=self.rate
         )
@@ -381,7 +399,7 @@ class RelaxedGuide(NormalGammaGuide):
     annealed = ("sharpness", "freedom")
 
     def posterior(self, x: Tensor) -> RelaxedNormalGammaMixture:
-        loc, logits = self.encoder(x)
+        loc, logits = self.encode(x)
         return RelaxedNormalGammaMixture(
             loc,
             logits=logits,

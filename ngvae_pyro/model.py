@@ -38,7 +38,7 @@ from ngvae_pyro.variants import spec_of
 
 # What the data carry above their mean image, in nats per image, at their resolution: an informative
 # latent, which costs about 11, then has to account for a four-hundredth of their variance.
-SIGNAL = 5000.0
+SIGNAL = 5200.0
 # Images from which the resolution is computed; its error is below one percent.
 RESOLUTION_IMAGES = 20_000
 # Standard deviation of a pixel where nothing is known of the data but their shape.

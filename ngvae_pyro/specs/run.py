@@ -1,6 +1,7 @@
 """Specs of a fit, of data and of a run."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from ngvae_pyro.extras import needed
 
@@ -8,6 +9,7 @@ with needed("train"):
     from pydantic import (
         BeforeValidator,
         Field,
+        model_validator,
     )
 from ngvae_pyro.specs.base import (
     Channels,
@@ -122,6 +124,14 @@ class FormSpec(Spec):
     in_bytes: bool
 
 
+def _older(values: Any) -> Any:
+    """A run's values under today's keys: of older versions, all informative rates were fixed."""
+    guide = values.get("guide") if isinstance(values, Mapping) else None
+    if isinstance(guide, Mapping) and "rate" in guide and "freedom" not in guide:
+        return {**values, "guide": {**guide, "freedom": 0.0}}
+    return values
+
+
 class SavedRun(RunSpec):
     """``config.toml`` of a run folder: the run, and what is needed to rebuild its pair.
 
@@ -129,6 +139,8 @@ class SavedRun(RunSpec):
     Python, so that ``data.name`` alone does not lead to them. Runs of older versions have no
     ``form``.
     """
+
+    _of_older_versions = model_validator(mode="before")(_older)
 
     image_shape: Annotated[tuple[Colours, Side, Side], BeforeValidator(to_tuple)]
     folder: Text | None = None

@@ -67,7 +67,7 @@ ROTATION_IMAGES = 20_000
 WORTH_A_TRIAL = 1.0
 
 # Largest cost of a change of coordinates, in nats per image: a hundredth of an informative latent.
-FREE = 0.1
+FREE = 1.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,9 @@ class Resolve(Action):
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
         resolve(trainer)
+        assert isinstance(trainer.guide, SwitchableLatents)
+        # Where a decoder cannot draw the images, leaks would grow anew.
+        trainer.guide.seal()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,14 @@ from ngvae_pyro.specs import (
     parse,
 )
 from ngvae_pyro.training import restoring
-from ngvae_pyro.training.actions import Action, BecomeExact, actions_of, check_actions, resolve
+from ngvae_pyro.training.actions import (
+    Action,
+    BecomeExact,
+    Resolve,
+    actions_of,
+    check_actions,
+    resolve,
+)
 from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.training.progress import TrainingBar
 from ngvae_pyro.training.steps import NonFiniteLoss, Steps
@@ -600,6 +607,9 @@ class Trainer:
             self.guide.exact = position["exact"]
         self.set_state(state)
         self.acted = position["acted"]
+        if any(isinstance(action, Resolve) for action in self.actions[: self.acted]):
+            assert isinstance(self.guide, SwitchableLatents)
+            self.guide.seal()
         self.steps.set_state(position["steps"], self.step)
         self.fit.history = list(position["history"])
         self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
