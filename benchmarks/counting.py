@@ -34,6 +34,7 @@ import numpy as np
 import peers
 import sets
 import torch
+from matplotlib.ticker import NullLocator
 
 from ngvae_pyro import interrupts, locks, provenance, runs
 from ngvae_pyro.data.images import ImageData
@@ -52,6 +53,7 @@ from ngvae_pyro.variants import names, run_spec
 
 # Points whose neighbours are looked for; the time grows with their square.
 POINTS = 10_000
+TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 # Noise in units of the contrast: up to here, and what the axis says.
 NOISE = ((0.0, "none"), (0.05, "up to 0.05"), (0.1, "to 0.1"), (np.inf, "more, or\nBernoulli"))
 
@@ -355,7 +357,11 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             dashes = "-" if i < len(COLOURS) else "--"
             axes.plot(x, y, dashes, ms=6, label=method, clip_on=False, **style)
-        axes.set_ylim(bottom=0.0)
+        # Room for the names of two methods without any error.
+        axes.set_ylim(bottom=-0.15)
+        ticks = [tick for tick in TICKS if tick <= axes.get_ylim()[1]]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlim(-0.2, len(NOISE) - 0.2)
         axes.set_xticks(range(len(NOISE)), [name for _, name in NOISE])
         axes.set_xlabel("noise of a pixel, standard deviation in units of the contrast")
