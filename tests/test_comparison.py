@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import warnings
 
 import numpy as np
@@ -201,6 +202,26 @@ def test_a_diverged_run_is_left_out_and_said(images, tmp_path, no_figures):
     assert len(result["failed"]) == 2 and [m["runs"] for m in result["models"]] == [0, 0]
     # It would diverge again.
     assert "2 of 2 runs are there already" in ngvae(*words, code=1)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_runs_of_this_machine(done, tmp_path):
+    pytest.importorskip("ray")
+    out, words, _ = done
+    # As many at once as there are cores, so that each has one thread, as in these tests.
+    ngvae(*words, "--out", tmp_path / "c", "--jobs", os.cpu_count(), "--ray", "local")
+    for pair in PAIRS.split(","):
+        for name in ("weights.safetensors", "metrics.json"):
+            there = tmp_path / "c" / pair / "seed-1" / name
+            assert there.read_bytes() == (out / pair / "seed-1" / name).read_bytes()
+
+
+def test_a_cluster_without_ray_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("ngvae_pyro.extras.find_spec", lambda name: None)
+    words = ["compare", "--pairs", "gaussian+gaussian", "--out", tmp_path / "c", *SMALL]
+    message = ngvae(*words, "--ray", "local", code=2)
+    assert message == "a Ray cluster needs ray: pip install 'ngvae-pyro[ray]'"
+    assert not (tmp_path / "c").exists()
 
 
 def test_evaluate_adds_the_metrics_to_a_run(done, images, tmp_path):
