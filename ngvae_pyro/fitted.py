@@ -108,6 +108,7 @@ class Fit:
         probs: Sequence[float],
         variance_of_loc: Sequence[float],
         precision: Sequence[float] | None = None,
+        dimension: float | None = None,
     ) -> Verdict:
         """The verdict on numbers of each latent, from whatever images they were computed."""
         return judge(
@@ -120,6 +121,7 @@ class Fit:
             discrete=self.model.discrete,
             precision=precision,
             scale=self.model.likelihood.scale,
+            dimension=dimension,
         )
 
     # Encoding and decoding --------------------------------------------------------------------

@@ -95,7 +95,7 @@ Precision = TypedDict("Precision", {"mean": float, "5%": float, "95%": float})
 class FindingValues(TypedDict):
     """A :class:`ngvae_pyro.verdict.Finding` as plain values."""
 
-    kind: Literal["leaking", "shared", "short"]
+    kind: Literal["leaking", "shared", "folded", "short"]
     text: Text
     reason: Text
     latents: list[Count]
@@ -172,6 +172,7 @@ class Metrics(TypedDict):
     precision: Precisions
     probs: list[float]
     variance_of_loc: list[float]
+    dimension: NotRequired[float | None]
     steps: Count
     extra_steps: Count
     verdict: NotRequired[VerdictValues | None]

@@ -34,7 +34,8 @@ class Finding:
 
     Attributes:
         kind: ``leaking``, latents that are not counted and yet carry information; ``shared``,
-            latents that are informative for some of the images only; ``short``, a training that
+            latents that are informative for some of the images only; ``folded``, more latents than
+            the surface of their codes has dimensions; ``short``, a training that
             ended before its schedule could work, or while the ELBO still rose.
         text: What was found, in a sentence.
         reason: Why it matters, in a sentence.
@@ -42,7 +43,7 @@ class Finding:
         changes: Keys of the run to change, and the values to try.
     """
 
-    kind: Literal["leaking", "shared", "short"]
+    kind: Literal["leaking", "shared", "folded", "short"]
     text: str
     reason: str
     latents: tuple[int, ...] = ()
@@ -159,6 +160,7 @@ def judge(
     discrete: bool = False,
     precision: Sequence[float] | None = None,
     scale: float | None = None,
+    dimension: float | None = None,
 ) -> Verdict:
     """What speaks against a count of informative latents.
 
@@ -172,6 +174,7 @@ def judge(
         discrete: Whether latents are counts, whose rate may vary however it likes.
         precision: Mean posterior precision of each latent; by default that of the prior, 1.
         scale: Standard deviation of a pixel in the gaussian likelihood, in units of the images.
+        dimension: That of the surface on which the means of the informative latents lie.
     """
     count = sum(map(is_informative, probs))
     findings = []
@@ -194,6 +197,16 @@ def judge(
                 "half latents may stand for one factor together, so that the count is off; train "
                 "other seeds and keep the highest ELBO",
                 tuple(shared),
+            )
+        )
+    if selects and dimension is not None and round(dimension) < count:
+        findings.append(
+            Finding(
+                "folded",
+                f"the codes of the {count} informative latents lie on a surface of "
+                f"{dimension:.1f} dimensions",
+                "a circle takes two latents, and so may a factor whose images change along a long "
+                "arc; count them as one",
             )
         )
     if short := _short(steps, history, selects):

@@ -38,6 +38,9 @@ CLOSE, MORE, MIXED = 0.5, 2.0, 0.2
 # table of 7 by 7 in a hundred has one above a half by chance.
 FEWEST = 50
 
+# Images by which the dimension of the codes is estimated; its standard error is then d / 70.
+DIMENSION_IMAGES = 5_000
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -197,9 +200,11 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
         posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
         images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
-        variance of its posterior mean. ``steps`` and ``extra_steps`` of the training. ``verdict``:
-        whether the count is settled, and the findings that speak against it
-        (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
+        variance of its posterior mean. ``dimension``: that of the surface on which the means of the
+        informative latents lie (:func:`ngvae_pyro.evaluation.dimension.dimension`), None for fewer
+        than two of them or fewer than 50 different images. ``steps`` and ``extra_steps`` of the
+        training. ``verdict``: whether the count is settled, and the findings that speak against
+        it (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
         mean with the factors (:class:`Followed`), the largest first, where there are at least 50
         images and their factors are known and more than a class label. ``rotation``: what became
         of the axes of the informative latents in training (:class:`ngvae_pyro.axes.Rotation`).
@@ -231,6 +236,7 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
     low, high = np.quantile(torch.cat(precision).numpy(), [0.05, 0.95], axis=0)
     # The variance over these very images, so that a single one has variance 0 and not nan.
     variance, probs = code.loc.var(0, correction=0), code.probs.mean(0)
+    extent = _dimension(code)
     found: Metrics = {
         "discrete": fit.model.discrete,
         "informative": int(code.informative.sum()),
@@ -245,10 +251,11 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
         },
         "probs": probs.tolist(),
         "variance_of_loc": variance.tolist(),
+        "dimension": extent,
         "steps": fit.steps,
         "extra_steps": fit.extra_steps,
         "verdict": fit.judge(
-            probs.tolist(), variance.tolist(), code.precision.double().mean(0).tolist()
+            probs.tolist(), variance.tolist(), code.precision.double().mean(0).tolist(), extent
         ).as_dict(),
     }
     if (factors := _factors(data)) is not None:
@@ -257,6 +264,17 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
     if fit.rotation is not None:
         found["rotation"] = fit.rotation.as_dict()
     return found
+
+
+def _dimension(code: Codes) -> float | None:
+    """Dimension of the surface on which the informative latents' means lie."""
+    # Imported only when needed, because importing scikit-learn takes a second.
+    from ngvae_pyro.evaluation.dimension import dimension
+
+    loc = code.loc[:DIMENSION_IMAGES, code.informative]
+    if loc.shape[1] < 2 or len(loc) < FEWEST or len(loc.unique(dim=0)) < FEWEST:
+        return None
+    return dimension(loc)
 
 
 def _factors(data: ImageData) -> np.ndarray | None:

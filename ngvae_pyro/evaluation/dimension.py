@@ -60,6 +60,35 @@ def two_nn(points: Array | Tensor, *, discard: float = 0.1) -> float:
     return float(x @ y / (x @ x)) if x.any() else np.inf
 
 
+# The largest dimension that is told from a larger one: in 20, thousands of points are far apart.
+MOST = 20
+
+
+def dimension(points: Array | Tensor, *, seed: int = 0) -> float:
+    """Dimension by :func:`two_nn`, corrected for the edges of the points.
+
+    Few neighbours of a point near an edge lie beyond it, so that estimates are too low, the more so
+    in many dimensions: of 20,000 uniform points in 7 dimensions it is 6.4. So this is the dimension
+    of the uniform cube in which as many points have the same estimate, linear between whole numbers
+    and at most 20.
+
+    Args:
+        points: (N, D), at least 3 different ones.
+        seed: Of the points in the cubes.
+
+    >>> cube = np.random.default_rng(1).uniform(size=(2000, 7))
+    >>> round(two_nn(cube), 1), round(dimension(cube), 1)
+    (6.0, 7.0)
+    """
+    found, count, below = two_nn(points), len(points), 0.0
+    for size in range(1, MOST + 1):
+        cube = np.random.default_rng([seed, size]).uniform(size=(count, size))
+        if (above := two_nn(cube)) >= found:
+            return size - 1 + (found - below) / (above - below)
+        below = above
+    return float(MOST)
+
+
 def mle(points: Array | Tensor, *, k: int = 20) -> float:
     """Dimension from the distances to the k nearest neighbours, by maximum likelihood.
 
