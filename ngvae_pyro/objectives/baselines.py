@@ -64,7 +64,10 @@ class ArdELBO(BetaELBO):
         1/2 (log s^2 - log sigma^2 - 1 + (mu^2 + sigma^2) / s^2).
 
     Saha, Joshi and Whitaker (2025), arXiv:2501.10901, equation 15. The draws of a step become codes
-    from which s is computed for the steps to come; the KL takes it as constant.
+    from which s is computed for the steps to come; the KL takes it as constant. The paper sets
+    10,000 images apart for them, others in each epoch. Here the codes are those of the latest steps,
+    10,000 unless the prior declares another number, because a training is so many steps and not
+    epochs, and may have fewer images; the lag remains.
 
     The paper's loss has the squared error in place of -log p(x | z), so its beta, tuned for each
     data set, is 2 scale^2 times this one: 0.02 times for a gaussian of the scale 0.1. Its published
