@@ -248,8 +248,8 @@ class ArdVAE(StandardVAE):
         y_k ~ Normal(0, s_k),  s_k^2 = b_k / a_k,  x | y ~ likelihood(decoder(y)),
 
     with the Gamma(a, b) of :class:`AxisPrecision`. Given the codes y_k is Student's t with 2 a =
-    10,000 degrees of freedom, which the paper takes to be Normal, as we do. The KL of the two differ
-    by 1e-4 nats for means within one standard deviation, and by 3e-3 at three.
+    10,000 degrees of freedom, which the paper takes to be Normal, as we do. Their KL differ by
+    1e-4 nats for means within one standard deviation, and by 3e-3 at three.
 
     The site ``z`` is y_k / s_k, in units of the prior's standard deviation, so that its prior is
     Normal(0, 1): densities, KL and images are those of the paper, and do not depend on the unit,

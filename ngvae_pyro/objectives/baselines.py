@@ -65,7 +65,7 @@ class ArdELBO(BetaELBO):
 
     Saha, Joshi and Whitaker (2025), arXiv:2501.10901, equation 15. The draws of a step become codes
     from which s is computed for the steps to come; the KL takes it as constant. The paper sets
-    10,000 images apart for them, others in each epoch. Here the codes are those of the latest steps,
+    10,000 images apart for them, others in each epoch. Here they are the codes of the latest steps,
     10,000 unless the prior declares another number, because a training is so many steps and not
     epochs, and may have fewer images; the lag remains.
 
