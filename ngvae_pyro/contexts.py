@@ -5,6 +5,7 @@ module's mode and buffers belong to the caller.
 """
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,17 @@ def float32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Differentiate by torch's forward mode without its notice of its own doing.
+
+    It uses ``torch.jit.script`` when first used, which is deprecated.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

@@ -25,7 +25,16 @@ from ngvae_pyro.distributions.poisson import RelaxedPoisson
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import AdversarialSpec, FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
+from ngvae_pyro.specs import (
+    AdversarialSpec,
+    ArdPriorSpec,
+    FitSpec,
+    MLPSpec,
+    ModelSpec,
+    Move,
+    Ramp,
+    ScheduleSpec,
+)
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.variants import run_spec
@@ -49,6 +58,7 @@ TRAININGS = {
     "generalized": ("normal_gamma", "generalized", {}, {}),
     "flat": ("normal_gamma", "flat", {"draws": 3}, {}),
     "poisson": ("poisson", "poisson", {}, {}),
+    "ard": (ModelSpec(prior=ArdPriorSpec(codes=40)), "ard", {}, {}),
     "epanechnikov": ("gaussian", "epanechnikov", {}, {}),
     "gaussian_mixture": ("gaussian", "gaussian_mixture", {}, {}),
     **{name: ("gaussian", name, {}, {}) for name in ("capacity", "beta_tc", "dip_ii", "gamix")},

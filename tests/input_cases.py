@@ -72,6 +72,7 @@ FITTING = {
     "normal_gamma": ["relaxed", "mixture", "flat", "generalized", "score"],
     "gaussian": ["gaussian", "gaussian_mixture", "epanechnikov"],
     "poisson": ["poisson"],
+    "ard": ["ard"],
 }
 PRIOR_OF = {guide: prior for prior, guides in FITTING.items() for guide in guides}
 

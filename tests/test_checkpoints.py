@@ -26,9 +26,11 @@ from ngvae_pyro.evaluation.diagnostics import to_arviz
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.specs import (
     AdversarialSpec,
+    ArdPriorSpec,
     FactorSpec,
     FitSpec,
     GaussianGuideSpec,
+    ModelSpec,
     Move,
     RelaxedGuideSpec,
 )
@@ -90,10 +92,11 @@ RESUMED = {
         {"adversarial": AdversarialSpec(channels=4, begin=0.5)},
     ),
     "poisson": (("poisson", "poisson"), SMALL, {}),
+    "ard": ((ModelSpec(prior=ArdPriorSpec(codes=100)), "ard"), SMALL, {}),
 }
 # Recording a step takes a second or more, and these trainings record it about ten times. What of
 # a training is kept is told by its literal steps, and that recordings are by two of them.
-RECORDED = {"relaxed", "poisson"}
+RECORDED = {"relaxed", "poisson", "ard"}
 
 
 @pytest.mark.parametrize(

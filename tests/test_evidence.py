@@ -142,6 +142,7 @@ def test_a_seed_gives_the_same_numbers(linear):
         ("gaussian", "gaussian"),
         ("gaussian", "epanechnikov"),
         ("poisson", "poisson"),
+        ("ard", "ard"),
     ],
 )
 def test_it_is_above_the_elbo(small_pair, data, names):

@@ -352,9 +352,10 @@ def test_each_guide_says_what_p_is(tmp_path):
         in_family = family in ("gaussian", "gaussian_mixture", "epanechnikov")
         assert (variance in text) == in_family
         assert ("weight of the informative component" in text) == (
-            not in_family and family != "poisson"
+            not in_family and family not in ("poisson", "ard")
         )
     assert "rate varies over the images by more than the counts do" in said["poisson"]
+    assert "the declared share of the relevance" in said["ard"]
 
 
 # Tables --------------------------------------------------------------------------------------

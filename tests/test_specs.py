@@ -70,8 +70,8 @@ def test_price_is_minus_log_probs():
         (
             ModelSpec,
             {"prior": {"family": "gausian"}},
-            "prior.family: expected one of 'normal_gamma', 'gaussian', 'poisson', got 'gausian'; "
-            "did you mean 'gaussian'?",
+            "prior.family: expected one of 'normal_gamma', 'gaussian', 'poisson', 'ard', got "
+            "'gausian'; did you mean 'gaussian'?",
         ),
         (ModelSpec, {"prior": {"pric": 3}}, "unknown key 'prior.pric'; did you mean 'price'?"),
         (
@@ -103,13 +103,20 @@ def test_price_is_minus_log_probs():
             GUIDE,
             {"family": "relax"},
             "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', 'score', "
-            "'gaussian', 'gaussian_mixture', 'epanechnikov', 'poisson', got 'relax'; did you mean "
-            "'relaxed'?",
+            "'gaussian', 'gaussian_mixture', 'epanechnikov', 'poisson', 'ard', got 'relax'; did "
+            "you mean 'relaxed'?",
         ),
         (
             GUIDE,
             {"family": "poisson", "temperature": 0},
             "temperature: expected a number >= 0.0001",
+        ),
+        (GUIDE, {"family": "ard", "share": 1}, "share: expected a number < 1, got 1"),
+        (GUIDE, {"family": "ard", "beta": 0}, "beta: expected a number > 0, got 0"),
+        (
+            ModelSpec,
+            {"prior": {"family": "ard", "codes": 0}},
+            "prior.codes: expected a number > 0, got 0",
         ),
         (GUIDE, {"sharpnes": 4}, "unknown key 'sharpnes'; did you mean 'sharpness'?"),
         (GUIDE, {"schedule": {"z": {"initial": -1}}}, "schedule.z.initial: expected a number >= 0"),
@@ -222,11 +229,11 @@ def test_any_table_is_a_spec_or_one_line(values, spec):
 
 
 def test_declared_variants_build_and_are_described():
-    models = ["gaussian", "normal_gamma", "normal_gamma_joint", "poisson"]
+    models = ["ard", "gaussian", "normal_gamma", "normal_gamma_joint", "poisson"]
     assert variants.names("models") == models
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
     others = ["epanechnikov", "flat", "gaussian", "generalized", "mixture", "poisson", "relaxed"]
-    others += ["gamix", "gaussian_mixture", "score"]
+    others += ["ard", "gamix", "gaussian_mixture", "score"]
     assert variants.names("guides") == sorted([*baselines, *others])
     for kind in variants.KINDS:
         for name in variants.names(kind):
@@ -313,6 +320,7 @@ def test_changes_go_on_top_of_a_variant():
         ("poisson", "poisson", {"guide": {"schedule": {"temperature": {"end": 0.7}}}}),
         ("poisson", "poisson", {"model": {"prior": {"log_rate": [-6.0, -2.0]}}}),
         ("gaussian", "gaussian_mixture", {"guide": {"encoder": {"kind": "resnet_v2"}}}),
+        ("ard", "ard", {"model": {"prior": {"codes": 500, "rate": 1.0}}, "guide": {"beta": 3.0}}),
         ("gaussian", "gamix", {"fit": {"adversarial": {"weight": 5}}}),
     ],
 )

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 import ngvae_pyro as ng
 from ngvae_pyro import cli, machine
 from ngvae_pyro.errors import Notice
-from ngvae_pyro.specs import AdversarialSpec, FitSpec, MLPSpec
+from ngvae_pyro.specs import AdversarialSpec, ArdPriorSpec, FitSpec, MLPSpec, ModelSpec
 from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
 
@@ -33,6 +33,8 @@ PAIRS = [
     ("normal_gamma_joint", "relaxed"),
     *[("gaussian", g) for g in ("gaussian", "beta_27", "capacity", "beta_tc", "factor")],
     *[("gaussian", g) for g in ("dip_i", "dip_ii", "gamix", "gaussian_mixture", "epanechnikov")],
+    # Its precisions are inferred after three steps of 16 images.
+    pytest.param(ModelSpec(prior=ArdPriorSpec(codes=48)), "ard", id="ard-ard"),
 ]
 
 
@@ -68,6 +70,8 @@ def assert_same(literal, recorded):
         return
     assert literal.trace == recorded.trace
     for a, b in zip(literal.parameters, recorded.parameters, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(literal.model.buffers(), recorded.model.buffers(), strict=True):
         assert torch.equal(a, b)
 
 

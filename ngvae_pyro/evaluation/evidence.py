@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import jvp, vmap
 
 from ngvae_pyro import _arviz, machine
-from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.contexts import evaluating, forward_mode
 from ngvae_pyro.data import Images
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGammaMarginal
@@ -160,9 +160,7 @@ def _climb(model: VAE, x: Tensor, z: Tensor, iterations: int, columns: int) -> P
     axes = torch.eye(z.shape[-1]).to(z).split(columns)
     value, damping = log_joint(model, x, z), z.new_full((len(z), 1, 1), 1e-4).double()
     for _ in range(iterations):
-        with warnings.catch_warnings():
-            # Torch's forward mode itself uses torch.jit.script when first used.
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        with forward_mode():
             j = torch.cat([jacobian(z, some) for some in axes], 1).double().mT
         fn = model.likelihood(model.decoder(z)).base_dist
         weight = (fn.scale**-2 if isinstance(fn, Normal) else fn.variance).flatten(1).double()

@@ -148,8 +148,26 @@ class PoissonPriorSpec(Spec):
         return self
 
 
+# At most the weight of some millions of codes.
+PseudoCodes = Annotated[float, Field(ge=0.0, le=1e6)]
+
+
+class ArdPriorSpec(Spec):
+    """Prior of an ARD-VAE: z ~ Normal(0, alpha^-1/2), alpha ~ Gamma(concentration, rate).
+
+    The posterior of each latent's alpha is computed from ``codes`` codes of training images, again
+    and again. Saha, Joshi and Whitaker (2025) have 0 and 0, the improper prior that says nothing of
+    alpha, and 10,000 codes.
+    """
+
+    family: Literal["ard"] = "ard"
+    concentration: PseudoCodes = 0.0
+    rate: PseudoCodes = 0.0
+    codes: Annotated[int, Field(gt=0, le=10**9)] = 10_000
+
+
 PriorSpec = Annotated[
-    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec,
+    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec | ArdPriorSpec,
     ChosenBy("family"),
 ]
 
@@ -467,6 +485,20 @@ class GaussianMixtureGuideSpec(BaseGuideSpec):
     schedule: ScheduleSpec = ScheduleSpec()
 
 
+class ArdGuideSpec(BaseGuideSpec):
+    """Gaussian posterior of an ARD-VAE; its relevant latents explain the ``share`` of the images.
+
+    ``beta`` is the weight of the KL.
+    """
+
+    family: Literal["ard"] = "ard"
+    label: Label | None = None
+    beta: PositiveWeight = 1.0
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    encoder: NetworkSpec = MLPSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
 # The guides that can be declared; the first is the default family.
 GuideSpec = Annotated[
     RelaxedGuideSpec
@@ -477,7 +509,8 @@ GuideSpec = Annotated[
     | GaussianGuideSpec
     | GaussianMixtureGuideSpec
     | EpanechnikovGuideSpec
-    | PoissonGuideSpec,
+    | PoissonGuideSpec
+    | ArdGuideSpec,
     ChosenBy("family"),
 ]
 GUIDE_SPECS = members_of(GuideSpec)
