@@ -103,7 +103,7 @@ class Case:
 VANILLA = ("gaussian", "gaussian")
 PAIRS = {
     "ngvae": ("normal_gamma", "relaxed"),
-    "ard": ("gaussian", "ard"),
+    "ard": ("ard", "ard"),
     "beta": ("gaussian", "beta_27"),
     "vanilla": VANILLA,
 }
