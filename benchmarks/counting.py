@@ -13,10 +13,15 @@ Every method has the training images of a set, and nothing else: no method has a
 Models have the declared networks, number of steps and number of latents (those of the set).
 
 - ``ngvae``, ``ard``, ``beta``: informative latents of a fit of this package's declared pair.
+- ``ngvae-codes``: of the NG-VAE's fit too, the dimension of the surface on which the codes of its
+  informative latents lie, rounded (:func:`ngvae_pyro.evaluation.dimension.dimension`).
 - ``vanilla``: active units of the vanilla VAE, Burda et al. (2015), on held-out images.
 - ``fondue``, ``irmae``: :mod:`peers`.
 - ``pca95``, ``twonn``, ``mle``: :mod:`ngvae_pyro.evaluation.dimension`, rounded to a whole number,
   of at most 10,000 training images.
+
+Those that estimate a dimension (``ngvae-codes``, ``twonn``, ``mle``) are judged by that of the
+set, for which a circle has one; the others by the number of latents that it takes, two.
 """
 
 import argparse
@@ -50,6 +55,7 @@ from ngvae_pyro.specs import FitSpec, RunSpec
 from ngvae_pyro.training import trainer
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.variants import names, run_spec
+from ngvae_pyro.verdict import Verdict
 
 # Points whose neighbours are looked for; the time grows with their square.
 POINTS = 10_000
@@ -113,7 +119,12 @@ def of_pair(method: str, key: str) -> Callable[[Case], dict[str, Any]]:
     def count(case: Case) -> dict[str, Any]:
         fit = case.fitted(PAIRS[method])
         metrics = diagnostics.evaluate(fit, case.held_out, case.seed)
-        return {"count": metrics[key], "mse": metrics["reconstruction_mse"]}
+        found = {"count": metrics[key], "mse": metrics["reconstruction_mse"]}
+        verdict = Verdict.from_metrics(metrics)
+        return found | {
+            "dimension": metrics["dimension"],
+            "verdict": verdict.word if verdict else None,
+        }
 
     return count
 
@@ -159,6 +170,28 @@ METHODS: dict[str, Callable[[Case], dict[str, Any]]] = {
 }
 
 
+COLUMNS = ["ngvae", "ngvae-codes", *(method for method in METHODS if method != "ngvae")]
+
+# Methods that estimate the dimension of a surface, for which a circle has one and not two.
+DIMENSIONS = {"twonn", "mle", "ngvae-codes"}
+
+
+def with_codes(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, and for each NG-VAE also one by the dimension of its codes, ``ngvae-codes``.
+
+    That is rounded; of fewer than two informative latents it is their number.
+    """
+    found = []
+    for result in results:
+        found.append(result)
+        if result["method"] == "ngvae" and result["count"] is not None:
+            estimate, true = result["dimension"], sets.find(result["set"]).dimension
+            size = result["count"] if estimate is None else round(estimate)
+            own = {"method": "ngvae-codes", "count": size, "off": size - true}
+            found.append({**result, **own, "exact": size == true})
+    return found
+
+
 def count(job: Job) -> dict[str, Any]:
     """Do a job; what it returns is what its file holds."""
     one = sets.find(job.set)
@@ -173,7 +206,8 @@ def count(job: Job) -> dict[str, Any]:
     except NonFiniteLoss as error:
         # It would diverge again.
         found["diverged"] = one_line(error)
-    off = None if found["count"] is None else found["count"] - one.truth
+    true = one.dimension if job.method in DIMENSIONS else one.truth
+    off = None if found["count"] is None else found["count"] - true
     return {
         **asdict(job),
         **{"truth": one.truth, "kept": one.kept, "exact": off == 0, "off": off},
@@ -276,7 +310,7 @@ def in_order(values: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Counts of every set and method, and how often each method is right, as Markdown."""
-    methods = in_order((r["method"] for r in results), METHODS)
+    methods = in_order((r["method"] for r in results), COLUMNS)
     lines = ["| set | true | " + " | ".join(methods) + " |", "|---|---:|" + "---:|" * len(methods)]
     for name in in_order((r["set"] for r in results), sets.SETS):
         one, cells = sets.find(name), []
@@ -319,7 +353,7 @@ def errors(results: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float
             found.setdefault(r["method"], {}).setdefault(place, []).append(abs(r["off"]))
     return {
         method: [(at, statistics.mean(found[method][at])) for at in sorted(found[method])]
-        for method in in_order(found, METHODS)
+        for method in in_order(found, COLUMNS)
     }
 
 
@@ -422,7 +456,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     with locks.held(out):
         out.mkdir(parents=True, exist_ok=True)
         failed = work(out, jobs, arguments.processes, arguments.ray, say)
-        results = [found for job in jobs if (found := read(out, job)) is not None]
+        results = with_codes(found for job in jobs if (found := read(out, job)) is not None)
         if results:
             text = table(results)
             with whole(out / "table.md") as path:

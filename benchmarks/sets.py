@@ -63,6 +63,7 @@ class Set:
         size: Number of training images.
         latents: Latents of the models.
         needs: The package of another author that draws it.
+        circles: How many of the numbers are the second one of a circle.
     """
 
     name: str
@@ -78,6 +79,12 @@ class Set:
     size: int = SIZE
     latents: int = LATENTS
     needs: str = ""
+    circles: int = 0
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the surface on which the images lie, where a circle has one."""
+        return self.truth - self.circles
 
     @property
     def total(self) -> int:
@@ -400,7 +407,9 @@ def _sets() -> dict[str, Set]:
         note = "the angle is a circle, two numbers" if name in round_ones else ""
         varying = {key: span for key, span in ranges.items() if span[1] > span[0]}
         still = {key: low for key, (low, high) in ranges.items() if low == high}
-        plain = Set(name, truth, False, "benchmarks/kinds.py", _held(draw, still), varying, note)
+        about = "benchmarks/kinds.py"
+        plain = Set(name, truth, False, about, _held(draw, still), varying, note)
+        plain = replace(plain, circles=int(name in round_ones))
         table.add(plain, *endings.get(name, [""]))
 
     colours = {name: (0.0, 1.0) for name in ("red", "green", "blue")}
@@ -420,6 +429,7 @@ def _sets() -> dict[str, Set]:
         Set(
             *("triangle", 6, True, about, triangle, {**where, "hue": (0.0, 2 * np.pi)}),
             "the hue is a circle, two numbers",
+            circles=1,
         ),
         *("", "-faint60-noise05"),
     )
@@ -460,6 +470,7 @@ def _sets() -> dict[str, Set]:
             },
             note="the angle is a circle, two numbers",
             needs="idsprites",
+            circles=1,
         ),
         "",
     )
@@ -468,8 +479,13 @@ def _sets() -> dict[str, Set]:
     turn: dict[str, Span] = {"angle": (0.0, 2 * np.pi * 39 / 40, 40)}
     note = "the angle is a circle, two numbers"
     three_shapes: dict[str, Span] = {**grid, **turn, "shape": (0, 2, 3)}
-    table.add(Set("grid", 6, True, about, on_a_grid, three_shapes, f"{note}; the shape is one"), "")
-    table.add(Set("grid_hearts", 5, True, about, on_a_grid, {**grid, **turn}, note), "")
+    table.add(
+        Set(
+            "grid", 6, True, about, on_a_grid, three_shapes, f"{note}; the shape is one", circles=1
+        ),
+        "",
+    )
+    table.add(Set("grid_hearts", 5, True, about, on_a_grid, {**grid, **turn}, note, circles=1), "")
     table.add(Set("grid_ellipses", 3, True, about, on_a_grid, grid), "")
 
     about = "black and white drawn from the probabilities of a blob"

@@ -301,7 +301,7 @@ class NormalGammaGuideSpec(BaseGuideSpec):
     family: str
     label: Label | None = None
     concentration: Concentrations = (1000.0, 100.0)
-    rate: Rates = (0.5, 100.0)
+    rate: Rates = (0.1, 100.0)
     freedom: Annotated[float, Field(ge=0.0, le=10.0)] = 6.0
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, on_top_of(SELECT)] = SELECT

@@ -66,8 +66,8 @@ ROTATION_IMAGES = 20_000
 # Variance of a leak's loc above which it may be worth an informative latent.
 WORTH_A_TRIAL = 1.0
 
-# Largest cost of a change of coordinates, in nats per image: a hundredth of an informative latent.
-FREE = 1.0
+# Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
+FREE = 0.5
 
 
 @dataclass(frozen=True)
@@ -185,16 +185,22 @@ def resolve(trainer: "Trainer") -> None:
 
 @dataclass(frozen=True)
 class Resolve(Action):
-    """End all leaks: each latent is informative from now on, or is the prior."""
+    """End all leaks: each latent is informative from now on, for all images, or is the prior."""
 
     needs = SwitchableLatents
 
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
+        guide = trainer.guide
+        assert isinstance(guide, SwitchableLatents)
         resolve(trainer)
-        assert isinstance(trainer.guide, SwitchableLatents)
+        codes = trainer.codes(trainer.monitor_images)
+        latents = codes.informative.nonzero().flatten()
+        same = torch.eye(len(latents), device=trainer.device)
+        precision = codes.precision.mean(0)[latents]
+        trainer.forget(guide.recombine(trainer.model.decoder, latents, same, precision))
         # Where a decoder cannot draw the images, leaks would grow anew.
-        trainer.guide.seal()
+        guide.seal()
 
 
 @dataclass(frozen=True)
