@@ -181,7 +181,7 @@ class LikelihoodSpec(Spec):
 
     The family ``auto`` means bernoulli for images that hold only 0 and 1, and gaussian for all
     others. ``scale`` is the standard deviation of the gaussian. Its default ``auto`` takes it from
-    the data: the resolution at which they carry 5,000 nats, or their noise where that is larger
+    the data: the resolution at which they carry 5,200 nats, or their noise where that is larger
     (:func:`ngvae_pyro.model.resolution`). ``learned`` makes it a parameter (one for the whole data
     set) that starts at this value, without a lower bound. The other families have neither key.
     """

@@ -63,7 +63,8 @@ LOOK_IMAGES = 1024
 # N images is 1 / sqrt(N) for each of the M (M - 1) / 2 pairs of M latents.
 ROTATION_IMAGES = 20_000
 
-# Variance of a leak's loc above which it may be worth an informative latent.
+# Variance of a leak's loc above which it may be worth an informative latent; up to there the factor
+# is worth two nats.
 WORTH_A_TRIAL = 1.0
 
 # Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
@@ -156,31 +157,31 @@ class Propose(Action):
         return record
 
 
-def resolve(trainer: "Trainer") -> None:
-    """Make each leaking latent informative or the prior, whichever has the higher ELBO.
+def resolve(trainer: "Trainer", least: float) -> None:
+    """Make each latent that leaks informative or the prior, whichever has the higher ELBO.
 
     An uninformative latent can carry information through a wide loc, and that is cheap: variance v
     costs v / 2 nats, and leaves the share 1 / (1 + v) of what the factor is worth. A factor would
     have to be worth 66 nats before an informative latent, at about 11, is the better buy. So a leak
     is never what a latent is left with: either it pays the price or it falls silent.
+
+    Args:
+        trainer: The training.
+        least: Variance of loc from which a latent leaks.
     """
     codes = trainer.codes(trainer.monitor_images)
     variance = codes.loc.var(0)
-    leaks = (~codes.informative & (variance > 0.0)).nonzero().flatten().tolist()
+    leaks = (~codes.informative & (variance > least)).nonzero().flatten().tolist()
     for k in sorted(leaks, key=lambda k: -variance[k].item()):
-        loc = codes.loc[:, k]
-        # At this variance the factor is worth two nats.
-        if variance[k] > WORTH_A_TRIAL:
-            before = trainer.state()
-            _switch(trainer, k, True, loc)
-            loss = trainer.loss()
-            on = trainer.state()
-            trainer.set_state(before)
-            _switch(trainer, k, False, loc)
-            if loss < trainer.loss():
-                trainer.set_state(on)
-        else:
-            _switch(trainer, k, False, loc)
+        loc, before = codes.loc[:, k], trainer.state()
+        _switch(trainer, k, False, loc)
+        if variance[k] <= WORTH_A_TRIAL:
+            continue
+        off, silent = trainer.loss(), trainer.state()
+        trainer.set_state(before)
+        _switch(trainer, k, True, loc)
+        if off <= trainer.loss():
+            trainer.set_state(silent)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Resolve(Action):
     def apply(self, trainer: "Trainer") -> None:
         guide = trainer.guide
         assert isinstance(guide, SwitchableLatents)
-        resolve(trainer)
+        resolve(trainer, least=0.0)
         codes = trainer.codes(trainer.monitor_images)
         latents = codes.informative.nonzero().flatten()
         same = torch.eye(len(latents), device=trainer.device)

@@ -45,6 +45,7 @@ from ngvae_pyro.specs import (
 )
 from ngvae_pyro.training import restoring
 from ngvae_pyro.training.actions import (
+    WORTH_A_TRIAL,
     Action,
     BecomeExact,
     Resolve,
@@ -410,8 +411,8 @@ class Trainer:
         last = self.state()
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, averaged)
-            # A branch must not win because its leaks are cheap.
-            resolve(self)
+            # A branch must not win because its leaks are cheap. The faint ones are still fading.
+            resolve(self, least=WORTH_A_TRIAL)
             loss = self.loss()
         self.set_state(last)
         self.steps.check()
