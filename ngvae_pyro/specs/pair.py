@@ -109,7 +109,7 @@ class NormalGammaPriorSpec(Spec):
     family: Literal["normal_gamma"] = "normal_gamma"
     joint: bool = False
     price: Annotated[float, Field(ge=1e-6, le=87.0)] = 4.0
-    slab: GammaPair = (0.1, 1e-5)
+    slab: GammaPair = (1.0, 1e-4)
     spike: GammaPair = (100.0, 100.0)
 
     @property

@@ -126,14 +126,14 @@ class ScheduleSpec(Spec):
 
 
 SELECT = ScheduleSpec(
-    z=Ramp(initial=40.0, begin=0.1, end=0.4, shape="geometric"),
-    precision=Ramp(initial=0.0, begin=0.16, end=0.34),
-    sharpness=Ramp(initial=0.5, begin=0.16, end=0.34),
-    freedom=Ramp(initial=0.0, begin=0.4, end=0.5),
+    z=Ramp(initial=40.0, begin=0.1, end=0.3, shape="geometric"),
+    precision=Ramp(initial=0.0, begin=0.15, end=0.26),
+    sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
+    freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
     signal_nats=60.0,
     moves=(
-        Move(kind="birth", at=0.43, steps=200),
-        Move(kind="death", at=0.48, steps=800),
+        Move(kind="birth", at=0.33, steps=200),
+        Move(kind="death", at=0.38, steps=800),
         Move(kind="birth", at=0.7, steps=200),
     ),
     silence=0.8,

@@ -110,7 +110,7 @@ class Propose(Action):
 
     def apply(self, trainer: "Trainer") -> None:
         tried: set[int] = set()
-        while trainer.step < trainer.spec.steps:
+        while self.length(trainer, trainer.step) > 0:
             latents, loc = self.candidates(trainer)
             latents = [k for k in latents if k not in tried]
             if not latents:
@@ -118,6 +118,13 @@ class Propose(Action):
             tried.add(latents[0])
             if not self.fork(trainer, latents[0], loc[:, latents[0]]).accepted:
                 return
+
+    def length(self, trainer: "Trainer", step: int) -> int:
+        """Steps of a fork that begins at a step: it ends before leaks do, which needs time too."""
+        last = trainer.spec.steps
+        ends = [round(a.at * last) for a in trainer.actions if isinstance(a, Resolve)]
+        end = min((end for end in ends if end >= self.at * last), default=last)
+        return min(self.steps, end - step)
 
     @torch.no_grad()
     def candidates(self, trainer: "Trainer") -> tuple[list[int], Tensor]:
@@ -138,7 +145,7 @@ class Propose(Action):
     def fork(self, trainer: "Trainer", latent: int, loc: Tensor) -> MoveRecord:
         """Train with and without switching one latent, and continue with the better branch."""
         before = trainer.state()
-        steps = min(self.steps, trainer.spec.steps - trainer.step)
+        steps = self.length(trainer, trainer.step)
         name = f"{self.kind} of z{latent}"
         trainer.bar.trying(name, trainer.step, steps, 0)
         loss_without, rows_without = trainer.train_and_judge(steps)
