@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.data.rendering import sprites
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.estimator import NGVAE
-    from ngvae_pyro.evaluation import metrics, scores, uncertainty
+    from ngvae_pyro.evaluation import dimension, metrics, scores, uncertainty
     from ngvae_pyro.evaluation.checking import check
     from ngvae_pyro.evaluation.diagnostics import evaluate, to_arviz
     from ngvae_pyro.evaluation.evidence import log_likelihood
@@ -52,6 +52,7 @@ _HOMES = {
 }
 # Modules that are public as a whole.
 _MODULES = {
+    "dimension": "evaluation.dimension",
     "metrics": "evaluation.metrics",
     "objectives": "objectives",
     "plots": "report.plots",

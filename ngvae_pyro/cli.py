@@ -707,7 +707,21 @@ def compare(
     first_seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Runs at once; default: one per core, or one on a GPU."),
+        typer.Option(
+            "--jobs",
+            "--processes",
+            min=1,
+            max=256,
+            help="Runs at once; default: one per core, or one on a GPU.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Do the runs on this Ray cluster, which sees the same folder; local: one started "
+            "here. Needs the extra ray.",
+        ),
     ] = None,
     latents: LatentsOption = None,
     steps: StepsOption = None,
@@ -732,7 +746,7 @@ def compare(
     )
     command = provenance.command_line()
     try:
-        result = comparison.compare(out_folder, runs, jobs=jobs, command=command, say=say)
+        result = comparison.compare(out_folder, runs, jobs=jobs, ray=ray, command=command, say=say)
     except KeyboardInterrupt as error:
         complain("interrupted; the same command goes on from here")
         code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130

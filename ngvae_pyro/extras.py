@@ -36,6 +36,7 @@ EXTRAS = {
     "images": Extra("pictures and downloads need", {"PIL": "pillow", "torchvision": "torchvision"}),
     "metrics": Extra("metrics and NGVAE need", {"scipy": "scipy", "sklearn": "scikit-learn"}),
     "plots": Extra("figures need", {"matplotlib": "matplotlib"}),
+    "ray": Extra("a Ray cluster needs", {"ray": "ray"}),
     "tables": Extra("tables need", {"pandas": "pandas"}),
     "train": Extra(
         "models and their training need",

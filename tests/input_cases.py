@@ -49,7 +49,7 @@ from ngvae_pyro import cli, evaluation, machine, specs
 from ngvae_pyro.data import rendering
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.report import pages as report
-from ngvae_pyro.runs import comparison
+from ngvae_pyro.runs import pool
 from ngvae_pyro.runs import start as training
 from ngvae_pyro.training.steps import NonFiniteLoss
 
@@ -794,7 +794,7 @@ def lightened(steps: int = 2) -> Iterator[None]:
         mock.patch("ngvae_pyro.evaluation.diagnostics.to_arviz", nothing),
         mock.patch("ngvae_pyro._arviz.to_netcdf", lambda posterior, path: path.touch()),
         mock.patch("ngvae_pyro.report.plots.scores", nothing),
-        mock.patch.object(comparison, "ProcessPoolExecutor", Inline),
+        mock.patch.object(pool, "ProcessPoolExecutor", Inline),
         mock.patch.object(machine, "there", lambda device="cpu": ROOM),
     ):
         yield

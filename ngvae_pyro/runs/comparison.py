@@ -8,17 +8,12 @@ continued.
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ngvae_pyro import _arviz, locks
 from ngvae_pyro.data.declared import load_data, located, paths, rendered
@@ -26,13 +21,14 @@ from ngvae_pyro.data.images import ImageData, known_count
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.evaluation.assessment import evaluation_images, sample
 from ngvae_pyro.evaluation.traversals import Support, typical, walk
+from ngvae_pyro.extras import check_installed
 from ngvae_pyro.files import check_no_link, whole
-from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.records import Comparison
 from ngvae_pyro.report import comparison_plots, table
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.plots import colours, latent_rows, literal, moved_rows
+from ngvae_pyro.runs import pool
 from ngvae_pyro.runs.evaluating import evaluate_run, load_evaluation
 from ngvae_pyro.runs.folder import (
     finished,
@@ -267,6 +263,7 @@ def compare(
     planned: Sequence[Run],
     *,
     jobs: int | None = None,
+    ray: str | None = None,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -278,6 +275,8 @@ def compare(
         out: Folder of the comparison.
         planned: The runs, from :func:`plan`.
         jobs: Runs at once, each in its own process; by default one per core, or one on a GPU.
+        ray: Address of a Ray cluster that does the runs instead, or ``local``; the folder must be
+            in the same place on all its machines (:func:`ngvae_pyro.runs.pool.run_all`).
         command: The command that made it, for the reader.
         say: Shows a line for each finished run.
 
@@ -290,21 +289,25 @@ def compare(
             file that is not of a comparison is in the way.
     """
     with locks.held(Path(out)):
-        return _compare(Path(out), planned, jobs, command, say)
+        return _compare(Path(out), planned, jobs, ray, command, say)
 
 
 def _compare(
     out: Path,
     planned: Sequence[Run],
     jobs: int | None,
+    ray: str | None,
     command: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     _check_own(out)
     began = time.perf_counter()
     todo = [run for run in planned if not run.diverged and not (run.trained and run.evaluated)]
+    if ray is not None:
+        check_installed("ray")
+    asked = jobs is None or ray is not None
+    on_gpu = asked and resolve_device(planned[0].spec.fit.device).type == "cuda"
     if jobs is None:
-        on_gpu = resolve_device(planned[0].spec.fit.device).type == "cuda"
         jobs = 1 if on_gpu else max(1, min(os.cpu_count() or 1, len(todo)))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -312,7 +315,8 @@ def _compare(
         raise UserError(f"{out}: cannot write there: {error.strerror}") from None
     say(f"{len(planned) - len(todo)} of {len(planned)} runs are there already")
     seconds: dict[str, float] = {}
-    lost = _work(todo, jobs, seconds, say)
+    ended = pool.run_all(todo, _do, jobs, ray, gpus=int(on_gpu))
+    lost = _work(ended, len(todo), seconds, say)
     _check_images(planned)
     drawing = time.perf_counter()
     result = _collect(planned, command)
@@ -350,76 +354,31 @@ def _check_own(out: Path) -> None:
 
 
 def _work(
-    todo: Sequence[Run], jobs: int, seconds: dict[str, float], say: Callable[[str], None]
+    ended: Iterable[tuple[Run, Callable[[], dict[str, float]]]],
+    total: int,
+    seconds: dict[str, float],
+    say: Callable[[str], None],
 ) -> list[str]:
-    """Do the runs, several at once in separate processes, and add up their seconds.
+    """Say how each run ended, and add up the seconds.
 
     Returns:
         A line for each run whose process was killed.
     """
     lost = []
-    for count, (run, result) in enumerate(_results(todo, jobs), 1):
+    for count, (run, result) in enumerate(ended, 1):
         try:
             spent = result()
         except NonFiniteLoss as error:
             outcome = str(error)
-        except BrokenProcessPool:
-            outcome = "its process was killed, or out of memory; the same command goes on with it"
+        except pool.Lost as error:
+            outcome = f"{error}; the same command goes on with it"
             lost.append(f"{run.label}, seed {run.seed}: {outcome}")
         else:
             outcome = f"{sum(spent.values()):.0f} s"
             for name, value in spent.items():
                 seconds[name] = seconds.get(name, 0.0) + value
-        say(f"{count}/{len(todo)}  {run.label}, seed {run.seed}: {outcome}")
+        say(f"{count}/{total}  {run.label}, seed {run.seed}: {outcome}")
     return lost
-
-
-def _results(
-    todo: Sequence[Run], jobs: int
-) -> Iterator[tuple[Run, Callable[[], dict[str, float]]]]:
-    """Yield each run as it ends, with a function that returns its result or raises its error."""
-    if jobs == 1:
-        for run in todo:
-            yield run, partial(_do, run)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-
-    def process() -> ProcessPoolExecutor:
-        # Not forked, because torch's threads do not survive a fork.
-        return ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-        )
-
-    # Not one pool of all processes, which would end all of them if one is killed.
-    idle = [process() for _ in range(min(jobs, len(todo)))]
-    waiting = list(reversed(todo))
-    busy: dict[Future[dict[str, float]], tuple[Run, ProcessPoolExecutor]] = {}
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                run, pool = waiting.pop(), idle.pop()
-                try:
-                    future = pool.submit(_do, run)
-                except BrokenProcessPool:
-                    # The process was killed while it was idle.
-                    pool = process()
-                    future = pool.submit(_do, run)
-                busy[future] = run, pool
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                run, pool = busy.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):
-                    pool.shutdown()
-                    pool = process()
-                idle.append(pool)
-                yield run, future.result
-    except Interrupted:
-        # The signal reached only this process, whereas a terminal's Ctrl-C reaches all of them.
-        for worker in active_children():
-            worker.terminate()
-        raise
-    finally:
-        for pool in (*idle, *(pool for _, pool in busy.values())):
-            pool.shutdown(cancel_futures=True)
 
 
 def _collect(planned: Sequence[Run], command: str) -> dict[str, Any]:
