@@ -474,6 +474,7 @@ def inspect(
     """Show the latents of a run, most informative first, and where its figures are."""
     from ngvae_pyro import runs
     from ngvae_pyro.evaluation import diagnostics
+    from ngvae_pyro.report.table import DASH
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
@@ -481,13 +482,11 @@ def inspect(
     marks = {k: finding.kind for finding in findings for k in finding.latents}
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
     table = _titled(title)
-    # Without lines between the columns, because eight columns have to fit into 80 characters.
+    # Without lines between the columns, because ten columns have to fit into 80 characters.
     table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
-    for name in ("latent", "", "p", "precision", "5 %", "95 %", "var loc"):
+    for name in ("latent", "", "p", "precision", "5 %-95 %", "var loc", "KL z", "paid", "earned"):
         left = name in ("latent", "")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for site in metrics["kl"]:
-        table.add_column(escape(f"KL\n{printable(site[:9])}"), justify="right", no_wrap=True)
     rows = diagnostics.most_informative_first(metrics)
     for row in rows:
         precision = row["precision"]
@@ -495,12 +494,20 @@ def inspect(
             f"z{row['latent']}",
             marks.get(row["latent"], ""),
             f"{row['probs']:.3f}",
-            *(_short(precision[key]) for key in ("mean", "5%", "95%")),
+            _short(precision["mean"]),
+            f"{_short(precision['5%'])}-{_short(precision['95%'])}",
             f"{row['variance_of_loc']:.4f}",
-            *(f"{row['kl'][site]:z.2f}" for site in metrics["kl"]),
+            f"{row['kl']['z']:z.2f}",
+            f"{row['paid']:z.2f}",
+            f"{row['earned']:z.2f}" if "earned" in row else DASH,
             style="bold" if is_informative(row["probs"]) else "dim",
         )
     out.print(table)
+    say(
+        "earned: nats the latent is worth to the reconstruction; paid: its KL; a latent is worth "
+        "counting if it earns more than it pays",
+        style="dim",
+    )
     say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
     if not getattr(spec.model.prior, "joint", True):
         say(

@@ -172,6 +172,7 @@ class Metrics(TypedDict):
     precision: Precisions
     probs: list[float]
     variance_of_loc: list[float]
+    earned: NotRequired[list[float] | None]
     steps: Count
     extra_steps: Count
     verdict: NotRequired[VerdictValues | None]
@@ -189,6 +190,8 @@ def _of_the_same_latents(metrics: Metrics) -> Metrics:
         "precision.95%": [*metrics["precision"]["95%"]],
         **{f"kl.{name}.per_latent": [*site["per_latent"]] for name, site in metrics["kl"].items()},
     }
+    if (earned := metrics.get("earned")) is not None:
+        of_latents["earned"] = [*earned]
     if (correlations := metrics.get("correlations")) is not None:
         of_latents["correlations"] = [*correlations]
     if (rotation := metrics.get("rotation")) is not None:
