@@ -1,4 +1,4 @@
-"""The command line ``ngvae``: train, inspect, evaluate, check, score, compare, variants."""
+"""The command line ``ngvae``: train, inspect, count, evaluate, check, score, compare, variants."""
 
 import copy
 import errno
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.evaluation.diagnostics import Latent, Metrics
     from ngvae_pyro.fitted import Fit
+    from ngvae_pyro.records import CountCurve
     from ngvae_pyro.verdict import Verdict
 
 # Heavy imports (torch, arviz, the specs) are inside the functions that need them, so that --help
@@ -547,6 +548,105 @@ def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Lat
         if any(cells):
             style = "bold" if is_informative(row["probs"]) else None
             table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in cells), style=style)
+    return table
+
+
+@app.command(cls=Command)
+def count(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="What to count the latents of; as --data of train."),
+    ],
+    out_folder: Annotated[
+        Path,
+        typer.Option("--out", parser=_path, metavar="FOLDER", help="Folder of the runs."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="As for train.", autocompletion=_complete_model)
+    ] = "normal_gamma",
+    guide: Annotated[
+        str, typer.Option(help="As for train.", autocompletion=_complete_guide)
+    ] = "relaxed",
+    factors: Annotated[
+        str, typer.Option(help="The other scales, in units of the data's own.")
+    ] = "1/4,1/2,2,4",
+    latents: LatentsOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Count the latents at several scales, and find the scales that agree.
+
+    A run at the data's own scale comes first, then those at --factors of it. Finished runs are not
+    repeated, so the same command resumes an interrupted curve, and one with more factors adds to
+    it.
+    """
+    numbers = [_factor(word) for word in factors.split(",")]
+    values = _values(data, latents, steps, device, data_root, download, settings, seed)
+    spec = variants.run_spec(model, guide, values, "command line")
+
+    from ngvae_pyro.runs import counting
+    from ngvae_pyro.training.steps import NonFiniteLoss
+
+    try:
+        curve = counting.curve_of(spec, out_folder, numbers, stage=err.status, say=say)
+    except NonFiniteLoss as error:
+        complain(f"at the own scale: {error}; its weights are in {out_folder / 'own'}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        complain("interrupted; the same command goes on from here")
+        code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130
+        raise typer.Exit(code) from None
+    out.print(_count_table(curve))
+    say(
+        "bold: the plateau; scale: standard deviation of the likelihood, "
+        f"{curve['units']}; leak: largest variance of the mean of a latent that is not counted",
+        style="dim",
+    )
+    say(counting.sentence(curve), style="bold")
+    say(counting.classical(curve))
+    for name in counting.WRITTEN:
+        say(f"  {out_folder / name}")
+    if lost := [one["folder"] for one in curve["scales"] if one["informative"] is None]:
+        complain(f"the training diverged in {', '.join(f'{out_folder / str(x)}' for x in lost)}")
+        raise typer.Exit(1)
+
+
+def _factor(word: str) -> float:
+    """A number like 0.5, or a fraction like 1/2."""
+    above, slash, below = word.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(
+            f"--factors: expected numbers or fractions with commas between, e.g. 1/2,2, got {word}"
+        ) from None
+
+
+def _count_table(curve: "CountCurve") -> Table:
+    from ngvae_pyro.report.table import DASH
+
+    table = _titled(curve["data"])
+    table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    for name in ("scale", "", "latents", "verdict", "leak", "MSE", "ELBO"):
+        left = name in ("", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "verdict")
+    found = curve["plateau"]
+    for i, one in enumerate(curve["scales"]):
+        leak, mse, elbo = one["leak"], one["mse"], one["elbo"]
+        table.add_row(
+            f"{curve['unit'] * one['scale']:.3g}",
+            "own" if i == curve["own"] else "",
+            DASH if one["informative"] is None else str(one["informative"]),
+            escape(printable(one["verdict"] or "diverged")),
+            DASH if leak is None else f"{leak:.4f}",
+            DASH if mse is None else f"{mse:.2e}",
+            DASH if elbo is None else f"{elbo:.1f}",
+            style="bold" if found["first"] <= i <= found["last"] else None,
+        )
     return table
 
 

@@ -244,8 +244,8 @@ class Fit:
             loc`` over the images, and in nats per image ``KL z`` (and ``KL precision``), what the
             latent has ``earned`` of the likelihood
             (:func:`ngvae_pyro.evaluation.diagnostics.earned`; not for counts) and ``paid`` of KL in
-            all. If the factors of the images are known, also the ``closest factor`` and the ``|correlation|``
-            of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
+            all. If the factors of the images are known, also the ``closest factor`` and the
+            ``|correlation|`` of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
         """
         with needed("tables"):
             import pandas as pd

@@ -105,8 +105,8 @@ class Latent(TypedDict):
     """One latent of :class:`Metrics`: its number, its p, and its part of the rest.
 
     ``paid`` is its KL, of all sites, nats per image. ``earned`` is not there for counts, nor in
-    runs of older versions. ``followed`` is there where the factors of the images are known; ``negentropy``, ``gaussian``
-    and ``agreement`` where training has looked for independent axes
+    runs of older versions. ``followed`` is there where the factors of the images are known;
+    ``negentropy``, ``gaussian`` and ``agreement`` where training has looked for independent axes
     (:class:`ngvae_pyro.axes.Rotation`).
     """
 
