@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.model import load_model
     from ngvae_pyro.report import plots
     from ngvae_pyro.runs import load_run, save_run
+    from ngvae_pyro.runs.counting import count
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
     from ngvae_pyro.training.checkpoints import Checkpoints
     from ngvae_pyro.training.trainer import fit
@@ -39,6 +40,7 @@ _HOMES = {
     "RunSpec": "specs",
     "UserError": "errors",
     "check": "evaluation.checking",
+    "count": "runs.counting",
     "evaluate": "evaluation.diagnostics",
     "fit": "training.trainer",
     "load_data": "data",

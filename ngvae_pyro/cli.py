@@ -1,4 +1,4 @@
-"""The command line ``ngvae``: train, inspect, evaluate, check, score, compare, variants."""
+"""The command line ``ngvae``: train, inspect, count, evaluate, check, score, compare, variants."""
 
 import copy
 import errno
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.distributed import Team
     from ngvae_pyro.evaluation.diagnostics import Latent, Metrics
     from ngvae_pyro.fitted import Fit
+    from ngvae_pyro.records import CountCurve
     from ngvae_pyro.verdict import Verdict
 
 # Heavy imports (torch, arviz, the specs) are inside the functions that need them, so that --help
@@ -474,6 +475,7 @@ def inspect(
     """Show the latents of a run, most informative first, and where its figures are."""
     from ngvae_pyro import runs
     from ngvae_pyro.evaluation import diagnostics
+    from ngvae_pyro.report.table import DASH
 
     fit, spec = runs.load_run(folder, device="cpu")
     metrics = runs.load_metrics(folder)
@@ -481,13 +483,11 @@ def inspect(
     marks = {k: finding.kind for finding in findings for k in finding.latents}
     title = f"{spec.model_name} + {spec.guide_name} on {spec.data.name}, seed {spec.fit.seed}"
     table = _titled(title)
-    # Without lines between the columns, because eight columns have to fit into 80 characters.
+    # Without lines between the columns, because ten columns have to fit into 80 characters.
     table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
-    for name in ("latent", "", "p", "precision", "5 %", "95 %", "var loc"):
+    for name in ("latent", "", "p", "precision", "5 %-95 %", "var loc", "KL z", "paid", "earned"):
         left = name in ("latent", "")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for site in metrics["kl"]:
-        table.add_column(escape(f"KL\n{printable(site[:9])}"), justify="right", no_wrap=True)
     rows = diagnostics.most_informative_first(metrics)
     for row in rows:
         precision = row["precision"]
@@ -495,12 +495,20 @@ def inspect(
             f"z{row['latent']}",
             marks.get(row["latent"], ""),
             f"{row['probs']:.3f}",
-            *(_short(precision[key]) for key in ("mean", "5%", "95%")),
+            _short(precision["mean"]),
+            f"{_short(precision['5%'])}-{_short(precision['95%'])}",
             f"{row['variance_of_loc']:.4f}",
-            *(f"{row['kl'][site]:z.2f}" for site in metrics["kl"]),
+            f"{row['kl']['z']:z.2f}",
+            f"{row['paid']:z.2f}",
+            f"{row['earned']:z.2f}" if "earned" in row else DASH,
             style="bold" if is_informative(row["probs"]) else "dim",
         )
     out.print(table)
+    say(
+        "earned: nats the latent is worth to the reconstruction; paid: its KL; a latent is worth "
+        "counting if it earns more than it pays",
+        style="dim",
+    )
     say(f"informative (bold): p above one half; p is {fit.guide.p_is}", style="dim")
     if not getattr(spec.model.prior, "joint", True):
         say(
@@ -540,6 +548,105 @@ def _remarks_table(remarks: Mapping[str, Mapping[int, str]], rows: "Sequence[Lat
         if any(cells):
             style = "bold" if is_informative(row["probs"]) else None
             table.add_row(f"z{row['latent']}", *(escape(printable(x)) for x in cells), style=style)
+    return table
+
+
+@app.command(cls=Command)
+def count(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="What to count the latents of; as --data of train."),
+    ],
+    out_folder: Annotated[
+        Path,
+        typer.Option("--out", parser=_path, metavar="FOLDER", help="Folder of the runs."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="As for train.", autocompletion=_complete_model)
+    ] = "normal_gamma",
+    guide: Annotated[
+        str, typer.Option(help="As for train.", autocompletion=_complete_guide)
+    ] = "relaxed",
+    factors: Annotated[
+        str, typer.Option(help="The other scales, in units of the data's own.")
+    ] = "1/4,1/2,2,4",
+    latents: LatentsOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Count the latents at several scales, and find the scales that agree.
+
+    A run at the data's own scale comes first, then those at --factors of it. Finished runs are not
+    repeated, so the same command resumes an interrupted curve, and one with more factors adds to
+    it.
+    """
+    numbers = [_factor(word) for word in factors.split(",")]
+    values = _values(data, latents, steps, device, data_root, download, settings, seed)
+    spec = variants.run_spec(model, guide, values, "command line")
+
+    from ngvae_pyro.runs import counting
+    from ngvae_pyro.training.steps import NonFiniteLoss
+
+    try:
+        curve = counting.curve_of(spec, out_folder, numbers, stage=err.status, say=say)
+    except NonFiniteLoss as error:
+        complain(f"at the own scale: {error}; its weights are in {out_folder / 'own'}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        complain("interrupted; the same command goes on from here")
+        code = error.exit_code if isinstance(error, interrupts.Interrupted) else 130
+        raise typer.Exit(code) from None
+    out.print(_count_table(curve))
+    say(
+        "bold: the plateau; scale: standard deviation of the likelihood, "
+        f"{curve['units']}; leak: largest variance of the mean of a latent that is not counted",
+        style="dim",
+    )
+    say(counting.sentence(curve), style="bold")
+    say(counting.classical(curve))
+    for name in counting.WRITTEN:
+        say(f"  {out_folder / name}")
+    if lost := [one["folder"] for one in curve["scales"] if one["informative"] is None]:
+        complain(f"the training diverged in {', '.join(f'{out_folder / str(x)}' for x in lost)}")
+        raise typer.Exit(1)
+
+
+def _factor(word: str) -> float:
+    """A number like 0.5, or a fraction like 1/2."""
+    above, slash, below = word.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(
+            f"--factors: expected numbers or fractions with commas between, e.g. 1/2,2, got {word}"
+        ) from None
+
+
+def _count_table(curve: "CountCurve") -> Table:
+    from ngvae_pyro.report.table import DASH
+
+    table = _titled(curve["data"])
+    table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    for name in ("scale", "", "latents", "verdict", "leak", "MSE", "ELBO"):
+        left = name in ("", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "verdict")
+    found = curve["plateau"]
+    for i, one in enumerate(curve["scales"]):
+        leak, mse, elbo = one["leak"], one["mse"], one["elbo"]
+        table.add_row(
+            f"{curve['unit'] * one['scale']:.3g}",
+            "own" if i == curve["own"] else "",
+            DASH if one["informative"] is None else str(one["informative"]),
+            escape(printable(one["verdict"] or "diverged")),
+            DASH if leak is None else f"{leak:.4f}",
+            DASH if mse is None else f"{mse:.2e}",
+            DASH if elbo is None else f"{elbo:.1f}",
+            style="bold" if found["first"] <= i <= found["last"] else None,
+        )
     return table
 
 

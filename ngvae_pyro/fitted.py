@@ -243,9 +243,11 @@ class Fit:
         Returns:
             A row for each latent: ``latent`` k, ``informative`` (p above 1/2), ``p``, the posterior
             ``precision`` and its ``precision 5%`` and ``precision 95%`` quantiles, ``variance of
-            loc`` over the images, and ``KL z`` (and ``KL precision``), nats per image. If the
-            factors of the images are known, also the ``closest factor`` and the ``|correlation|``
-            of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
+            loc`` over the images, and in nats per image ``KL z`` (and ``KL precision``), what the
+            latent has ``earned`` of the likelihood
+            (:func:`ngvae_pyro.evaluation.diagnostics.earned`; not for counts) and ``paid`` of KL in
+            all. If the factors of the images are known, also the ``closest factor`` and the
+            ``|correlation|`` of loc with it (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
         """
         with needed("tables"):
             import pandas as pd
@@ -266,6 +268,7 @@ class Fit:
                     "precision 95%": row["precision"]["95%"],
                     "variance of loc": row["variance_of_loc"],
                     **{f"KL {site}": value for site, value in row["kl"].items()},
+                    **{key: row[key] for key in ("earned", "paid") if key in row},
                     **_closest(row),
                 }
                 for row in rows

@@ -173,6 +173,7 @@ class Metrics(TypedDict):
     probs: list[float]
     variance_of_loc: list[float]
     dimension: NotRequired[float | None]
+    earned: NotRequired[list[float] | None]
     steps: Count
     extra_steps: Count
     verdict: NotRequired[VerdictValues | None]
@@ -190,6 +191,8 @@ def _of_the_same_latents(metrics: Metrics) -> Metrics:
         "precision.95%": [*metrics["precision"]["95%"]],
         **{f"kl.{name}.per_latent": [*site["per_latent"]] for name, site in metrics["kl"].items()},
     }
+    if (earned := metrics.get("earned")) is not None:
+        of_latents["earned"] = [*earned]
     if (correlations := metrics.get("correlations")) is not None:
         of_latents["correlations"] = [*correlations]
     if (rotation := metrics.get("rotation")) is not None:
@@ -358,6 +361,83 @@ class History(Record):
         if self.rotation is not None and self.rows:
             check_latents(self.rotation, len(self.rows[-1].probs))
         return self
+
+
+@with_config(OPEN)
+class CountedScale(TypedDict):
+    """What was counted at one scale; a training that diverged has no numbers.
+
+    ``factor`` is in units of the own scale, ``scale`` in those of ``model.likelihood.scale``,
+    ``verdict`` a word, and ``leak`` the largest variance of the posterior mean of a latent that is
+    not counted, None if all are or if they are counts.
+    """
+
+    factor: Annotated[float, Field(gt=0.0)]
+    scale: Annotated[float, Field(gt=0.0)]
+    folder: Name | None
+    informative: Count | None
+    verdict: Text | None
+    leak: float | None
+    mse: float | None
+    elbo: float | None
+
+
+@with_config(OPEN)
+class Plateau(TypedDict):
+    """Neighbouring scales with the same count, by the numbers of the first and the last."""
+
+    informative: Count
+    first: Count
+    last: Count
+
+
+@with_config(OPEN)
+class ClassicalEstimates(TypedDict):
+    """Estimates from so many rows without training (:mod:`ngvae_pyro.evaluation.dimension`).
+
+    None where there are too few different rows, or there is no finite estimate.
+    """
+
+    rows: Count
+    two_nn: float | None
+    mle: float | None
+    components: Count | None
+
+
+@with_config(OPEN)
+class CountCurve(TypedDict):
+    """What :func:`ngvae_pyro.count` returns and ``count.json`` holds; see there."""
+
+    data: str
+    latent_size: Count
+    unit: Annotated[float, Field(gt=0.0)]
+    units: Text
+    own: Count
+    scales: Annotated[list[CountedScale], Field(min_length=1)]
+    plateau: Plateau
+    classical: ClassicalEstimates
+    files: NotRequired[list[Name]]
+
+
+def _of_the_same_scales(curve: CountCurve) -> CountCurve:
+    scales, plateau = curve["scales"], curve["plateau"]
+    if curve["own"] >= len(scales):
+        raise ValueError(f"own: expected a number below {len(scales)}, got {curve['own']}")
+    if not plateau["first"] <= plateau["last"] < len(scales):
+        raise ValueError(
+            f"plateau: expected first <= last < {len(scales)}, got {plateau['first']} and "
+            f"{plateau['last']}"
+        )
+    for one in scales[plateau["first"] : plateau["last"] + 1]:
+        if one["informative"] != plateau["informative"]:
+            raise ValueError(
+                f"plateau.informative: expected {plateau['informative']} at scale "
+                f"{one['scale']:g}, got {one['informative']}"
+            )
+    return curve
+
+
+CheckedCurve = Annotated[CountCurve, AfterValidator(_of_the_same_scales)]
 
 
 class Comparison(Record):

@@ -11,7 +11,7 @@ from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, metrics, scores
-from ngvae_pyro.records import History
+from ngvae_pyro.records import CheckedMetrics, History, check
 from ngvae_pyro.report import plots
 from ngvae_pyro.specs import FitSpec, RunSpec
 
@@ -167,3 +167,55 @@ def test_a_large_history_is_read_and_a_larger_file_is_not(tmp_path):
         file.truncate(2**28 + 1)
     with pytest.raises(UserError, match=r"metrics.json: cannot read the file: too large: .* bytes"):
         runs.load_metrics(tmp_path)
+
+
+class Weights(torch.nn.Module):
+    """x = W z, as a decoder of images (1, 2, 2)."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, z):
+        return (z @ self.weight.T).unflatten(-1, (1, 2, 2))
+
+
+def test_what_a_latent_earns_where_it_is_known(monkeypatch):
+    """With x = W z it loses |w_k|^2 (z_k - mean)^2 / (2 scale^2), and 0 if it is not decoded."""
+    scale, weight = 0.1, torch.tensor([[0.5, 0.1, 0], [0.2, 0, 0], [0, 0.4, 0], [0.1, 0.1, 0]])
+    model = ng.load_model("gaussian", (1, 2, 2), latent_size=3, likelihood={"scale": scale})
+    guide = ng.load_guide("gaussian", model)
+    model.decoder = Weights(weight)
+    z = torch.rand(600, 3, generator=torch.manual_seed(0))
+    data = ng.ImageData("linear", (z @ weight.T).unflatten(-1, (1, 2, 2)))
+    few = z[: diagnostics.EARNING]
+    monkeypatch.setattr(guide, "draws", lambda x, count: (torch.ones(1, len(x), 3), few[None]))
+    code = diagnostics.Codes(z, z, z, z)
+    found = diagnostics.earned(ng.Fit(model, guide, FitSpec(device="cpu")), data, code)
+    known = weight.square().sum(0) * few.var(0, correction=0) / (2 * scale**2)
+    assert found == pytest.approx(known.tolist(), rel=1e-4, abs=1e-4) and found[2] == 0.0
+
+
+def test_what_is_earned_and_paid_is_in_the_metrics(fit, data):
+    with torch.no_grad():
+        fit.model.decoder.stem.weight[:, 1] = 0.0
+    found = ng.evaluate(fit, data)
+    assert len(found["earned"]) == 5 and found["earned"][1] == 0.0 and all(found["earned"][2:])
+    assert found == ng.evaluate(fit, data)
+    rows = diagnostics.most_informative_first(found)
+    for row in rows:
+        assert row["earned"] == found["earned"][row["latent"]]
+        assert row["paid"] == pytest.approx(sum(row["kl"].values()))
+    check(CheckedMetrics, found, "metrics.json")
+    with pytest.raises(UserError, match=r"metrics.json: .*earned: expected 5 numbers, got 3"):
+        check(CheckedMetrics, {**found, "earned": found["earned"][:3]}, "metrics.json")
+    # An older version did not know it.
+    del found["earned"]
+    check(CheckedMetrics, found, "metrics.json")
+    assert "earned" not in diagnostics.most_informative_first(found)[0]
+
+
+def test_counts_earn_nothing_that_could_be_measured(data):
+    model = ng.load_model("poisson", data, latent_size=3)
+    found = ng.evaluate(ng.Fit(model, ng.load_guide("poisson", model), FitSpec()), data)
+    assert "earned" not in found and "paid" in diagnostics.most_informative_first(found)[0]

@@ -165,12 +165,14 @@ def test_vectors_that_were_read_otherwise_are_turned(of_vectors):
 
 def test_the_table_of_the_latents(of_vectors):
     table = of_vectors.latents(VECTORS)
-    assert table.shape == (3, 9) and sorted(table["latent"]) == [0, 1, 2]
+    assert table.shape == (3, 11) and sorted(table["latent"]) == [0, 1, 2]
     metrics = ng.evaluate(of_vectors, of_vectors.as_images(VECTORS))
     for row in table.to_dict("records"):
         k = row["latent"]
         assert row["p"] == metrics["probs"][k] and row["informative"] == (row["p"] > 0.5)
         assert row["KL z"] == metrics["kl"]["z"]["per_latent"][k]
+        assert row["paid"] == row["KL precision"] + row["KL z"]
+        assert row["earned"] == metrics["earned"][k]
         assert row["precision 5%"] <= row["precision"] <= row["precision 95%"]
     order = list(zip(~table["informative"], -table["KL z"], strict=True))
     assert order == sorted(order)

@@ -34,6 +34,8 @@ OBSERVATIONS = 50
 # A latent follows a factor if their correlation is at least CLOSE and the factor explains at least
 # MORE times as much of its variance as any other; it mixes two if the second has at least MIXED.
 CLOSE, MORE, MIXED = 0.5, 2.0, 0.2
+# Images over which it is measured what a latent earns.
+EARNING = 512
 # With fewer images the correlations of noise are too large to decide what is followed: with 50, one
 # table of 7 by 7 in a hundred has one above a half by chance.
 FEWEST = 50
@@ -105,8 +107,9 @@ class Followed:
 class Latent(TypedDict):
     """One latent of :class:`Metrics`: its number, its p, and its part of the rest.
 
-    ``followed`` is there where the factors of the images are known; ``negentropy``, ``gaussian``
-    and ``agreement`` where training has looked for independent axes
+    ``paid`` is its KL, of all sites, nats per image. ``earned`` is not there for counts, nor in
+    runs of older versions. ``followed`` is there where the factors of the images are known;
+    ``negentropy``, ``gaussian`` and ``agreement`` where training has looked for independent axes
     (:class:`ngvae_pyro.axes.Rotation`).
     """
 
@@ -115,6 +118,8 @@ class Latent(TypedDict):
     precision: Precision
     variance_of_loc: float
     kl: dict[str, float]
+    paid: float
+    earned: NotRequired[float]
     followed: NotRequired[Followed]
     negentropy: NotRequired[float]
     gaussian: NotRequired[bool]
@@ -200,11 +205,13 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
         posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
         images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
-        variance of its posterior mean. ``dimension``: that of the surface on which the means of the
-        informative latents lie (:func:`ngvae_pyro.evaluation.dimension.dimension`), None for fewer
-        than two of them or fewer than 50 different images. ``steps`` and ``extra_steps`` of the
-        training. ``verdict``: whether the count is settled, and the findings that speak against
-        it (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
+        variance of its posterior mean. ``earned``: for each latent how many nats per image of
+        E_q log p(x | z) it is worth over at most 512 images (:func:`earned`); not for counts.
+        ``dimension``: that of the surface on which the means of the informative latents lie
+        (:func:`ngvae_pyro.evaluation.dimension.dimension`), None for fewer than two of them or
+        fewer than 50 different images. ``steps`` and ``extra_steps`` of the training. ``verdict``:
+        whether the count is settled, and the findings that speak against it
+        (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
         mean with the factors (:class:`Followed`), the largest first, where there are at least 50
         images and their factors are known and more than a class label. ``rotation``: what became
         of the axes of the informative latents in training (:class:`ngvae_pyro.axes.Rotation`).
@@ -258,6 +265,8 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
             probs.tolist(), variance.tolist(), code.precision.double().mean(0).tolist(), extent
         ).as_dict(),
     }
+    if not fit.model.discrete:
+        found["earned"] = earned(fit, data, code, seed)
     if (factors := _factors(data)) is not None:
         of_latents = followed(code.loc, factors, data.factor_names)
         found["correlations"] = [dict(one.closest) for one in of_latents]
@@ -275,6 +284,46 @@ def _dimension(code: Codes) -> float | None:
     if loc.shape[1] < 2 or len(loc) < FEWEST or len(loc.unique(dim=0)) < FEWEST:
         return None
     return dimension(loc)
+
+
+@torch.no_grad()
+def earned(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> list[float]:
+    """What each latent is worth to the reconstruction, in nats per image.
+
+    The nats by which E_q log p(x | z) falls if z_k is the same for all images,
+
+        earned_k = mean over images of log p(x | z) - log p(x | z with z_k = mean loc_k),
+
+    with one draw of z for each image, the same in both terms. Nothing else is adapted: a decoder
+    that is trained without the latent, or other latents, might make up for a part of the loss, so
+    this is an upper bound of what the latent earns. It is negative for a latent of which the
+    decoder only hears the noise.
+
+    A latent is worth counting if it earns more than it pays, its KL.
+
+    Args:
+        fit: From :func:`ngvae_pyro.fit`.
+        data: Images that were not trained on; the first 512 are used.
+        code: The codes of the images.
+        seed: Seed of the draws.
+
+    Returns:
+        A number for each latent, in their order.
+    """
+    x = ImageData.to_unit(data.images[:EARNING].to(fit.device))
+    mean = code.loc[:EARNING].mean(0).to(fit.device)
+
+    def log_likelihood(z: Tensor) -> float:
+        return fit.model.likelihood(fit.model.decoder(z)).log_prob(x).double().mean().item()
+
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
+        z = fit.guide.draws(x, 1)[1][0]
+        whole, without = log_likelihood(z), []
+        for k in range(fit.model.latent_size):
+            changed = z.clone()
+            changed[:, k] = mean[k]
+            without.append(log_likelihood(changed))
+    return [whole - less for less in without]
 
 
 def _factors(data: ImageData) -> np.ndarray | None:
@@ -306,9 +355,12 @@ def most_informative_first(metrics: Metrics) -> list[Latent]:
             },
             "variance_of_loc": metrics["variance_of_loc"][k],
             "kl": {site: kl["per_latent"][k] for site, kl in metrics["kl"].items()},
+            "paid": sum(kl["per_latent"][k] for kl in metrics["kl"].values()),
         }
         for k, probs in enumerate(metrics["probs"])
     ]
+    for row, nats in zip(rows, metrics.get("earned") or (), strict=False):
+        row["earned"] = nats
     for row, correlations in zip(rows, metrics.get("correlations") or (), strict=False):
         row["followed"] = Followed(correlations)
     if (axes := Rotation.read(metrics.get("rotation"))) is not None:

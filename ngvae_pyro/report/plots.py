@@ -38,6 +38,7 @@ from ngvae_pyro.files import whole, writing
 from ngvae_pyro.fitted import STEPS, Fit, check_data, check_fit
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import is_informative
+from ngvae_pyro.records import CountCurve
 from ngvae_pyro.verdict import Verdict
 
 with needed("plots"):
@@ -45,6 +46,7 @@ with needed("plots"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from matplotlib.ticker import MaxNLocator
 
 INFORMATIVE, UNINFORMATIVE, ACCENT = "#0b5fa5", "#a3a9b0", "#c25e00"
 # The colour of text, for which the grey of the uninformative latents is too faint.
@@ -413,6 +415,102 @@ def _kind(row: Row) -> str:
     if is_informative(row["probs"]):
         return "informative"
     return "leaking" if row.get("leaking") else "uninformative"
+
+
+# Colours and dashes of the classical estimates, by their keys, and what they are called.
+_CLASSICAL: dict[str, tuple[str, Any, str]] = {
+    "two_nn": (ACCENT, (0, (5, 2)), "TwoNN"),
+    "mle": ("#007a5a", (0, (1, 1.5)), "max. likelihood"),
+    "components": ("#9b3f7c", (0, (6, 2, 1, 2)), "components"),
+}
+
+
+def counts(curve: CountCurve, ax: Axes | None = None) -> Axes:
+    """Plot the number of informative latents against the scale at which they were counted.
+
+    The plateau is shaded, and the own scale of the data is marked. Filled points are settled
+    counts, hollow ones are those that something speaks against. Classical estimates are lines where
+    they are not far from the counts.
+
+    Args:
+        curve: From :func:`ngvae_pyro.count`.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    if not (isinstance(curve, Mapping) and "plateau" in curve and "scales" in curve):
+        raise UserError(f"curve: expected the result of ngvae_pyro.count, got {described(curve)}")
+    found, unit = curve["plateau"], curve["unit"]
+    x = np.array([unit * one["scale"] for one in curve["scales"]])
+    y = np.array([np.nan if (n := one["informative"]) is None else n for one in curve["scales"]])
+    with _drawing(ax, 7.0, 4.0) as ax:
+        ax.grid(True, axis="y", color=STYLE["grid.color"])
+        ax.grid(False, axis="x")
+        ax.set_xscale("log")
+        # Halfway to the next scale, or as far beyond the last one.
+        middles = np.sqrt(x[1:] * x[:-1])
+        ratios = x[[1, -1]] / x[[0, -2]] if len(x) > 1 else np.array([2.0, 2.0])
+        ends = np.array([x[0] / np.sqrt(ratios[0]), *middles, x[-1] * np.sqrt(ratios[1])])
+        low, high = ends[found["first"]], ends[found["last"] + 1]
+        if found["first"] < found["last"]:
+            ax.axvspan(low, high, color=INFORMATIVE, alpha=0.13, lw=0)
+            # Above the Axes, where nothing else is.
+            ax.text(
+                *(np.sqrt(low * high), 1.015, f"plateau: {found['informative']}"),
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                color=INFORMATIVE,
+                weight="bold",
+            )
+        own = x[curve["own"]]
+        ax.axvline(own, color=MUTED, lw=1.2, ls=(0, (2, 2)), label=f"own scale, {own:.2g}")
+        ax.plot(x, y, color=INFORMATIVE, lw=1.5)
+        settled = np.array([one["verdict"] == "settled" for one in curve["scales"]])
+        kinds = (("settled", settled, INFORMATIVE), ("not settled", ~settled, "white"))
+        for kind, mask, face in kinds:
+            if (mask & np.isfinite(y)).any():
+                mark: Any = {"mfc": face, "mec": INFORMATIVE, "mew": 1.5, "ms": 8, "ls": ""}
+                ax.plot(x[mask], y[mask], "o", label=kind, **mark)
+        ax.set_xlim(ends[0], ends[-1])
+        bottom, top = max(np.nanmin(y) - 1.5, -0.5), np.nanmax(y) + 1.5
+        ax.set_ylim(bottom, top)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xticks(x, [f"{value:.2g}" for value in x], rotation=45 if len(x) > 8 else 0)
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel(f"standard deviation of the likelihood, {curve['units']}")
+        ax.set_ylabel("informative latents")
+        ax.set_title("The count at each scale", pad=20)
+        _classical(ax, curve, bottom, top)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
+    return ax
+
+
+def _classical(ax: Axes, curve: CountCurve, bottom: float, top: float) -> None:
+    """Draw the classical estimates that are in view, with labels beside the Axes, apart."""
+    values: dict[str, Any] = {**curve["classical"]}
+    seen = [
+        (values[key], *look)
+        for key, look in _CLASSICAL.items()
+        if values[key] is not None and bottom < values[key] < top
+    ]
+    # Of a line of text.
+    height, place = 0.075 * (top - bottom), bottom
+    for value, colour, dashes, name in sorted(seen, key=lambda each: each[0]):
+        ax.axhline(value, color=colour, lw=1.1, ls=dashes, zorder=1.5)
+        place = max(value, place + height)
+        ax.annotate(
+            f"{name}, {value:.3g}",
+            (1.0, value),
+            xytext=(1.03, place),
+            xycoords=ax.get_yaxis_transform(),
+            textcoords=ax.get_yaxis_transform(),
+            va="center",
+            color=colour,
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+        )
 
 
 def variances(variance: Any, probs: Any, rows: Any, ax: Axes | None = None) -> Axes:

@@ -23,6 +23,7 @@ from ngvae_pyro.evaluation.assessment import evaluation_images, sample
 from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.extras import check_installed
 from ngvae_pyro.files import check_no_link, whole
+from ngvae_pyro.fitted import Fit
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.records import Comparison
 from ngvae_pyro.report import comparison_plots, table
@@ -143,7 +144,7 @@ def plan(
     ]
     for run in planned:
         if run.begun:
-            _check_same(run)
+            check_same(run.folder, run.spec)
         else:
             # Existing runs may be reached through links; new ones are written here.
             check_no_link(Path(out), f"{run.pair}/{run.folder.name}")
@@ -158,25 +159,33 @@ def _by_label(planned: Sequence[Run]) -> dict[str, set[str]]:
     return labels
 
 
-def _check_same(run: Run) -> None:
-    saved = load_spec(run.folder)
+def check_same(folder: Path, spec: RunSpec, given: bool = False) -> None:
+    """Refuse a run folder that holds another run than one that is to be trained.
+
+    Args:
+        folder: The run folder.
+        spec: The spec of what is to be trained.
+        given: Whether the images are given in Python.
+
+    Raises:
+        UserError: With the first key that differs.
+    """
+    saved = load_spec(folder)
     # The saved spec has the likelihood that the images decided.
     binary = saved.model.likelihood.family == "bernoulli"
-    model = run.spec.model.model_copy(
-        update={"likelihood": run.spec.model.likelihood.resolved(binary)}
-    )
-    wanted = run.spec.model_copy(update={"model": model})
-    if difference := first_difference(_material(saved), _material(wanted)):
+    model = spec.model.model_copy(update={"likelihood": spec.model.likelihood.resolved(binary)})
+    wanted = spec.model_copy(update={"model": model})
+    if difference := first_difference(_material(saved, given), _material(wanted, given)):
         key, there, asked = difference
         raise UserError(
-            f"{run.folder}: holds a run with {key} = {there}, not {asked}; choose another --out"
+            f"{folder}: holds a run with {key} = {there}, not {asked}; choose another --out"
         )
 
 
-def _material(spec: RunSpec) -> dict[str, Any]:
+def _material(spec: RunSpec, given: bool) -> dict[str, Any]:
     """The keys of a spec that determine the result, as plain values."""
-    data = located(spec)
-    if "name" in paths(data):
+    data = spec.data if given else located(spec)
+    if "name" in paths(data) and not given:
         # The absolute path, however it is written and wherever it starts from.
         data = data.model_copy(update={"name": os.path.abspath(data.name)})
     parts = {"model": spec.model, "guide": spec.guide, "fit": spec.fit, "data": data}
@@ -232,21 +241,29 @@ def _check_alike(
             )
 
 
+def complete(run: Run, **options: Any) -> Fit:
+    """Train a run, or go on with one that was interrupted.
+
+    Args:
+        run: A run that is not trained yet.
+        options: Those that both :func:`train` and :func:`resume` have.
+
+    Returns:
+        The fit.
+    """
+    if not run.begun:
+        return train(run.spec, run.folder, **options)[0]
+    place = run.spec.data
+    where: Any = {"data_root": place.root, "download": place.download}
+    return resume(run.folder, device=run.spec.fit.device, **where, **options)[0]
+
+
 def _do(run: Run) -> dict[str, float]:
     """Train and evaluate one run unless that is done; returns the seconds of each part."""
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     if not run.trained:
-        if run.begun:
-            fit, _ = resume(
-                run.folder,
-                device=run.spec.fit.device,
-                data_root=run.spec.data.root,
-                download=run.spec.data.download,
-                progress=False,
-            )
-        else:
-            fit, _ = train(run.spec, run.folder, progress=False)
+        fit = complete(run, progress=False)
         seconds = {"training": fit.seconds}
         seconds["run folders"] = time.perf_counter() - began - fit.seconds
         began = time.perf_counter()
@@ -300,7 +317,7 @@ def _compare(
     command: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    _check_own(out)
+    check_written(out, COMPARISON, Comparison, WRITTEN)
     began = time.perf_counter()
     todo = [run for run in planned if not run.diverged and not (run.trained and run.evaluated)]
     if ray is not None:
@@ -340,17 +357,28 @@ def _compare(
     return result
 
 
-def _check_own(out: Path) -> None:
-    """Raise a UserError if a file to be written exists and is not of a comparison."""
+def check_written(out: Path, result: str, record: Any, written: Iterable[str]) -> None:
+    """Refuse a folder of runs in which files to be written exist and are not its own.
+
+    Args:
+        out: The folder.
+        result: The name of its result, a JSON file that lists the files written with it.
+        record: What that file must hold.
+        written: The files to be written, the result too.
+
+    Raises:
+        UserError: With the first such file.
+    """
     own: set[str] = set()
-    if os.path.lexists(out / COMPARISON):
-        found = read_json(out / COMPARISON, Comparison)
+    if os.path.lexists(out / result):
+        found = read_json(out / result, record)
         # Comparisons of earlier versions do not list them.
-        own = set(found.get("files") or WRITTEN)
-    for name in sorted(WRITTEN):
+        own = set(found.get("files") or written)
+    for name in sorted(written):
         check_no_link(out, name)
         if (out / name).exists() and not (name in own and (out / name).is_file()):
-            raise UserError(f"{out / name}: is not of a comparison, and is not replaced; move it")
+            kind = result.removesuffix(".json")
+            raise UserError(f"{out / name}: is not of a {kind}, and is not replaced; move it")
 
 
 def _work(

@@ -44,6 +44,8 @@ from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import fit
 
 Stage = Callable[[str], AbstractContextManager[Any]]
+# Training and held-out images.
+Split = tuple[ImageData, ImageData]
 
 
 def _check_place(folder: Path, overwrite: bool) -> None:
@@ -70,6 +72,7 @@ def train(
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
+    images: Split | None = None,
 ) -> tuple[Fit, diagnostics.Metrics]:
     """Train according to a spec and write the run folder.
 
@@ -85,6 +88,8 @@ def train(
         progress: Whether to show the progress of the training.
         stage: Shows the stages before and after the training.
         team: The processes that train together; the first one writes the folder and shows progress.
+        images: (training, held-out) images given in Python, instead of those that the spec names;
+            the run then records that it was so.
 
     Returns:
         The fit and its metrics.
@@ -109,11 +114,15 @@ def train(
                 new.recover()
                 _check_place(out, overwrite)
                 stack.enter_context(new)
-        images, held_out = _load_shared(spec, device, stage, team)
-        model, guide = load_pair(spec, images)
+        given = images is not None
+        training, held_out = images or _load_shared(spec, device, stage, team)
+        model, guide = load_pair(spec, training)
+        if given:
+            saved = saved_run(spec, model, training.image_shape, training.form)
+            spec = saved.model_copy(update={"images": "given in Python"})
         checkpoints = Checkpoints(out / CHECKPOINTS, spec.fit.checkpoint_every)
         if new is not None:
-            saved = saved_run(spec, model, images.image_shape, images.form)
+            saved = saved_run(spec, model, training.image_shape, training.form)
             with files.writing(out):
                 save_config(new.path, saved)
             save_record(new.path, spec, [provenance.here(device, team.size)], held_out, device)
@@ -122,7 +131,7 @@ def train(
                 spec.fit.checkpoint_every,
                 appear=lambda: new.appear() / CHECKPOINTS,
             )
-        result, failure = _fit(spec, model, guide, images, checkpoints, progress, team)
+        result, failure = _fit(spec, model, guide, training, checkpoints, progress, team)
         if failure is not None and new is not None:
             new.appear()
         return _end(spec, out, result, failure, held_out, stage, team)
@@ -137,6 +146,7 @@ def resume(
     progress: bool = True,
     stage: Stage = lambda text: nullcontext(),
     team: Team = ALONE,
+    images: Split | None = None,
 ) -> tuple[Fit, diagnostics.Metrics]:
     """Resume a training from the newest checkpoint in its run folder.
 
@@ -151,6 +161,7 @@ def resume(
         progress: As for :func:`train`.
         stage: As for :func:`train`.
         team: As for :func:`train`.
+        images: As for :func:`train`, if they were given in Python.
 
     Returns:
         The fit and its metrics; for a finished run these are only read.
@@ -189,11 +200,13 @@ def resume(
             spec = spec.model_copy(update={"data": data})
             team.check_device(spec.fit.device)
             target = resolve_device(spec.fit.device)
-        images, held_out = _load_shared(spec, target, stage, team)
+        training, held_out = images or _load_shared(spec, target, stage, team)
         with team.together():
-            check_recorded(folder, spec, (images, held_out), target)
-        model, guide = load_pair(spec, images)
-        result, failure = _fit(spec, model, guide, images, checkpoints, progress, team, resume=True)
+            check_recorded(folder, spec, (training, held_out), target)
+        model, guide = load_pair(spec, training)
+        result, failure = _fit(
+            spec, model, guide, training, checkpoints, progress, team, resume=True
+        )
         return _end(spec, folder, result, failure, held_out, stage, team)
 
 
