@@ -222,14 +222,15 @@ class Rescale(Action):
 
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
-        if not trainer.model.likelihood.auto:
+        likelihood = trainer.model.likelihood
+        if not likelihood.auto or likelihood.log_scale.requires_grad:
             return
         x = trainer.monitor_images
         codes = trainer.codes(x)
         with evaluating(trainer.model):
             residual = x - trainer.model.decoder(codes.loc)
         noise = trainer.team.agreed(residual.square().mean().sqrt().item())
-        trainer.model.likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
+        likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
 
 
 @dataclass(frozen=True)
