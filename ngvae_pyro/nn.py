@@ -123,8 +123,9 @@ class ToPatches(Patches):
         beyond = [0, columns * wide - self.sides[1], 0, rows * high - self.sides[0]]
         if any(beyond):
             x = nn.functional.pad(x, beyond)
-        parts = x.reshape(-1, self.channels, rows, high, columns, wide)
-        return parts.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        # As the trainer lays out the images of a network with convolutions: channels last.
+        parts = x.permute(0, 2, 3, 1).reshape(-1, rows, high, columns, wide, self.channels)
+        return parts.transpose(2, 3).flatten(3)
 
 
 class FromPatches(Patches):
@@ -136,11 +137,9 @@ class FromPatches(Patches):
 
     def forward(self, h: Tensor) -> Tensor:
         (rows, columns), (high, wide) = self.grid, self.patch
-        parts = h.reshape(-1, rows, columns, self.channels, high, wide)
-        padded = parts.permute(0, 3, 1, 4, 2, 5).reshape(
-            -1, self.channels, rows * high, columns * wide
-        )
-        return padded[..., : self.sides[0], : self.sides[1]]
+        parts = h.reshape(-1, rows, columns, high, wide, self.channels).transpose(2, 3)
+        padded = parts.reshape(-1, rows * high, columns * wide, self.channels)
+        return padded[:, : self.sides[0], : self.sides[1]].permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):
@@ -366,7 +365,7 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
         sizes = ", ".join(f"{s}x{s}" for s in CONV_SIZES)
         raise UserError(
             f"the {kind} network takes {sizes} images, got {height}x{width}; "
-            "set model.decoder.kind and guide.encoder.kind to 'mlp'"
+            "set model.decoder.kind and guide.encoder.kind to 'residual_conv' or 'mlp'"
         )
     grid, layers = height, 0
     while grid % 2 == 0 and grid > 4:
@@ -382,9 +381,9 @@ def activations(spec: AnyNetwork, image_shape: Sequence[int]) -> int:
         return 4 * spec.depth * spec.width + 2 * pixels
     if spec.kind == "residual_conv":
         cells = math.prod(Patches(image_shape).grid)
-        # Each block on the grid likewise, and the linear layers around them.
-        on_grid = (4 * spec.blocks + 2) * spec.channels * cells
-        return on_grid + 4 * spec.depth * spec.width + 3 * pixels
+        # Likewise, and what goes into the grid or comes out of it.
+        on_grid = (4 * spec.blocks + 1) * spec.channels * cells
+        return on_grid + 4 * spec.depth * spec.width + 2 * pixels
     # Halving the grid leaves a quarter of its cells, so all sizes together have 4/3 of the largest.
     cells = 4 * image_shape[1] * image_shape[2] // 3
     layers = 8 * spec.blocks if spec.kind == "resnet_v2" else 1
