@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.specs import ConvSpec, MLPSpec, ResNetV2Spec
+from ngvae_pyro.specs import ConvSpec, MLPSpec, ResidualConvSpec, ResNetV2Spec
 
 CONV_SIZES = (28, 32, 64)
+# Patches along the longer side of an image, at most.
+PATCHES = 16
+
+AnyNetwork = MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec
 
 
 class ResidualLayer(nn.Module):
@@ -75,6 +79,69 @@ class PreActivationBlock(nn.Module):
         return out
 
 
+class ResidualConvolution(nn.Module):
+    """h + silu(conv(norm(h))) on a grid (B, rows, columns, channels), by 3x3 convolutions.
+
+    The norm is over the channels of each cell. The channels come last, the layout in which a CPU
+    convolves fastest, so that linear layers on both sides need no copy.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out = self.conv(self.norm(h).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return h + nn.functional.silu(out)
+
+
+class Patches(nn.Module):
+    """The grid of patches of images (C, H, W), at most ``PATCHES`` in each direction.
+
+    Each axis is cut into patches of ceil(side / PATCHES) pixels; where the last one reaches beyond
+    the image, it is filled with zeros, which are cut off again on the way back.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+
+    def __init__(self, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.channels, *self.sides = image_shape
+        self.patch = [-(-side // PATCHES) for side in self.sides]
+        self.grid = [-(-side // part) for side, part in zip(self.sides, self.patch, strict=True)]
+        # Numbers in a patch.
+        self.size = self.channels * math.prod(self.patch)
+
+
+class ToPatches(Patches):
+    """Images (B, C, H, W) to patches (B, rows, columns, size)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (rows, columns), (high, wide) = self.grid, self.patch
+        beyond = [0, columns * wide - self.sides[1], 0, rows * high - self.sides[0]]
+        if any(beyond):
+            x = nn.functional.pad(x, beyond)
+        # As the trainer lays out the images of a network with convolutions: channels last.
+        parts = x.permute(0, 2, 3, 1).reshape(-1, rows, high, columns, wide, self.channels)
+        return parts.transpose(2, 3).flatten(3)
+
+
+class FromPatches(Patches):
+    """Patches (B, rows, columns, size) to images (B, C, H, W), sub-pixel convolution's last step.
+
+    Shi et al. (2016), "Real-time single image and video super-resolution using an efficient
+    sub-pixel convolutional neural network", arXiv:1609.05158.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        (rows, columns), (high, wide) = self.grid, self.patch
+        parts = h.reshape(-1, rows, columns, high, wide, self.channels).transpose(2, 3)
+        padded = parts.reshape(-1, rows * high, columns * wide, self.channels)
+        return padded[:, : self.sides[0], : self.sides[1]].permute(0, 3, 1, 2)
+
+
 class Network(nn.Module):
     """A trunk that may compute in bfloat16, next to a float32 layer at the latents.
 
@@ -111,7 +178,7 @@ class Encoder(Network):
 
     def __init__(
         self,
-        spec: MLPSpec | ConvSpec | ResNetV2Spec,
+        spec: AnyNetwork,
         image_shape: Sequence[int],
         latent_size: int,
         outputs: int,
@@ -135,6 +202,16 @@ class Encoder(Network):
             trunk += [
                 *(_norm(sizes[-1]), nn.SiLU(), nn.Flatten()),
                 *(nn.Linear(sizes[-1] * grid * grid, spec.width), nn.SiLU()),
+            ]
+        elif spec.kind == "residual_conv":
+            patches = ToPatches(image_shape)
+            trunk = [
+                *(patches, nn.Linear(patches.size, spec.channels)),
+                *(ResidualConvolution(spec.channels) for _ in range(spec.blocks)),
+                nn.Flatten(),
+                nn.Linear(spec.channels * math.prod(patches.grid), spec.width),
+                nn.SiLU(),
+                *(ResidualLayer(spec.width) for _ in range(spec.depth - 1)),
             ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
@@ -171,7 +248,7 @@ class Decoder(Network):
 
     def __init__(
         self,
-        spec: MLPSpec | ConvSpec | ResNetV2Spec,
+        spec: AnyNetwork,
         image_shape: Sequence[int],
         latent_size: int,
     ) -> None:
@@ -197,6 +274,16 @@ class Decoder(Network):
             trunk += [
                 *(_norm(sizes[-1]), nn.SiLU()),
                 nn.Conv2d(sizes[-1], image_shape[0], 3, padding=1),
+            ]
+        elif spec.kind == "residual_conv":
+            images = FromPatches(image_shape)
+            trunk = [
+                nn.SiLU(),
+                *(ResidualLayer(spec.width) for _ in range(spec.depth - 1)),
+                nn.Linear(spec.width, spec.channels * math.prod(images.grid)),
+                nn.Unflatten(-1, (*images.grid, spec.channels)),
+                *(ResidualConvolution(spec.channels) for _ in range(spec.blocks)),
+                *(nn.Linear(spec.channels, images.size), images),
             ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
@@ -278,7 +365,7 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
         sizes = ", ".join(f"{s}x{s}" for s in CONV_SIZES)
         raise UserError(
             f"the {kind} network takes {sizes} images, got {height}x{width}; "
-            "set model.decoder.kind and guide.encoder.kind to 'mlp'"
+            "set model.decoder.kind and guide.encoder.kind to 'residual_conv' or 'mlp'"
         )
     grid, layers = height, 0
     while grid % 2 == 0 and grid > 4:
@@ -286,12 +373,17 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
     return grid, layers
 
 
-def activations(spec: MLPSpec | ConvSpec | ResNetV2Spec, image_shape: Sequence[int]) -> int:
+def activations(spec: AnyNetwork, image_shape: Sequence[int]) -> int:
     """About how many numbers a network keeps for the gradients of one image (C, H, W)."""
     pixels = math.prod(image_shape)
     if spec.kind == "mlp":
         # Each layer keeps the outputs of its norm, linear map, silu and sum.
         return 4 * spec.depth * spec.width + 2 * pixels
+    if spec.kind == "residual_conv":
+        cells = math.prod(Patches(image_shape).grid)
+        # Likewise, and what goes into the grid or comes out of it.
+        on_grid = (4 * spec.blocks + 1) * spec.channels * cells
+        return on_grid + 4 * spec.depth * spec.width + 2 * pixels
     # Halving the grid leaves a quarter of its cells, so all sizes together have 4/3 of the largest.
     cells = 4 * image_shape[1] * image_shape[2] // 3
     layers = 8 * spec.blocks if spec.kind == "resnet_v2" else 1

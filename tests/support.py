@@ -24,11 +24,12 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import ConvSpec, MLPSpec, SavedRun, parse
+from ngvae_pyro.specs import ConvSpec, MLPSpec, ResidualConvSpec, SavedRun, parse
 from ngvae_pyro.training import trainer as svi
 
 SMALL = MLPSpec(width=16, depth=2)
 CONV = ConvSpec(channels=4, width=16)
+PATCHED = ResidualConvSpec(channels=4, width=16, depth=2)
 
 
 def load(data, model="normal_gamma", guide="relaxed", network=SMALL):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from input_cases import once
-from support import CONV, SHORT, SMALL, cut, in_a_child, load, ngvae
+from support import CONV, PATCHED, SHORT, SMALL, cut, in_a_child, load, ngvae
 
 import ngvae_pyro as ng
 from ngvae_pyro import _arviz, axes, files, runs
@@ -82,6 +82,7 @@ def contents(folder):
 RESUMED = {
     "relaxed": (("normal_gamma", "relaxed"), SMALL, {}),
     "conv": (("normal_gamma", "relaxed"), CONV, {}),
+    "residual_conv": (("normal_gamma", "relaxed"), PATCHED, {}),
     "mixture": (("normal_gamma", "mixture"), SMALL, {}),
     "streamed": (("normal_gamma", "score"), SMALL, {"resident_bytes": 1, "workers": 1}),
     "capacity": (("gaussian", "capacity"), SMALL, {}),

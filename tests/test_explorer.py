@@ -18,7 +18,7 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.report import explorer
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.specs import ConvSpec, FitSpec, LikelihoodSpec, MLPSpec, RunSpec
+from ngvae_pyro.specs import ConvSpec, FitSpec, LikelihoodSpec, MLPSpec, ResidualConvSpec, RunSpec
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 ON = [3, 0, 2]
@@ -194,8 +194,9 @@ def test_a_page_decodes_what_torch_does(tmp_path, channels, family):
 
 
 @needs_chromium
-def test_a_convolutional_decoder_has_strips_of_one_latent_each(tmp_path, data):
-    fit = built(data, ConvSpec(channels=4, width=8))
+@pytest.mark.parametrize("kind", [ConvSpec, ResidualConvSpec])
+def test_a_convolutional_decoder_has_strips_of_one_latent_each(tmp_path, data, kind):
+    fit = built(data, kind(channels=4, width=8))
     path, found = written(tmp_path, fit, data)
     assert "layers" not in found.data and "the decoder is convolutional" in found.texts[1]
     assert "One latent moves at a time" in Page(path).text

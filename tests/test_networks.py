@@ -1,23 +1,108 @@
-"""ResNetV2 and the patch discriminator."""
+"""The networks with convolutions, and the patch discriminator."""
 
 import pytest
 import torch
 from torch.func import jacfwd, vmap
 
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.nn import Decoder, Encoder, PatchDiscriminator, PreActivationBlock
-from ngvae_pyro.specs import ResNetV2Spec
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import load_model
+from ngvae_pyro.nn import (
+    Decoder,
+    Encoder,
+    FromPatches,
+    PatchDiscriminator,
+    PreActivationBlock,
+    ResidualConvolution,
+    ToPatches,
+    activations,
+)
+from ngvae_pyro.specs import ResidualConvSpec, ResNetV2Spec
 
 SMALL = ResNetV2Spec(channels=4, width=16)
+PATCHED = ResidualConvSpec(channels=4, width=16)
+# With the number of patches along both sides, and the sides of a patch.
+SIZES = {
+    (1, 1, 1): ((1, 1), (1, 1)),
+    (2, 9, 13): ((9, 13), (1, 1)),
+    (1, 28, 28): ((14, 14), (2, 2)),
+    (3, 30, 45): ((15, 15), (2, 3)),
+    (3, 17, 33): ((9, 11), (2, 3)),
+    (1, 1, 40): ((1, 14), (1, 3)),
+    (3, 64, 64): ((16, 16), (4, 4)),
+    (3, 128, 128): ((16, 16), (8, 8)),
+}
+
+
+def check_shapes(spec, shape):
+    encoder = Encoder(spec, shape, 6, 2)
+    assert [o.shape for o in encoder(torch.rand(3, *shape))] == [(3, 6), (3, 6)]
+    decoder = Decoder(spec, shape, 6)
+    assert decoder(torch.zeros(2, 3, 6)).shape == (2, 3, *shape)
+    for layer, inputs, outputs in ((encoder.head, 16, 12), (decoder.stem, 6, 16)):
+        assert isinstance(layer, torch.nn.Linear)
+        assert (layer.in_features, layer.out_features) == (inputs, outputs)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (5, 64, 64)])
 def test_shapes(shape):
-    outputs = Encoder(SMALL, shape, 6, 2)(torch.rand(3, *shape))
-    assert [o.shape for o in outputs] == [(3, 6), (3, 6)]
-    decoder = Decoder(SMALL, shape, 6)
-    assert decoder(torch.zeros(2, 3, 6)).shape == (2, 3, *shape)
-    assert isinstance(decoder.stem, torch.nn.Linear) and decoder.stem.in_features == 6
+    check_shapes(SMALL, shape)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_patches_take_any_size(shape):
+    check_shapes(PATCHED, shape)
+    x, (to, back) = torch.rand(2, *shape), (ToPatches(shape), FromPatches(shape))
+    grid, patch = SIZES[shape]
+    assert (tuple(to.grid), tuple(to.patch)) == (grid, patch)
+    patches = to(x)
+    assert patches.shape == (2, *grid, shape[0] * patch[0] * patch[1])
+    assert torch.equal(back(patches), x)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(to(last), patches)
+    # The first patch is the upper left corner, pixel by pixel.
+    corner = x[:, :, : patch[0], : patch[1]].permute(0, 2, 3, 1).flatten(1)
+    assert torch.equal(patches[:, 0, 0], corner)
+
+
+def test_a_residual_convolution_sees_the_neighbours_and_begins_with_the_cell_itself():
+    block, h = ResidualConvolution(4), torch.randn(1, 5, 6, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(block(h)[0, 2, 3].sum(), h)
+    seen = gradient[0].abs().sum(-1) > 0
+    expected = torch.zeros(5, 6, dtype=torch.bool)
+    expected[1:4, 2:5] = True
+    assert torch.equal(seen, expected)
+    torch.nn.init.zeros_(block.conv.weight)
+    torch.nn.init.zeros_(block.conv.bias)
+    assert torch.equal(block(h), h)
+
+
+def test_a_decoder_of_patches_is_deep_unless_its_depth_is_declared():
+    kind = {"kind": "residual_conv"}
+    assert load_model(decoder=kind).spec.decoder == ResidualConvSpec(depth=8)
+    assert load_model(decoder={**kind, "depth": 2}).spec.decoder.depth == 2
+    guide = load_guide("relaxed", load_model(), encoder=kind)
+    assert guide.spec.encoder == ResidualConvSpec(depth=3)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 28, 28), (2, 30, 45)])
+@pytest.mark.parametrize("changes", [{}, {"blocks": 5, "depth": 1}, {"channels": 8}])
+def test_patches_keep_about_the_numbers_that_memory_is_checked_for(shape, changes):
+    spec, x = ResidualConvSpec(**changes), torch.rand(4, *shape)
+    encoder, decoder = Encoder(spec, shape, 6, 1), Decoder(spec, shape, 6)
+    weights = [p.untyped_storage().data_ptr() for n in (encoder, decoder) for p in n.parameters()]
+    # By their memory, which views share.
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.nn.functional.mse_loss(decoder(encoder(x)[0]), x)
+    loss.backward()
+    numbers = sum(size for memory, size in kept.items() if memory not in weights) / 4
+    assert 0.5 < numbers / (2 * len(x) * activations(spec, shape)) < 1.0
 
 
 def test_channels_double_up_to_eight_times_and_blocks_are_added():
@@ -41,14 +126,16 @@ def test_a_block_without_a_residual_is_its_skip(resize, side):
 
 def test_an_image_is_judged_alone():
     x = torch.rand(4, 3, 32, 32)
-    encoder, discriminator = Encoder(SMALL, (3, 32, 32), 6, 2), PatchDiscriminator((3, 32, 32))
-    for network in (lambda x: encoder(x)[0], discriminator):
+    encoders = [Encoder(spec, (3, 32, 32), 6, 1) for spec in (SMALL, PATCHED)]
+    discriminator = PatchDiscriminator((3, 32, 32))
+    for network in (*(lambda x, e=e: e(x)[0] for e in encoders), discriminator):
         torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-def test_the_decoder_has_a_jacobian_under_vmap():
-    decoder, z = Decoder(SMALL, (1, 28, 28), 3), torch.randn(2, 3)
+@pytest.mark.parametrize("spec", [SMALL, PATCHED])
+def test_the_decoder_has_a_jacobian_under_vmap(spec):
+    decoder, z = Decoder(spec, (1, 28, 28), 3), torch.randn(2, 3)
     jacobian = vmap(jacfwd(lambda z: decoder(z).flatten()))(z)
     assert jacobian.shape == (2, 784, 3)
     step = torch.tensor([0.0, 1e-2, 0.0])

@@ -11,7 +11,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import ConvSpec, LikelihoodSpec, MLPSpec, ResNetV2Spec
+from ngvae_pyro.specs import ConvSpec, LikelihoodSpec, MLPSpec, ResidualConvSpec, ResNetV2Spec
 from ngvae_pyro.training.trainer import SiteWeights
 
 # Guides whose gradient has a part by its score, which TraceMeanField_ELBO refuses.
@@ -20,6 +20,7 @@ NETWORKS = {
     "mlp": MLPSpec(width=16, depth=2),
     "conv": ConvSpec(channels=4, width=16),
     "resnet_v2": ResNetV2Spec(channels=4, width=16, blocks=2),
+    "residual_conv": ResidualConvSpec(channels=4, width=16),
 }
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 
@@ -129,7 +130,7 @@ def test_prior_and_posterior_predictive(small_pair, x):
 @pytest.mark.parametrize("family", ["bernoulli", "continuous_bernoulli", "gaussian"])
 @pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64), (2, 9, 13)])
 def test_likelihoods_and_sizes(family, image_shape):
-    kinds = [MLPSpec(width=8, depth=1)]
+    kinds = [MLPSpec(width=8, depth=1), ResidualConvSpec(channels=2, width=8)]
     if image_shape[1] in (28, 32, 64):
         kinds += [ConvSpec(channels=2, width=8), ResNetV2Spec(channels=2, width=8)]
     x = torch.rand(3, *image_shape)

@@ -17,6 +17,7 @@ with needed("train"):
     )
 from ngvae_pyro.specs.base import (
     MAX_SHARPNESS,
+    Blocks,
     Channels,
     ChosenBy,
     Concentrations,
@@ -79,15 +80,31 @@ class ResNetV2Spec(Spec):
 
     kind: Literal["resnet_v2"] = "resnet_v2"
     channels: Channels = 16
-    blocks: Annotated[int, Field(gt=0, le=100)] = 1
+    blocks: Blocks = 1
     width: Width = 256
 
 
-NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec, ChosenBy("kind")]
+class ResidualConvSpec(Spec):
+    """Residual 3x3 convolutions on a grid of patches, beside a residual perceptron.
+
+    The longer side of the image is cut into at most 16 patches, so all sizes have about the same
+    grid and cost. ``channels`` and ``blocks`` are those of the grid, ``width`` and ``depth`` those
+    of the perceptron between the grid and the latents. As an MLP, a decoder declared without a
+    depth gets 8 layers.
+    """
+
+    kind: Literal["residual_conv"] = "residual_conv"
+    channels: Channels = 32
+    blocks: Blocks = 2
+    width: Width = 256
+    depth: Depth = 3
+
+
+NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec, ChosenBy("kind")]
 
 
 def _deep(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.get("kind", "mlp") == "mlp":
+    if isinstance(value, Mapping) and value.get("kind", "mlp") in ("mlp", "residual_conv"):
         return {"depth": 8, **value}
     return value
 
