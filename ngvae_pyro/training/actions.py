@@ -210,19 +210,21 @@ class Rescale(Action):
 
     The scale becomes the root mean square of x - decoder(loc), or the resolution of the data where
     that is larger (:func:`ngvae_pyro.model.resolution`): without the floor, what a decoder cannot
-    draw of noiseless images would be worth more and more nats, and latents.
+    draw of noiseless images would be worth more and more nats, and latents. A scale that is learned
+    is left to the training.
     """
 
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
-        if not trainer.model.likelihood.auto:
+        likelihood = trainer.model.likelihood
+        if not likelihood.auto or likelihood.log_scale.requires_grad:
             return
         x = trainer.monitor_images
         codes = trainer.codes(x)
         with evaluating(trainer.model):
             residual = x - trainer.model.decoder(codes.loc)
         noise = trainer.team.agreed(residual.square().mean().sqrt().item())
-        trainer.model.likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
+        likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
 
 
 @dataclass(frozen=True)
