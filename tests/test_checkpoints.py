@@ -153,6 +153,26 @@ def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+def test_latents_that_fell_silent_are_silent_when_resumed(data, tmp_path, monkeypatch):
+    """Cut before they do and after it."""
+    monkeypatch.setattr("ngvae_pyro.training.actions.WORTH_A_TRIAL", float("inf"))
+    pair = ("normal_gamma", RelaxedGuideSpec(schedule={"moves": (), "silence": 0.5}))
+    cut(monkeypatch)
+    whole = train(data, tmp_path / "whole", pair, SMALL, fast=False)
+    silent = whole.guide.open == 0.0
+    assert silent.any()
+    resumed = False
+    for after in (15, 10, 5, None):
+        cut(monkeypatch, after)
+        try:
+            parts = train(data, tmp_path / "parts", pair, SMALL, resume=resumed, fast=False)
+        except Interrupted:
+            resumed = True
+    assert parts.guide.open.equal(whole.guide.open) and parts.history == whole.history
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert (parts.guide.codes(ng.ImageData.to_unit(data.images)).loc[:, silent] == 0.0).all()
+
+
 def test_forks_and_recordings_were_among_them(data, tmp_path, monkeypatch, recorded_soon):
     """What the test above is to be of: cuts inside of a fork, before and after a recording."""
     seen = []

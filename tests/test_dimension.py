@@ -113,3 +113,15 @@ def test_wrong_arguments_are_a_line(call, line):
 
 def test_it_is_a_public_module():
     assert ng.dimension.two_nn is dimension.two_nn
+
+
+@pytest.mark.parametrize("r", [1, 4, 7])
+def test_a_cube_has_its_dimension_after_the_edges_are_allowed_for(r):
+    assert dimension.dimension(cube(r)) == pytest.approx(r, rel=0.06)
+
+
+def test_a_sphere_has_fewer_dimensions_than_coordinates():
+    """As the codes of a circle have that take two latents."""
+    points = np.random.default_rng(3).normal(size=(2000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    assert round(dimension.dimension(points)) == 2

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from conftest import PAIRS
 from support import SHORT, ngvae, undrawn
@@ -92,7 +93,7 @@ def test_a_run_folder_holds_the_evidence(folder):
     assert (metrics.pop("rotation", None) is None) == (fit_of(folder).rotation is None)
     assert set(metrics) == {
         *("informative", "active_units", "elbo", "reconstruction_mse", "kl", "precision"),
-        *("probs", "variance_of_loc", "discrete"),
+        *("probs", "variance_of_loc", "discrete", "dimension"),
         *("steps", "extra_steps", "verdict"),
     }
     assert metrics["steps"] == 6 and len(metrics["probs"]) == 4
@@ -116,6 +117,9 @@ def test_a_run_can_be_read_again(folder):
     before = runs.load_metrics(folder)
     for name in ("verdict", "rotation"):
         assert again.pop(name, None) == before.pop(name, None)
+    # None where too few images or latents are left for one.
+    if before["dimension"] is None:
+        assert again.pop("dimension") is before.pop("dimension")
     assert flat(again) == pytest.approx(flat(before), rel=1e-4, abs=1e-4)
 
 
@@ -129,6 +133,26 @@ def test_the_same_seed_gives_the_same_metrics(folder, tmp_path, monkeypatch, no_
     runs.train(spec, tmp_path / "again", progress=False)
     for name in ("metrics.json", "weights.safetensors", "history.json"):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("guide", ["fixed", "mixture"])
+def test_a_run_of_an_older_version_keeps_its_precisions(no_drawing, tmp_path, guide):
+    """Its config knows no freedom and no rescale, and its scale is a number."""
+    out = tmp_path / "run"
+    ngvae(
+        *("train", "normal_gamma", guide, "--out", out, *SHORT),
+        *("--set", "guide.freedom=0", "--set", "model.likelihood.scale=0.1"),
+    )
+    config = tomllib.loads((out / "config.toml").read_text())
+    assert config["guide"].pop("freedom") == 0.0
+    for key in ("freedom", "rescale"):
+        del config["guide"]["schedule"][key]
+    (out / "config.toml").write_text(tomli_w.dumps(config))
+    fit, spec = runs.load_run(out, device="cpu")
+    assert spec.guide.freedom == 0.0 and fit.guide.rate == (0.1, 100.0)
+    assert not {"freedom", "log_factor"} & set(fit.guide.state_dict())
+    assert fit.model.likelihood.scale == pytest.approx(0.1) and not fit.model.likelihood.auto
+    assert "informative" in ngvae("inspect", out)
 
 
 def test_brackets_in_a_path_are_shown(no_drawing, tmp_path):

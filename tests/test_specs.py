@@ -233,7 +233,7 @@ def test_declared_variants_build_and_are_described():
     assert variants.names("models") == models
     baselines = ["beta_150", "beta_27", "beta_tc", "capacity", "dip_i", "dip_ii", "factor"]
     others = ["epanechnikov", "flat", "gaussian", "generalized", "mixture", "poisson", "relaxed"]
-    others += ["ard", "gamix", "gaussian_mixture", "score"]
+    others += ["ard", "fixed", "gamix", "gaussian_mixture", "score"]
     assert variants.names("guides") == sorted([*baselines, *others])
     for kind in variants.KINDS:
         for name in variants.names(kind):

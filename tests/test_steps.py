@@ -395,6 +395,9 @@ class Watch(TorchDispatchMode):
 def test_a_step_on_cuda_neither_waits_nor_copies(data, model, guide, monkeypatch):
     """What a CUDA graph asks for, on tensors that say they are on CUDA and have no data."""
     monkeypatch.setattr(svi, "resolve_device", lambda name: torch.device("cuda", 0))
+    # Computed from the images, once.
+    for module in ("ngvae_pyro.model", "ngvae_pyro.training.trainer"):
+        monkeypatch.setattr(f"{module}.resolution", lambda data: 0.1)
     # Fake modules cannot be moved, and are there already.
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *args, **kwargs: module)
     cuda, store = torch.device("cuda"), pyro.get_param_store().scope()
@@ -402,7 +405,7 @@ def test_a_step_on_cuda_neither_waits_nor_copies(data, model, guide, monkeypatch
     with fake, store, pyro.validation_enabled(False):
         with cuda:
             pair = load(data.image_shape, model, guide)
-            # Computed from the images, once.
+            # That too is computed from the images.
             schedule = pair[1].spec.schedule.model_copy(update={"signal_nats": 0.0})
             spec = FitSpec(steps=20, batch_size=16, device="cuda")
             trainer = svi.Trainer(*pair, data, spec, schedule)

@@ -21,7 +21,7 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.training.actions import BecomeExact, Propose, Rotate, Silence
+from ngvae_pyro.training.actions import BecomeExact, Propose, Rescale, Resolve, Rotate, resolve
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import Trainer, fit
 
@@ -137,7 +137,9 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
 ):
     """Without the jump they are those of the plain training, and with it they are not."""
     never = SHORT.model_copy(update={"monitor_every": 3, "steps": 30})
-    plain = run(small_pair, data, never, schedule=ScheduleSpec()).history
+    # A scale that is due during a move is set after it.
+    still = ScheduleSpec(rescale=())
+    plain = run(small_pair, data, never, schedule=still).history
     # The loss of death for each latent, and of the branches without and with it.
     monkeypatch.setattr(Trainer, "loss", lambda own: 1.0 if own.step < 15 else next(losses))
     monkeypatch.setattr(
@@ -145,7 +147,8 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     )
     losses = iter([2.0, 1.0] if accepted else [1.0, 2.0])
     move = Move(kind="death", at=0.1, steps=12)
-    result = run(small_pair, data, never, schedule=ScheduleSpec(moves=(move,)))
+    schedule = ScheduleSpec(moves=(move,), rescale=())
+    result = run(small_pair, data, never, schedule=schedule)
     assert [m.accepted for m in result.moves] == [accepted]
     rows = result.history
     assert [row["step"] for row in rows] == [row["step"] for row in plain]
@@ -237,20 +240,40 @@ def trainer(small_pair, data):
     return trainer
 
 
-def test_birth_keeps_the_reconstruction_and_raises_the_precision(trainer):
+def spread(trainer, latent, std):
+    """Give the loc of a latent a standard deviation over the images that are looked at."""
+    head = trainer.guide.encoder.head
+    with torch.no_grad():
+        now = trainer.guide.codes(trainer.monitor_images).loc[:, latent].std()
+        head.weight[latent] *= std / now
+        head.bias[latent] *= std / now
+
+
+@pytest.mark.parametrize(("guide", "precision"), [("relaxed", 100.0), ("fixed", 10_000.0)])
+def test_birth_keeps_the_reconstruction_and_raises_the_precision(
+    small_pair, data, guide, precision
+):
+    """That of a leak of variance v is (1 + v)^2, unless all have the declared one."""
+    trainer = Trainer(*small_pair(guide=guide), data, SHORT, ScheduleSpec())
+    trainer.train_step()
     x, k = trainer.monitor_images, 2
+    spread(trainer, k, 3.0)
     with torch.no_grad():
         trainer.guide.encoder.head.bias[5 + k] = -4.0
         codes = trainer.guide.codes(x)
         before = trainer.model.decoder(codes.loc)
         trainer.guide.switch(trainer.model.decoder, k, True, codes.loc[:, k])
         after = trainer.guide.codes(x)
-    assert torch.allclose(trainer.model.decoder(after.loc), before, atol=1e-5)
+    torch.testing.assert_close(trainer.model.decoder(after.loc), before, atol=1e-5, rtol=1e-5)
     assert after.loc[:, k].std().item() == pytest.approx(1.0, abs=1e-3)
-    assert (after.variance[:, k] < 0.01).all() and (codes.variance[:, k] > 0.9).all()
+    concentration, rate = trainer.guide.spec.concentration[0], trainer.guide.rate[0]
+    learned = concentration / (rate if isinstance(rate, float) else rate[k].item())
+    assert learned == pytest.approx(precision, rel=1e-3)
+    assert (after.variance[:, k] < 2.0 / precision).all() and (codes.variance[:, k] > 0.9).all()
     others = [0, 1, 3, 4]
     assert torch.equal(after.loc[:, others], codes.loc[:, others])
     assert torch.equal(after.probs[:, others], codes.probs[:, others])
+    torch.testing.assert_close(after.precision[:, others], codes.precision[:, others])
 
 
 def test_death_silences_a_latent(trainer):
@@ -293,28 +316,90 @@ def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
 
 
-def test_silence_takes_faint_latents_only(trainer):
-    """Of three uninformative latents the wide one stays, and so do the informative ones."""
+@pytest.fixture
+def leaking(trainer):
+    """Informative latents 0 and 1; of the others 2 leaks much, 3 and 4 leak little."""
     head = trainer.guide.encoder.head
     with torch.no_grad():
         head.weight[5:] = 0.0
         head.bias[5:] = torch.tensor([3.0, 3.0, -3.0, -3.0, -3.0])
-        loc = trainer.guide.codes(trainer.monitor_images).loc
-        wanted = torch.tensor([1.0, 0.01, 2.0, 0.01, 0.05]).sqrt()  # LEAK is a variance of 0.1
-        head.weight[:5] *= (wanted / loc.std(0)).unsqueeze(1)
-    before = trainer.guide.codes(trainer.monitor_images).loc
-    Silence(0.0).apply(trainer)
-    after = trainer.guide.codes(trainer.monitor_images).loc
-    assert torch.equal(after[:, :3], before[:, :3])
-    assert (after[:, 3:] == 0).all()
-    assert (trainer.model.decoder.stem.weight[:, 3:] == 0).all()
+    for k, variance in enumerate([1.0, 0.01, 2.0, 0.01, 0.5]):
+        spread(trainer, k, math.sqrt(variance))
+    return trainer
+
+
+@torch.no_grad()
+def looked_at(trainer):
+    return trainer.guide.codes(trainer.monitor_images)
+
+
+def test_faint_leaks_are_silenced_without_a_trial(leaking, monkeypatch):
+    """Informative latents stay as they are, however faint, and no loss is asked for."""
+    monkeypatch.setattr(leaking, "loss", None)
+    spread(leaking, 2, 0.9)
+    before = looked_at(leaking)
+    resolve(leaking, least=1.0)
+    assert torch.equal(looked_at(leaking).loc, before.loc)
+    resolve(leaking, least=0.0)
+    after = looked_at(leaking)
+    assert torch.equal(after.loc[:, :2], before.loc[:, :2])
+    assert torch.equal(after.probs[:, :2], before.probs[:, :2])
+    assert (after.loc[:, 2:] == 0).all() and (after.probs[:, 2:] < 0.1).all()
+    assert (leaking.model.decoder.stem.weight[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize(("silent", "informative"), [(1.0, 2.0), (1.0, 1.0), (2.0, 1.0)])
+def test_a_strong_leak_becomes_what_is_better(leaking, monkeypatch, silent, informative):
+    def loss():
+        return informative if looked_at(leaking).probs[0, 2] > 0.5 else silent
+
+    monkeypatch.setattr(leaking, "loss", loss)
+    before = looked_at(leaking).loc[:, 2]
+    resolve(leaking, least=0.0)
+    after = looked_at(leaking)
+    assert (after.loc[:, 3:] == 0).all()
+    if informative < silent:
+        assert (after.probs[:, 2] > 0.9).all() and after.loc[:, 2].std() == pytest.approx(1.0)
+        assert torch.corrcoef(torch.stack([before, after.loc[:, 2]]))[0, 1] > 0.999
+    else:
+        assert (after.loc[:, 2] == 0).all() and (after.probs[:, 2] < 0.1).all()
+
+
+def test_a_branch_is_judged_without_its_strong_leaks(leaking, monkeypatch):
+    """And trains on with them; the faint ones are left to training in both."""
+    judged = []
+
+    def loss():
+        judged.append(looked_at(leaking).loc.var(0))
+        return 1.0
+
+    monkeypatch.setattr(leaking, "loss", loss)
+    spread(leaking, 2, 8.0)
+    leaking.train_and_judge(1)
+    assert judged[-1][2] == 0 and (judged[-1][3:] > 0).all()
+    assert (looked_at(leaking).loc.var(0) > 0).all()
+
+
+def test_latents_that_fell_silent_stay_the_prior(leaking, monkeypatch):
+    monkeypatch.setattr(leaking, "loss", lambda: 1.0)
+    Resolve(0.0).apply(leaking)
+    assert leaking.guide.open.tolist() == [1, 1, 0, 0, 0]
+    kept = leaking.guide.encoder.head.bias[:2].detach().clone()
+    for _ in range(5):
+        leaking.train_step()
+    codes = looked_at(leaking)
+    assert (codes.loc[:, 2:] == 0).all() and (codes.loc[:, :2].var(0) > 0).all()
+    assert not torch.equal(leaking.guide.encoder.head.bias[:2], kept)
+    # By the weights themselves, so that those who load them need no mask.
+    assert (leaking.guide.encoder.head.weight[2:5] == 0).all()
+    assert (leaking.guide.encoder.head.bias[2:5] == 0).all()
 
 
 def test_actions_come_in_order_of_time(small_pair, data):
     moves = (Move(kind="death", at=0.6), Move(kind="birth", at=0.3))
-    schedule = ScheduleSpec(moves=moves, silence=0.5)
+    schedule = ScheduleSpec(moves=moves, silence=0.5, rescale=(0.55, 0.3))
     assert Trainer(*small_pair(), data, SHORT, schedule).actions == [
-        *(Propose(0.3, "birth"), Silence(0.5), Propose(0.6, "death"))
+        *(Rescale(0.3), Propose(0.3, "birth"), Resolve(0.5), Rescale(0.55), Propose(0.6, "death"))
     ]
 
 
@@ -340,8 +425,12 @@ class Halves(nn.Module):
 
 
 def test_what_the_decoder_does_not_use_becomes_the_prior():
-    """The choice alone, in a short training; the next test has all of the schedule."""
-    model = load_model("normal_gamma", (1, 8, 8), latent_size=6, decoder=SMALL)
+    """The choice alone, in a short training; the next test has all of the schedule.
+
+    The precision of z given the image is 1 + 32 (0.15 / 0.1)^2 = 73, far below the declared one.
+    """
+    network = {"latent_size": 6, "decoder": SMALL, "likelihood": {"scale": 0.1}}
+    model = load_model("normal_gamma", (1, 8, 8), **network)
     rest = {"moves": (), "silence": 1.0, "independent": 1.0}
     guide = load_guide("relaxed", model, encoder=SMALL, schedule=rest)
     model.decoder = Halves()
@@ -352,7 +441,7 @@ def test_what_the_decoder_does_not_use_becomes_the_prior():
     assert metrics["informative"] == metrics["active_units"] == 2
     for row in diagnostics.most_informative_first(metrics):
         if row["latent"] in (1, 4):
-            assert row["probs"] > 0.5 and row["precision"]["mean"] > 1000
+            assert row["probs"] > 0.5 and 50 < row["precision"]["mean"] < 500
         else:
             assert 0.95 < row["precision"]["mean"] < 1.2
             assert row["variance_of_loc"] < 0.01
@@ -407,8 +496,16 @@ def test_folding_a_change_of_axes_keeps_the_reconstruction(small_pair, data):
     latents = torch.tensor([0, 1, 2, 4])
     found = axes.find(loc[:, latents].double().numpy())
     change = torch.tensor(found.uncorrelated, dtype=torch.float32)
+    own.guide.freedom.fill_(own.guide.spec.freedom)
+    precision = torch.tensor([5_000.0, 500.0, 1_000.0, 20_000.0])
     with torch.no_grad():
-        own.forget(own.guide.recombine(own.model.decoder, latents, change))
+        own.forget(own.guide.recombine(own.model.decoder, latents, change, precision))
+    # The diagonal of A^-T L A^-1, by definition.
+    inverse = torch.linalg.inv(change)
+    expected = (inverse.T @ precision.diag() @ inverse).diagonal()
+    learned = own.guide.spec.concentration[0] / own.guide.rate[0].detach()
+    torch.testing.assert_close(learned[latents], expected, rtol=1e-4, atol=0.0)
+    assert learned[3].item() == pytest.approx(10_000.0)
     new = own.guide.codes(x).loc.detach()
     assert off_diagonal(new[:, latents]) < 1e-4
     torch.testing.assert_close(new[:, 3], loc[:, 3])
@@ -489,7 +586,7 @@ def test_a_rotation_needs_two_informative_latents(small_pair, data):
 def test_the_mixture_starts_relaxed_and_ends_exact(small_pair, data):
     model, guide = small_pair("normal_gamma", "mixture")
     assert guide.exact  # as one that is loaded
-    trainer = Trainer(model, guide, data, SHORT, ScheduleSpec(exact=0.5))
+    trainer = Trainer(model, guide, data, SHORT, ScheduleSpec(exact=0.5, rescale=()))
     assert not guide.exact
     trainer.train_step()
     x = trainer.monitor_images
@@ -504,7 +601,7 @@ def test_the_mixture_starts_relaxed_and_ends_exact(small_pair, data):
     assert torch.equal(guide.codes(x).probs > 0.5, probs > 0.5)
     result = fit(*small_pair("normal_gamma", "mixture"), data, SHORT, progress=False)
     assert result.guide.exact and result.steps == 12
-    assert not Trainer(model, guide, data, SHORT, ScheduleSpec()).actions and guide.exact
+    assert not Trainer(model, guide, data, SHORT, ScheduleSpec(rescale=())).actions and guide.exact
 
 
 def test_only_the_mixture_becomes_exact(small_pair, data):

@@ -24,7 +24,7 @@ def history(*losses, steps=STEPS):
 
 
 def verdict(probs=PROBS, variance=VARIANCE, **more):
-    values = {"model": ModelSpec(), "selects": True, "steps": STEPS, **more}
+    values = {"model": ModelSpec(), "selects": True, "steps": STEPS, "scale": 0.1, **more}
     model = values["model"].model_copy(
         update={"likelihood": values["model"].likelihood.resolved(binary=False)}
     )
@@ -62,9 +62,22 @@ def test_what_helps_against_a_leak_depends_on_the_likelihood():
     def advice(**likelihood):
         return verdict(model=ModelSpec(likelihood=LikelihoodSpec(**likelihood)), **leak)
 
-    assert advice(scale=0.3).findings[0].changes == {"model.likelihood.scale": 0.15}
-    assert advice(family="bernoulli").findings[0].changes == {"model.prior.price": 2.0}
+    # That of the training, which may come from the data; of those it has many digits.
+    assert advice().findings[0].changes == {"model.likelihood.scale": 0.05}
+    data = verdict(scale=0.0734567, **leak)
+    assert data.findings[0].changes == {"model.likelihood.scale": 0.037}
+    bernoulli = verdict(scale=None, **leak, model=ModelSpec(likelihood={"family": "bernoulli"}))
+    assert bernoulli.findings[0].changes == {"model.prior.price": 2.0}
     assert advice(learned=True).findings[0].changes == {"model.prior.price": 2.0}
+
+
+def test_more_latents_than_dimensions_are_folded():
+    found = verdict(dimension=6.4)
+    assert found.word == "folded" and not found.findings[0].changes
+    assert "7 informative latents lie on a surface of 6.4 dimensions" in found.findings[0].text
+    assert verdict(dimension=6.6).settled and verdict(dimension=8.0).settled
+    # A vanilla VAE pays no price for a second latent of the same factor.
+    assert verdict(dimension=3.0, selects=False).settled
 
 
 def test_half_a_latent_is_shared():

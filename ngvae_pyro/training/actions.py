@@ -217,7 +217,8 @@ class Rescale(Action):
 
     The scale becomes the root mean square of x - decoder(loc), or the resolution of the data where
     that is larger (:func:`ngvae_pyro.model.resolution`): without the floor, what a decoder cannot
-    draw of noiseless images would be worth more and more nats, and latents.
+    draw of noiseless images would be worth more and more nats, and latents. A scale that is learned
+    is left to the training.
     """
 
     @torch.no_grad()

@@ -1,0 +1,151 @@
+"""The scale of the likelihood, from the data and from what a reconstruction leaves."""
+
+import math
+
+import pytest
+import torch
+from support import SMALL
+from torch import nn
+
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rendering import sprites
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import SIGNAL, load_model, resolution
+from ngvae_pyro.specs import LEAST_SCALE, FitSpec, ScheduleSpec
+from ngvae_pyro.training.actions import Rescale
+from ngvae_pyro.training.trainer import Trainer, fit
+
+SPEC = FitSpec(steps=12, batch_size=16, monitor_every=4, device="cpu")
+NOISE = 0.2
+
+
+def noise():
+    """Grey images that are nothing but the noise of their pixels."""
+    grey = 0.5 + NOISE * torch.randn(2000, 1, 8, 8).clamp(-2.4, 2.4)
+    return ImageData("noise", grey)
+
+
+class Drawing(nn.Module):
+    """A decoder that draws the same images whatever the codes are."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def forward(self, z):
+        return self.images
+
+
+def pair(data, guide="relaxed", **likelihood):
+    model = load_model("normal_gamma", data, latent_size=3, decoder=SMALL, likelihood=likelihood)
+    return model, load_guide(guide, model, encoder=SMALL)
+
+
+def test_the_resolution_is_that_at_which_the_data_carry_the_signal():
+    images = torch.rand(3000, 3, 4, 4)
+    scale = resolution(ImageData("any", images))
+    nats = (images - images.mean(0)).square().sum((1, 2, 3)).mean() / (2.0 * scale**2)
+    assert nats.item() == pytest.approx(SIGNAL, rel=1e-4)
+    # In the units of the images, whatever these are and wherever their zero is.
+    other = ImageData("any", 0.3 + 0.25 * images)
+    assert resolution(other) == pytest.approx(0.25 * scale, rel=1e-5)
+    # Bytes are the same images.
+    levels = (255 * images).round().to(torch.uint8)
+    assert resolution(ImageData("any", levels)) == pytest.approx(scale, rel=1e-3)
+    assert resolution(ImageData("any", torch.full((20, 1, 4, 4), 0.5))) == LEAST_SCALE
+
+
+def test_on_the_default_sprites_it_is_a_tenth():
+    assert resolution(sprites(2000)) == pytest.approx(0.1, abs=0.005)
+
+
+def test_a_model_of_images_starts_there_unless_a_scale_is_declared(data):
+    def scale(**likelihood):
+        model = load_model("normal_gamma", data, decoder=SMALL, likelihood=likelihood)
+        return model.likelihood.scale
+
+    assert scale() == pytest.approx(resolution(data), rel=1e-6)
+    assert scale(learned=True) == scale()
+    assert scale(scale=0.3) == pytest.approx(0.3)
+    assert scale(family="bernoulli") is None
+    # Of a shape nothing is known before the training.
+    model, guide = pair(data.image_shape)
+    assert model.likelihood.scale == pytest.approx(0.1)
+    Trainer(model, guide, data, SPEC, ScheduleSpec())
+    assert model.likelihood.scale == pytest.approx(resolution(data), rel=1e-6)
+
+
+def test_the_scale_rises_to_the_noise_and_falls_to_the_resolution():
+    data = noise()
+    trainer = Trainer(*pair(data), data, SPEC, ScheduleSpec())
+    finest = resolution(data)
+    assert finest < 0.1 * NOISE
+    grey = torch.full((1, 8, 8), 0.5)
+    drawn = [(grey, NOISE), (trainer.monitor_images, finest)]
+    drawn += [(trainer.monitor_images + 0.5 * finest, finest), (grey, NOISE)]
+    for images, expected in drawn:
+        trainer.model.decoder = Drawing(images)
+        Rescale(0.0).apply(trainer)
+        assert trainer.model.likelihood.scale == pytest.approx(expected, rel=0.03)
+
+
+def test_a_training_ends_at_the_noise_of_its_images():
+    data = noise()
+    spec = SPEC.model_copy(update={"steps": 120, "monitor_every": 40})
+    model = fit(*pair(data), data, spec, progress=False).model
+    assert model.likelihood.scale == pytest.approx(NOISE, rel=0.1)
+
+
+@pytest.mark.parametrize("likelihood", [{"scale": 0.3}, {"learned": True}])
+def test_scales_that_are_declared_or_learned_are_left_alone(likelihood):
+    data = noise()
+    trainer = Trainer(*pair(data, **likelihood), data, SPEC, ScheduleSpec())
+    before = trainer.model.likelihood.scale
+    trainer.model.decoder = Drawing(torch.full((1, 8, 8), 0.5))
+    Rescale(0.0).apply(trainer)
+    assert trainer.model.likelihood.scale == before
+
+
+# The precisions of the latents ---------------------------------------------------------------
+
+
+def precisions(guide):
+    return (guide.spec.concentration[0] / guide.rate[0]).detach()
+
+
+@pytest.mark.parametrize("freedom", [6.0, 0.5])
+def test_a_rate_stays_within_its_freedom(data, freedom):
+    model, _ = pair(data)
+    guide = load_guide("relaxed", model, encoder=SMALL, freedom=freedom)
+    assert torch.equal(precisions(guide), torch.full((3,), 10_000.0))
+    with torch.no_grad():
+        guide.log_factor.copy_(torch.tensor([-1e9, 0.0, 1e9]))
+    ends = torch.tensor([math.exp(freedom), 1.0, math.exp(-freedom)])
+    torch.testing.assert_close(precisions(guide), 10_000.0 * ends, rtol=1e-3, atol=0.0)
+    assert guide.rate[1] == guide.spec.rate[1]
+    # While latents are selected they all have the declared one.
+    guide.freedom.zero_()
+    assert torch.equal(precisions(guide), torch.full((3,), 10_000.0))
+
+
+@pytest.mark.parametrize("family", ["relaxed", "mixture", "flat", "generalized", "score"])
+def test_without_freedom_there_is_nothing_to_learn(data, family):
+    """A guide as it was before precisions were learned, so that its weights can be read."""
+    model, free = pair(data, family)
+    fixed = load_guide(family, model, encoder=SMALL, freedom=0.0)
+    assert set(free.state_dict()) - set(fixed.state_dict()) == {"freedom", "log_factor"}
+    assert fixed.rate == fixed.spec.rate == (0.1, 100.0)
+    fixed.load_state_dict(
+        {k: v for k, v in free.state_dict().items() if k not in {"freedom", "log_factor"}}
+    )
+    # It begins where one that learns begins.
+    x = ImageData.to_unit(data.images[:8])
+    for name in ("loc", "variance", "precision", "probs"):
+        assert torch.equal(getattr(fixed.codes(x), name), getattr(free.codes(x), name))
+
+
+def test_every_free_rate_has_a_gradient(data):
+    model, guide = pair(data)
+    trainer = Trainer(model, guide, data, SPEC, ScheduleSpec())
+    trainer.train_step()
+    assert (guide.log_factor != 0.0).all()
