@@ -58,8 +58,8 @@ LATENTS, LEARNING_RATE, CLIP = 15, 1e-3, 2000.0
 NETWORKS = {"mlp": (MLPSpec(width=256, depth=2), 1), "conv64": (ConvSpec(), 3)}
 IMAGES = 2000
 
-# The model and the posterior of this package's defaults, in numbers.
-SLAB_PROBS, SLAB, SPIKE = 0.018315638888734179, (1.0, 1e-4), (100.0, 100.0)
+# The model of this package's defaults and the posterior with one precision, in numbers.
+SLAB_PROBS, SLAB, SPIKE = 0.018315638888734179, (0.1, 1e-5), (100.0, 100.0)
 CONCENTRATION, RATE, SHARPNESS = (1000.0, 100.0), (0.1, 100.0), 20.0
 PIXEL_SCALE = 0.1
 
@@ -78,8 +78,9 @@ class Cell:
         torch.manual_seed(0)
         spec, _ = NETWORKS[self.network]
         shape = self.images.shape[1:]
-        model = load_model("normal_gamma", shape, latent_size=LATENTS, decoder=spec)
-        guide = load_guide("relaxed", model, encoder=spec)
+        changes = {"latent_size": LATENTS, "decoder": spec, "likelihood": {"scale": PIXEL_SCALE}}
+        model = load_model("normal_gamma", shape, **changes)
+        guide = load_guide("fixed", model, encoder=spec)
         return model.to(self.device), guide.to(self.device)
 
     def networks(self):

@@ -29,7 +29,9 @@ VECTORS = np.random.default_rng(1).normal(size=(60, 5)) * 30 + 100
 
 def trained(data, steps=20):
     torch.manual_seed(0)
-    model = load_model("normal_gamma", data, latent_size=3, decoder=SMALL)
+    # At a finer scale it would take more steps until images are drawn at all.
+    size = {"latent_size": 3, "decoder": SMALL, "likelihood": {"scale": 0.1}}
+    model = load_model("normal_gamma", data, **size)
     guide = load_guide("relaxed", model, encoder=SMALL, schedule={"moves": ()})
     options = {"steps": steps, "batch_size": 16, "device": "cpu", "monitor_every": 10}
     return fit(model, guide, data, progress=False, **options)

@@ -24,7 +24,7 @@ from support import cut, in_a_child, ngvae
 
 from ngvae_pyro import cli, distributed, files, runs
 from ngvae_pyro.errors import Notice, UserError
-from ngvae_pyro.runs import comparison
+from ngvae_pyro.runs import comparison, pool
 from ngvae_pyro.training import trainer
 from ngvae_pyro.training.checkpoints import Checkpoints
 from ngvae_pyro.training.steps import NonFiniteLoss
@@ -598,10 +598,10 @@ def test_a_name_that_cannot_be_written_down_is_one_line(words, tmp_path, monkeyp
 
 def test_a_killed_worker_loses_its_own_run_alone(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", int)
-    monkeypatch.setattr(comparison, "_do", worker_cases.do)
     todo = [SimpleNamespace(label="VAE", seed=seed) for seed in range(4)]
     seconds, lines = {}, []
-    lost = comparison._work(todo, 2, seconds, lines.append)
+    ended = pool.run_all(todo, worker_cases.do, 2)
+    lost = comparison._work(ended, 4, seconds, lines.append)
     assert lost == [
         "VAE, seed 1: its process was killed, or out of memory; the same command goes on with it"
     ]
