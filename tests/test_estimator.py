@@ -430,7 +430,7 @@ def test_loaded_estimators_have_the_parameters_of_the_run(tmp_path, monkeypatch)
                 patch.setattr(runs, "load_run", lambda *_, v=vae, s=saved: (v.fit_, s))
                 patch.setattr(runs, "load_metrics", lambda _, v=vae: v.metrics_)
                 read = NGVAE.load(tmp_path, device="cpu")
-        wanted = {"scale": None if name == "bits" else 0.1, **names, "n_components": 2}
+        wanted = {"scale": None, **names, "n_components": 2}
         found = read.get_params()
         if name == "tiny":
             assert found.pop("model") == vae.model_.spec and wanted.pop("model")
