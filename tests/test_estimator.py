@@ -268,7 +268,7 @@ def test_pickles_and_clones(fitted):
 def test_in_pipelines_and_cross_validation():
     x = vectors(60)
     y = x[:, 0] / 100
-    pipeline = make_pipeline(StandardScaler(), gaussian(steps=100), LinearRegression())
+    pipeline = make_pipeline(StandardScaler(), gaussian(steps=100, scale=0.1), LinearRegression())
     assert pipeline.fit(x, y).score(x, y) > 0.5
     scores = cross_val_score(gaussian(steps=20), x[:30], cv=2)
     assert scores.shape == (2,) and np.isfinite(scores).all()
