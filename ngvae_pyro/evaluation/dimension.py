@@ -78,7 +78,7 @@ def dimension(points: Array | Tensor, *, seed: int = 0) -> float:
 
     >>> cube = np.random.default_rng(1).uniform(size=(2000, 7))
     >>> round(two_nn(cube), 1), round(dimension(cube), 1)
-    (6.0, 7.0)
+    (6.0, 6.5)
     """
     found, count, below = two_nn(points), len(points), 0.0
     for size in range(1, MOST + 1):

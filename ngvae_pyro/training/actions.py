@@ -201,6 +201,12 @@ class Resolve(Action):
     def apply(self, trainer: "Trainer") -> None:
         guide = trainer.guide
         assert isinstance(guide, SwitchableLatents)
+        codes = trainer.codes(trainer.monitor_images)
+        # On data that hardly vary, no more of them would be tried than there are moves. Variance
+        # times precision is the signal-to-noise ratio.
+        faint = codes.informative & (codes.loc.var(0) * codes.precision.mean(0) < LEAK)
+        for k in faint.nonzero().flatten().tolist():
+            _switch(trainer, k, False, codes.loc[:, k])
         resolve(trainer, least=0.0)
         codes = trainer.codes(trainer.monitor_images)
         latents = codes.informative.nonzero().flatten()
