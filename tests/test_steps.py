@@ -453,7 +453,10 @@ def test_trunks_may_compute_in_bfloat16(data, network):
         assert_same(*halves)
     whole = trained(load(data, network=network), data, count=6)
     assert whole.trace != halves[0].trace
-    assert np.allclose(whole.trace[0], halves[0].trace[0], rtol=0.02)
+    (loss, norm), (half_loss, half_norm) = whole.trace[0], halves[0].trace[0]
+    assert half_loss == pytest.approx(loss, rel=0.02)
+    # A norm over as few as four channels passes on more of the rounding.
+    assert half_norm == pytest.approx(norm, rel=0.02 if network is SMALL else 0.1)
     seen = {}
     encoder, decoder = halves[0].guide.encoder, halves[0].model.decoder
     layers = {
