@@ -231,7 +231,9 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
     # A location consists of keys, array positions and union tags, which are class names.
     members = {member.__name__: member for member in _subclasses(Spec)}
-    keys = [str(part) for part in first["loc"] if part not in members]
+    # Of a number or a word, pydantic names the kinds too.
+    kinds = {"constrained-float", "literal['auto']", *members}
+    keys = [str(part) for part in first["loc"] if part not in kinds]
     key = ".".join(keys) or "the file"
     if kind == "value_error":
         return f"{key}: {context['error']}" if keys else str(context["error"])
