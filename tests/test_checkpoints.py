@@ -154,8 +154,8 @@ def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_
 
 
 def test_latents_that_fell_silent_are_silent_when_resumed(data, tmp_path, monkeypatch):
-    """Cut before they do and after it."""
-    monkeypatch.setattr("ngvae_pyro.training.actions.WORTH_A_TRIAL", float("inf"))
+    """Cut before they do and after it; here all fall silent, whatever they tell."""
+    monkeypatch.setattr("ngvae_pyro.training.actions.LEAK", float("inf"))
     pair = ("normal_gamma", RelaxedGuideSpec(schedule={"moves": (), "silence": 0.5}))
     cut(monkeypatch)
     whole = train(data, tmp_path / "whole", pair, SMALL, fast=False)
