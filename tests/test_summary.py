@@ -67,7 +67,7 @@ def test_the_table_fits_eighty_columns(folder, metrics):
     leaky = {"probs": [0.9, 0.1, 0.1, 0.9], "variance_of_loc": [12.34567] * 4}
     metrics(verdict=None, informative=2, precision=wide, **leaky)
     said = ngvae("inspect", folder[0])
-    table, _, rest = said.partition("informative (bold)")
+    table, _, rest = said.partition("earned: nats")
     assert max(map(len, table.splitlines())) <= 80
     for value in ("123,456", "98,765", "234,568", "12.3457", "leaking", "var loc"):
         assert value in table

@@ -425,10 +425,7 @@ class Halves(nn.Module):
 
 
 def test_what_the_decoder_does_not_use_becomes_the_prior():
-    """The choice alone, in a short training; the next test has all of the schedule.
-
-    The precision of z given the image is 1 + 32 (0.15 / 0.1)^2 = 73, far below the declared one.
-    """
+    """The choice alone, in a short training; the next test has all of the schedule."""
     network = {"latent_size": 6, "decoder": SMALL, "likelihood": {"scale": 0.1}}
     model = load_model("normal_gamma", (1, 8, 8), **network)
     rest = {"moves": (), "silence": 1.0, "independent": 1.0}
@@ -441,7 +438,7 @@ def test_what_the_decoder_does_not_use_becomes_the_prior():
     assert metrics["informative"] == metrics["active_units"] == 2
     for row in diagnostics.most_informative_first(metrics):
         if row["latent"] in (1, 4):
-            assert row["probs"] > 0.5 and 50 < row["precision"]["mean"] < 500
+            assert row["probs"] > 0.5 and row["precision"]["mean"] > 1000
         else:
             assert 0.95 < row["precision"]["mean"] < 1.2
             assert row["variance_of_loc"] < 0.01
