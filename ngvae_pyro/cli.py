@@ -110,6 +110,7 @@ DataOption = Annotated[
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]
 StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SettingsOption = Annotated[
     list[str] | None,
@@ -348,7 +349,7 @@ def train(
     data: DataOption = None,
     latents: LatentsOption = None,
     steps: StepsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
+    seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SettingsOption = None,
     data_root: DataRootOption = None,
@@ -572,7 +573,7 @@ def count(
     ] = "1/4,1/2,2,4",
     latents: LatentsOption = None,
     steps: StepsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of data, weights and noise.")] = None,
+    seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SettingsOption = None,
     data_root: DataRootOption = None,

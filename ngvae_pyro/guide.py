@@ -114,8 +114,8 @@ class SwitchableLatents(Protocol):
             precision: Their mean posterior precisions before, shape (M,).
         """
 
-    def seal(self) -> None:
-        """Keep latents that are switched off as they are from now on."""
+    def seal(self, sealed: bool = True) -> None:
+        """Keep latents that are switched off as they are from now on, or no longer."""
 
 
 @runtime_checkable
@@ -273,8 +273,11 @@ class NormalGammaGuide(Guide):
         return self.open * loc, logits
 
     @torch.no_grad()
-    def seal(self) -> None:
-        """Keep latents whose loc is 0 for all images as they are from now on."""
+    def seal(self, sealed: bool = True) -> None:
+        """Keep latents whose loc is 0 for all images as they are from now on, or no longer."""
+        if not sealed:
+            self.open.fill_(1.0)
+            return
         head, size = self.encoder.head, self.latent_size
         rows = torch.cat((head.weight[:size], head.bias[:size, None]), 1)
         self.open.copy_((rows != 0.0).any(1))

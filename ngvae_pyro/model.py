@@ -111,10 +111,11 @@ class Likelihood(nn.Module):
         return self.log_scale.exp().item() if self.family == "gaussian" else None
 
     @torch.no_grad()
-    def resolve(self, data: ImageData) -> None:
-        """Set an ``auto`` scale to the resolution of the data."""
-        if self.auto:
-            self.log_scale.fill_(math.log(resolution(data)))
+    def resolve(self, data: ImageData) -> float:
+        """Set an ``auto`` scale to the resolution of the data, and return that."""
+        found = resolution(data)
+        self.log_scale.fill_(math.log(found))
+        return found
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
@@ -391,6 +392,6 @@ def load_model(
     binary = data is not None and data.binary
     spec = spec.model_copy(update={"likelihood": spec.likelihood.resolved(binary)})
     model = MODELS[type(spec.prior)](spec, image_shape)
-    if data is not None:
+    if data is not None and model.likelihood.auto:
         model.likelihood.resolve(data)
     return model

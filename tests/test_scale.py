@@ -149,3 +149,12 @@ def test_every_free_rate_has_a_gradient(data):
     trainer = Trainer(model, guide, data, SPEC, ScheduleSpec())
     trainer.train_step()
     assert (guide.log_factor != 0.0).all()
+
+
+def test_another_training_may_use_all_latents_again():
+    data = noise()
+    model, guide = pair(data)
+    fit(model, guide, data, SPEC, progress=False)
+    guide.open.zero_()
+    Trainer(model, guide, data, SPEC, guide.spec.schedule)
+    assert guide.open.tolist() == [1.0, 1.0, 1.0]

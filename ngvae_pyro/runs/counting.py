@@ -15,6 +15,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ngvae_pyro import files, locks, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.declared import load_data
@@ -379,21 +381,21 @@ def estimates(images: ImageData, rows: int = ROWS) -> ClassicalEstimates:
     size = images.images[0].numel()
     few = images.images[: max(2, min(rows, NUMBERS // size))]
     points = ImageData.to_unit(few).flatten(1).cpu().numpy()
-    found: ClassicalEstimates = {
+    return {
         "rows": len(points),
-        "two_nn": None,
-        "mle": None,
+        "two_nn": _finite(two_nn, points),
+        "mle": _finite(mle, points),
         "components": components(points) if len(points) > 1 else None,
     }
-    for name, estimate in (("two_nn", two_nn), ("mle", mle)):
-        try:
-            value = estimate(points)
-        except UserError:
-            # Too few different rows for this one; the others may still have enough.
-            continue
-        if math.isfinite(value):
-            found[name] = value  # type: ignore[literal-required]
-    return found
+
+
+def _finite(estimate: Callable[[np.ndarray], float], points: np.ndarray) -> float | None:
+    """An estimate, or None where too few different rows, or equal distances, do not give one."""
+    try:
+        value = estimate(points)
+    except UserError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _latents(number: int) -> str:

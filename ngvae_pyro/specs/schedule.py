@@ -80,18 +80,17 @@ class ScheduleSpec(Spec):
     """The weights and relaxations that change during training.
 
     ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
-    ``temperature`` multiply those of the relaxations, ``freedom`` that of the latents' own
-    rates. All end at 1, so that training ends by
-    maximising the ELBO itself (for counts, as closely as their final temperature allows).
-    ``signal_nats`` above 0 replaces ``z.initial`` by signal / signal_nats (at least 1), where
-    the signal is what the data carry above their mean image, in nats under the likelihood: the
-    weight then suits a faint grey data set and a colourful one alike. At the fraction ``silence``,
-    uninformative latents that leak too little for a birth lose the last trace of the data; 1 turns
-    this off. At the fraction ``independent``, informative latents are rotated to independent
-    components if that costs nothing (:mod:`ngvae_pyro.axes`); 1 turns this off. Until the fraction
-    ``exact`` the mixture guide is relaxed. At the fractions ``rescale`` a likelihood whose
-    scale is ``auto`` takes on the noise that the reconstruction leaves. The defaults leave the ELBO
-    unchanged in between.
+    ``temperature`` multiply those of the relaxations, and ``freedom`` that of the latents' own
+    rates. All end at 1, so that training ends by maximising the ELBO itself (for counts, as closely
+    as their final temperature allows). ``signal_nats`` above 0 replaces ``z.initial`` by
+    signal / signal_nats (at least 1), where the signal is what the data carry above their mean
+    image, in nats under the likelihood: the weight then suits a faint grey data set and a
+    colourful one alike. At the fraction ``silence``, each latent that leaks becomes informative or
+    the prior for good, whichever has the higher ELBO; 1 turns this off. At the fraction
+    ``independent``, informative latents are rotated to independent components if that costs next
+    to nothing (:mod:`ngvae_pyro.axes`); 1 turns this off. Until the fraction ``exact`` the mixture
+    guide is relaxed. At the fractions ``rescale`` a likelihood whose scale is ``auto`` takes on the
+    noise that the reconstruction leaves. In between, the defaults leave the ELBO unchanged.
     """
 
     z: Ramp = Ramp()

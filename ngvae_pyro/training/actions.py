@@ -22,13 +22,14 @@ variational mixtures; Hughes and Sudderth, 2013):
 - *birth*. An uninformative latent has precision 1, so it can only carry information through a wide
   loc; the variance of its loc reveals that. The jump divides loc by its standard deviation and
   multiplies the decoder's column by it, which leaves the reconstruction unchanged, and sets
-  p near 1: the same code with a hundredth of the noise.
+  p near 1, and the latent's own precision to what the leak is worth: the same code, less noise.
 - *death*. The jump sets loc to 0 and p near 0, and the decoder's column to 0 (its mean
   contribution goes into the bias).
 
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
-continues.
+continues. Leaks are a cheap way to pay for little, so both branches are judged with each strong one
+switched on or off, and late in the training all are ended so (:func:`resolve`).
 
 At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data equally well, those
 in which the informative latents are independent.

@@ -32,7 +32,7 @@ from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import VAE, check_likelihood, resolution
+from ngvae_pyro.model import VAE, check_likelihood
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
 from ngvae_pyro.specs import (
@@ -142,6 +142,9 @@ class Trainer:
         # In order of time, and in the order of the schedule if at the same time.
         self.actions.sort(key=lambda action: action.at)
         self.own_actions = tuple(actions)
+        if isinstance(guide, SwitchableLatents):
+            # A pair that has been trained before may need other latents now.
+            guide.seal(False)
         if isinstance(guide, Relaxable):
             guide.exact = not any(isinstance(action, BecomeExact) for action in self.actions)
         self.device = resolve_device(spec.device)
@@ -163,8 +166,7 @@ class Trainer:
         )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         if self.model.likelihood.auto:
-            self.resolution = resolution(data)
-            self.model.likelihood.resolve(data)
+            self.resolution = self.model.likelihood.resolve(data)
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
