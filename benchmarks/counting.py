@@ -14,10 +14,10 @@ Models have the declared networks, number of steps and number of latents (those 
 
 - ``ngvae``, ``ard``, ``beta``: informative latents of a fit of this package's declared pair.
 - ``ngvae-codes``: of the NG-VAE's fit too, the dimension of the surface on which the codes of its
-  informative latents lie, rounded (:func:`ngvae_pyro.evaluation.dimension.dimension`).
+  informative latents lie, rounded (:func:`ngvae_pyro.dimension.dimension`).
 - ``vanilla``: active units of the vanilla VAE, Burda et al. (2015), on held-out images.
 - ``fondue``, ``irmae``: :mod:`peers`.
-- ``pca95``, ``twonn``, ``mle``: :mod:`ngvae_pyro.evaluation.dimension`, rounded to a whole number,
+- ``pca95``, ``twonn``, ``mle``: :mod:`ngvae_pyro.dimension`, rounded to a whole number,
   of at most 10,000 training images.
 
 Those that estimate a dimension (``ngvae-codes``, ``twonn``, ``mle``) are judged by that of the
@@ -41,11 +41,11 @@ import sets
 import torch
 from matplotlib.ticker import NullLocator
 
-from ngvae_pyro import interrupts, locks, provenance, runs
+from ngvae_pyro import dimension, interrupts, locks, provenance, runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.sources import as_images
 from ngvae_pyro.errors import UserError, nearest, one_line
-from ngvae_pyro.evaluation import assessment, diagnostics, dimension
+from ngvae_pyro.evaluation import assessment, diagnostics
 from ngvae_pyro.extras import check_installed
 from ngvae_pyro.files import whole
 from ngvae_pyro.report.comparison_plots import COLOURS, MARKERS

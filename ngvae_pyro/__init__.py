@@ -8,13 +8,13 @@ from ngvae_pyro._doors import MOVED, keep_moved_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ngvae_pyro import objectives
+    from ngvae_pyro import dimension, objectives
     from ngvae_pyro.data import load as load_data
     from ngvae_pyro.data.images import ImageData
     from ngvae_pyro.data.rendering import sprites
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.estimator import NGVAE
-    from ngvae_pyro.evaluation import dimension, metrics, scores, uncertainty
+    from ngvae_pyro.evaluation import metrics, scores, uncertainty
     from ngvae_pyro.evaluation.checking import check
     from ngvae_pyro.evaluation.diagnostics import evaluate, to_arviz
     from ngvae_pyro.evaluation.evidence import log_likelihood
@@ -54,7 +54,7 @@ _HOMES = {
 }
 # Modules that are public as a whole.
 _MODULES = {
-    "dimension": "evaluation.dimension",
+    "dimension": "dimension",
     "metrics": "evaluation.metrics",
     "objectives": "objectives",
     "plots": "report.plots",

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 # The modules of version 0.1, each with its present location; code that imports them still works.
-# A later module is here if it is public as well, such as ``ngvae_pyro.dimension``.
 MOVED = {
     "actions": "training.actions",
     "aggregate": "evaluation.aggregate",
@@ -21,7 +20,6 @@ MOVED = {
     "comparison_plots": "report.comparison_plots",
     "counts": "distributions.poisson",
     "diagnostics": "evaluation.diagnostics",
-    "dimension": "evaluation.dimension",
     "elbos": "objectives.base",
     "evidence": "evaluation.evidence",
     "explorer": "report.explorer",

@@ -45,6 +45,7 @@ EXTRAS = {
             "rich": "rich",
             "safetensors": "safetensors",
             "scipy": "scipy",
+            "sklearn": "scikit-learn",
         },
     ),
 }

@@ -43,13 +43,21 @@ STEPS = 11
 
 @dataclass(frozen=True)
 class MoveRecord:
-    """The outcome of one proposed move; losses are -ELBO per image in nats, after the fork."""
+    """The outcome of one proposed move; losses are -ELBO per image in nats, after the fork.
 
-    kind: Literal["birth", "death"]
-    latent: int
+    A birth or a death is of one ``latent``, an unfolding leaves ``size`` informative ones.
+    """
+
+    kind: Literal["birth", "death", "unfolding"]
+    latent: int | None
     step: int
     loss_without: float
     loss_with: float
+    size: int | None = None
+
+    def __str__(self) -> str:
+        whose = f"to {self.size}" if self.latent is None else f"of z{self.latent}"
+        return f"{self.kind} {whose}"
 
     @property
     def accepted(self) -> bool:

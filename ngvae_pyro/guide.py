@@ -107,10 +107,13 @@ class SwitchableLatents(Protocol):
     ) -> Touched:
         """Change the coordinates of some latents, loc to A loc, and keep the reconstruction.
 
+        If A has fewer rows than columns, the first d of the latents take the new coordinates and
+        the others are switched off; the reconstruction is that from the nearest codes that remain.
+
         Args:
             decoder: The model's decoder.
             latents: Indices k of informative latents, shape (M,).
-            change: Matrix A, shape (M, M).
+            change: Matrix A, shape (d, M), of rank d.
             precision: Their mean posterior precisions before, shape (M,).
         """
 
@@ -133,22 +136,25 @@ def recombine(encoder: Encoder, decoder: Decoder, latents: Tensor, change: Tenso
     """Change the coordinates of some latents in encoder and decoder, in place.
 
     loc becomes A loc and the decoder's columns W become W A^-1: the reconstruction at the mean is
-    unchanged.
+    unchanged. With fewer rows than columns A^-1 is the pseudoinverse, the latents become the first
+    d of them, and the rest silent.
 
     Args:
         encoder: Its head is a linear layer whose first outputs are loc. The other outputs stay, so
             this is meant for latents whose posteriors have the same precision.
         decoder: Its stem is a linear layer of z.
         latents: Indices k, shape (M,).
-        change: Matrix A, shape (M, M).
+        change: Matrix A, shape (d, M), d at most M.
 
     Returns:
         The parts of parameters that were written to.
     """
     head, stem = encoder.head, decoder.stem
-    head.weight[latents] = change @ head.weight[latents]
-    head.bias[latents] = change @ head.bias[latents]
-    stem.weight[:, latents] = torch.linalg.solve(change, stem.weight[:, latents], left=False)
+    kept = latents[: len(change)]
+    weight, bias = change @ head.weight[latents], change @ head.bias[latents]
+    columns = stem.weight[:, latents] @ torch.linalg.pinv(change)
+    head.weight[latents], head.bias[latents], stem.weight[:, latents] = 0.0, 0.0, 0.0
+    head.weight[kept], head.bias[kept], stem.weight[:, kept] = weight, bias, columns
     return [(head.weight, latents), (head.bias, latents), (stem.weight, (slice(None), latents))]
 
 
@@ -392,10 +398,13 @@ class NormalGammaGuide(Guide):
         precision is the diagonal.
         """
         touched = recombine(self.encoder, decoder, latents, change)
+        kept, gone = latents[: len(change)], latents[len(change) :]
+        touched += self._settle(gone.tolist(), False)
         if self.spec.freedom > 0.0:
-            inverse = torch.linalg.inv(change)
-            touched += self._settle(latents.tolist(), True)
-            touched += self._set_precision(latents, precision @ inverse.square())
+            inverse = torch.linalg.pinv(change)
+            touched += self._settle(kept.tolist(), True)
+            touched += self._set_precision(kept, precision @ inverse.square())
+            touched += self._set_precision(gone, precision.new_tensor(self._declared))
         return touched
 
 

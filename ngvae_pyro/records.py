@@ -295,11 +295,12 @@ class RunRecord(Record):
 class SavedMove(Spec):
     """A :class:`ngvae_pyro.fitted.MoveRecord`."""
 
-    kind: Literal["birth", "death"]
-    latent: Count
+    kind: Literal["birth", "death", "unfolding"]
+    latent: Count | None
     step: Count
     loss_without: float
     loss_with: float
+    size: Count | None = None
 
 
 class HistoryRow(Record):
@@ -393,7 +394,7 @@ class Plateau(TypedDict):
 
 @with_config(OPEN)
 class ClassicalEstimates(TypedDict):
-    """Estimates from so many rows without training (:mod:`ngvae_pyro.evaluation.dimension`).
+    """Estimates from so many rows without training (:mod:`ngvae_pyro.dimension`).
 
     None where there are too few different rows, or there is no finite estimate.
     """

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import ngvae_pyro as ng
+from ngvae_pyro import dimension
 from ngvae_pyro.errors import UserError
-from ngvae_pyro.evaluation import dimension
 
 # Distances to the nearest are 1, 1, 2 and 4, to the second nearest 3, 2, 3 and 6.
 LINE = np.array([[0.0], [1.0], [3.0], [7.0]])

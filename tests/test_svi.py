@@ -2,6 +2,7 @@
 
 import math
 import threading
+from functools import partial
 
 import numpy as np
 import pyro
@@ -17,11 +18,20 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
+from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.machine import resolve_device
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
-from ngvae_pyro.training.actions import BecomeExact, Propose, Rescale, Resolve, Rotate, resolve
+from ngvae_pyro.training.actions import (
+    BecomeExact,
+    Propose,
+    Rescale,
+    Resolve,
+    Rotate,
+    _switch,
+    resolve,
+)
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import Trainer, fit
 
@@ -300,7 +310,9 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
     trainer.set_state(start)
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    record = Propose(0.0, kind, steps=4).fork(trainer, 0, loc)
+    fork, move = Propose(0.0, 4, kind), MoveRecord(kind, 0, 0, math.nan, math.nan)
+    jump = partial(_switch, trainer, 0, kind == "birth", loc)
+    record = fork.fork(trainer, jump, move)
     assert not record.accepted and trainer.fit.extra_steps == 4
     forked = trainer.state()
     for part in ("model", "guide"):
@@ -311,7 +323,9 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
 def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
     losses = iter([2.0, 1.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    record = Propose(0.0, "death", steps=1).fork(trainer, 3, torch.randn(50))
+    jump = partial(_switch, trainer, 3, False, torch.randn(50))
+    move = MoveRecord("death", 3, trainer.step, math.nan, math.nan)
+    record = Propose(0.0, 1, "death").fork(trainer, jump, move)
     assert record.accepted and trainer.step == record.step + 1
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
 
@@ -399,14 +413,20 @@ def test_actions_come_in_order_of_time(small_pair, data):
     moves = (Move(kind="death", at=0.6), Move(kind="birth", at=0.3))
     schedule = ScheduleSpec(moves=moves, silence=0.5, rescale=(0.55, 0.3))
     assert Trainer(*small_pair(), data, SHORT, schedule).actions == [
-        *(Rescale(0.3), Propose(0.3, "birth"), Resolve(0.5), Rescale(0.55), Propose(0.6, "death"))
+        *(
+            Rescale(0.3),
+            Propose(0.3, kind="birth"),
+            Resolve(0.5),
+            Rescale(0.55),
+            Propose(0.6, kind="death"),
+        )
     ]
 
 
 def test_candidates_do_not_change_the_state(trainer):
     before = trainer.state()
     for kind in ("birth", "death"):
-        Propose(0.0, kind).candidates(trainer)
+        Propose(0.0, kind=kind).candidates(trainer)
     after = trainer.state()
     for part in ("model", "guide"):
         assert all(torch.equal(before[part][k], after[part][k]) for k in before[part])

@@ -40,9 +40,6 @@ EARNING = 512
 # table of 7 by 7 in a hundred has one above a half by chance.
 FEWEST = 50
 
-# Images by which the dimension of the codes is estimated; its standard error is then d / 70.
-DIMENSION_IMAGES = 5_000
-
 
 @dataclass(frozen=True)
 class Followed:
@@ -208,7 +205,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         variance of its posterior mean. ``earned``: for each latent how many nats per image of
         E_q log p(x | z) it is worth over at most 512 images (:func:`earned`); not for counts.
         ``dimension``: that of the surface on which the means of the informative latents lie
-        (:func:`ngvae_pyro.evaluation.dimension.dimension`), None for fewer than two of them or
+        (:func:`ngvae_pyro.dimension.dimension`), None for fewer than two of them or
         fewer than 50 different images. ``steps`` and ``extra_steps`` of the training. ``verdict``:
         whether the count is settled, and the findings that speak against it
         (:mod:`ngvae_pyro.verdict`). ``correlations``: for each latent those of its posterior
@@ -278,12 +275,9 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
 def _dimension(code: Codes) -> float | None:
     """Dimension of the surface on which the informative latents' means lie."""
     # Imported only when needed, because importing scikit-learn takes a second.
-    from ngvae_pyro.evaluation.dimension import dimension
+    from ngvae_pyro.dimension import of_codes
 
-    loc = code.loc[:DIMENSION_IMAGES, code.informative]
-    if loc.shape[1] < 2 or len(loc) < FEWEST or len(loc.unique(dim=0)) < FEWEST:
-        return None
-    return dimension(loc)
+    return of_codes(code.loc[:, code.informative])
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.declared import load_data
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.dimension import components, mle, two_nn
 from ngvae_pyro.errors import Notice, UserError, described, expect
 from ngvae_pyro.evaluation import diagnostics
-from ngvae_pyro.evaluation.dimension import components, mle, two_nn
 from ngvae_pyro.fitted import Fit, check_count, check_folder, check_rows, is_seed
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.machine import resolve_device
@@ -106,9 +106,9 @@ def count(
         variance of a ``leak``, ``mse`` per pixel and ``elbo``, nats per image, all of held-out
         images; without numbers where the training diverged. ``own``: which of them is the own
         scale. ``plateau``: its count, and its ``first`` and ``last`` scale. ``classical``:
-        :func:`~ngvae_pyro.evaluation.dimension.two_nn`,
-        :func:`~ngvae_pyro.evaluation.dimension.mle` and
-        :func:`~ngvae_pyro.evaluation.dimension.components` of at most 5,000 training images.
+        :func:`~ngvae_pyro.dimension.two_nn`,
+        :func:`~ngvae_pyro.dimension.mle` and
+        :func:`~ngvae_pyro.dimension.components` of at most 5,000 training images.
         ``unit`` times a scale is in the ``units`` of the data. Also ``data`` and ``latent_size``.
 
     Raises:

@@ -37,8 +37,9 @@ in which the informative latents are independent.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -52,17 +53,16 @@ from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
-from ngvae_pyro.specs import ScheduleSpec
+from ngvae_pyro.specs import Move, ScheduleSpec
+from ngvae_pyro.training.unfolding import coordinates, teach
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
 
-# Images that are encoded together when latents are rotated.
-LOOK_IMAGES = 1024
-
-# Images over which latents are made independent; this many because the error of a correlation over
-# N images is 1 / sqrt(N) for each of the M (M - 1) / 2 pairs of M latents.
-ROTATION_IMAGES = 20_000
+# Images from whose codes new coordinates are found; this many because the error of a correlation
+# over N images is 1 / sqrt(N) for each of the M (M - 1) / 2 pairs of M latents. And how many of
+# them are encoded together.
+LOOK_AT, LOOK_IMAGES = 20_000, 1024
 
 # Variance of a leak's loc above which it may be worth an informative latent; up to there the factor
 # is worth two nats.
@@ -94,18 +94,65 @@ class Action(ABC):
 
 
 @dataclass(frozen=True)
-class Propose(Action):
+class Fork(Action):
+    """Train a while with and without a jump, and continue with the branch that has more ELBO.
+
+    Args:
+        at: When, as a fraction of the steps of the training.
+        steps: How many steps each branch of a fork is trained for.
+    """
+
+    steps: int = 100
+
+    def length(self, trainer: "Trainer", step: int) -> int:
+        """Steps of a fork that begins at a step: it ends before leaks do, which needs time too."""
+        last = trainer.spec.steps
+        ends = [round(a.at * last) for a in trainer.actions if isinstance(a, Resolve)]
+        end = min((end for end in ends if end >= self.at * last), default=last)
+        return min(self.steps, end - step)
+
+    def fork(self, trainer: "Trainer", jump: Callable[[], None], move: MoveRecord) -> MoveRecord:
+        """Fork the training at its present step.
+
+        Args:
+            trainer: The training, which then continues with the better branch.
+            jump: What one of the branches begins with.
+            move: The record of the move, whose losses are not known yet.
+
+        Returns:
+            The record with the losses, which has also become a part of the fit.
+        """
+        before = trainer.state()
+        steps = self.length(trainer, trainer.step)
+        trainer.bar.trying(str(move), trainer.step, steps, 0)
+        loss_without, rows_without = trainer.train_and_judge(steps)
+        without = trainer.state()
+        trainer.set_state(before)
+        trainer.bar.trying(str(move), trainer.step, steps, 1)
+        jump()
+        loss_with, rows_with = trainer.train_and_judge(steps)
+        record = replace(move, loss_without=loss_without, loss_with=loss_with)
+        if not record.accepted:
+            trainer.set_state(without)
+        trainer.fit.extra_steps += steps
+        trainer.fit.moves.append(record)
+        trainer.record(rows_with if record.accepted else rows_without)
+        trainer.bar.decided(record, trainer.step)
+        return record
+
+
+@dataclass(frozen=True)
+class Propose(Fork):
     """Fork the training for the most promising latent, and for the next one as long as that pays.
 
     Args:
         at: When, as a fraction of the steps of the training.
+        steps: How many steps each branch of a fork is trained for.
         kind: ``birth`` lets a latent that leaks become informative, ``death`` makes an informative
             one uninformative.
-        steps: How many steps each branch of a fork is trained for.
     """
 
-    kind: Literal["birth", "death"]
-    steps: int = 100
+    kind: Literal["birth", "death"] = "birth"
 
     needs = SwitchableLatents
 
@@ -116,16 +163,12 @@ class Propose(Action):
             latents = [k for k in latents if k not in tried]
             if not latents:
                 return
-            tried.add(latents[0])
-            if not self.fork(trainer, latents[0], loc[:, latents[0]]).accepted:
+            k = latents[0]
+            tried.add(k)
+            jump = partial(_switch, trainer, k, self.kind == "birth", loc[:, k])
+            move = MoveRecord(self.kind, k, trainer.step, math.nan, math.nan)
+            if not self.fork(trainer, jump, move).accepted:
                 return
-
-    def length(self, trainer: "Trainer", step: int) -> int:
-        """Steps of a fork that begins at a step: it ends before leaks do, which needs time too."""
-        last = trainer.spec.steps
-        ends = [round(a.at * last) for a in trainer.actions if isinstance(a, Resolve)]
-        end = min((end for end in ends if end >= self.at * last), default=last)
-        return min(self.steps, end - step)
 
     @torch.no_grad()
     def candidates(self, trainer: "Trainer") -> tuple[list[int], Tensor]:
@@ -143,26 +186,54 @@ class Propose(Action):
             trainer.set_state(state)
         return sorted(harm, key=harm.__getitem__), codes.loc
 
-    def fork(self, trainer: "Trainer", latent: int, loc: Tensor) -> MoveRecord:
-        """Train with and without switching one latent, and continue with the better branch."""
-        before = trainer.state()
-        steps = self.length(trainer, trainer.step)
-        name = f"{self.kind} of z{latent}"
-        trainer.bar.trying(name, trainer.step, steps, 0)
-        loss_without, rows_without = trainer.train_and_judge(steps)
-        without = trainer.state()
-        trainer.set_state(before)
-        trainer.bar.trying(name, trainer.step, steps, 1)
-        _switch(trainer, latent, self.kind == "birth", loc)
-        loss_with, rows_with = trainer.train_and_judge(steps)
-        record = MoveRecord(self.kind, latent, before["step"], loss_without, loss_with)
-        if not record.accepted:
-            trainer.set_state(without)
-        trainer.fit.extra_steps += steps
-        trainer.fit.moves.append(record)
-        trainer.record(rows_with if record.accepted else rows_without)
-        trainer.bar.decided(record, trainer.step)
-        return record
+
+@dataclass(frozen=True)
+class Unfold(Fork):
+    """Replace the informative latents by fewer, where their codes have a smaller dimension.
+
+    The number of latents is first the dimension of the codes, rounded, and one more each time that
+    is refused; see :mod:`ngvae_pyro.training.unfolding`.
+
+    Args:
+        at: When, as a fraction of the steps of the training.
+        steps: How many steps each branch of a fork is trained for.
+    """
+
+    needs = SwitchableLatents
+
+    def apply(self, trainer: "Trainer") -> None:
+        # Imported only when needed, because importing scikit-learn takes a second.
+        from ngvae_pyro.dimension import of_codes
+
+        refused = 0
+        while self.length(trainer, trainer.step) > 0:
+            loc, precision, latents = _informative_codes(trainer)
+            found = of_codes(loc)
+            if found is None or (size := max(1, round(found)) + refused) >= len(latents):
+                return
+            jump = partial(self.jump, trainer, loc, precision, latents, size)
+            move = MoveRecord("unfolding", None, trainer.step, math.nan, math.nan, size)
+            if self.fork(trainer, jump, move).accepted:
+                return
+            refused += 1
+
+    @torch.no_grad()
+    def jump(
+        self, trainer: "Trainer", loc: Tensor, precision: Tensor, latents: Tensor, size: int
+    ) -> None:
+        """Replace M latents, with codes ``loc`` (N, M), by the first ``size`` of them."""
+        guide, team = trainer.guide, trainer.team
+        assert isinstance(guide, SwitchableLatents)
+        with trainer.fixed_noise():
+            codes = coordinates(loc, precision, size)
+            # The linear change of coordinates that is nearest, from which the lesson begins.
+            change = torch.linalg.lstsq(loc - loc.mean(0), codes).solution.T
+            codes, change = team.agreed(codes), team.agreed(change)
+            guide.recombine(trainer.model.decoder, latents, change, precision)
+            teach(trainer, trainer.batches.data.images[: len(loc)], latents[:size], codes)
+        for parameter in trainer.parameters:
+            parameter.copy_(team.agreed(parameter.detach()))
+        trainer.forget([(parameter, ...) for parameter in trainer.parameters])
 
 
 def resolve(trainer: "Trainer", least: float) -> None:
@@ -256,14 +327,10 @@ class Rotate(Action):
     def apply(self, trainer: "Trainer") -> None:
         guide = trainer.guide
         assert isinstance(guide, SwitchableLatents)
-        images = trainer.batches.data.images[:ROTATION_IMAGES].split(LOOK_IMAGES)
-        codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
-        probs = torch.cat([code.probs for code in codes]).mean(0)
-        latents = is_informative(probs).nonzero().flatten()
+        codes, precision, latents = _informative_codes(trainer)
         if not 2 <= len(latents) <= axes.MOST:
             return
-        loc = torch.cat([code.loc[:, latents] for code in codes]).double().cpu().numpy()
-        precision = torch.cat([code.precision[:, latents] for code in codes]).mean(0)
+        loc = codes.double().cpu().numpy()
         if (found := axes.find(loc)) is None:
             return
         changes: dict[axes.Attempt, np.ndarray] = {"uncorrelated": found.uncorrelated}
@@ -273,7 +340,7 @@ class Rotate(Action):
         costs: dict[axes.Attempt, float] = {}
         outcome: axes.Outcome
         for outcome, change in changes.items():
-            matrix = trainer.team.agreed(torch.tensor(change).to(codes[0].loc))
+            matrix = trainer.team.agreed(torch.tensor(change).to(codes))
             trainer.forget(guide.recombine(trainer.model.decoder, latents, matrix, precision))
             costs[outcome] = trainer.loss() - loss
             if costs[outcome] <= FREE:
@@ -302,7 +369,7 @@ class BecomeExact(Action):
 def actions_of(schedule: ScheduleSpec) -> list[Action]:
     """The actions of a schedule, in the order in which it declares them."""
     actions: list[Action] = [Rescale(at) for at in schedule.rescale]
-    actions += [Propose(move.at, move.kind, move.steps) for move in schedule.moves]
+    actions += map(_action_of, schedule.moves)
     if schedule.silence < 1.0:
         actions.append(Resolve(schedule.silence))
     if schedule.independent < 1.0:
@@ -310,6 +377,12 @@ def actions_of(schedule: ScheduleSpec) -> list[Action]:
     if schedule.exact > 0.0:
         actions.append(BecomeExact(schedule.exact))
     return actions
+
+
+def _action_of(move: Move) -> Fork:
+    if move.kind == "unfolding":
+        return Unfold(move.at, move.steps)
+    return Propose(move.at, move.steps, move.kind)
 
 
 def check_actions(actions: Iterable[Any], guide: Guide) -> None:
@@ -329,6 +402,18 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
                 f"actions: a {type(action).__name__} needs a guide that is "
                 f"{action.needs.__name__}, got {type(guide).__name__}"
             )
+
+
+@torch.no_grad()
+def _informative_codes(trainer: "Trainer") -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior means (N, M), mean precisions (M,) and indices (M,) of the informative latents."""
+    images = trainer.batches.data.images[:LOOK_AT].split(LOOK_IMAGES)
+    codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
+    probs = torch.cat([code.probs for code in codes]).mean(0)
+    latents = is_informative(probs).nonzero().flatten()
+    loc = torch.cat([code.loc[:, latents] for code in codes])
+    precision = torch.cat([code.precision[:, latents] for code in codes]).mean(0)
+    return loc, precision, latents
 
 
 def _switch(trainer: "Trainer", latent: int, on: bool, loc: Tensor) -> None:

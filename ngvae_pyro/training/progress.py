@@ -157,7 +157,7 @@ class TrainingBar:
         if self.lines:
             what = "kept" if record.accepted else "refused"
             losses = f"loss {record.loss_with:.1f} with it, {record.loss_without:.1f} without"
-            self._print(step, f"{record.kind} of z{record.latent} {what}: {losses}")
+            self._print(step, f"{record} {what}: {losses}")
         self.advance(step)
 
     def _print(self, step: int, text: str) -> None:

@@ -17,7 +17,7 @@ from ngvae_pyro.guide import Relaxable
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.records import Position, SavedMove
 from ngvae_pyro.specs import parse
-from ngvae_pyro.training.actions import BecomeExact, Propose
+from ngvae_pyro.training.actions import BecomeExact, Fork, Propose
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Snapshot
 
 if TYPE_CHECKING:
@@ -101,18 +101,23 @@ def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterato
 
 
 def _of_moves(trainer: "Trainer", moves: Sequence[SavedMove], position: Position) -> Iterator[str]:
-    declared: dict[str, list[Propose]] = {"birth": [], "death": []}
+    declared: dict[str, list[Fork]] = {"birth": [], "death": [], "unfolding": []}
     for action in trainer.actions:
-        if isinstance(action, Propose):
-            declared[action.kind].append(action)
+        if isinstance(action, Fork):
+            kind = action.kind if isinstance(action, Propose) else "unfolding"
+            declared[kind].append(action)
     least = most = 0
     for number, record in enumerate(moves):
         key = f"position.moves.{number}"
         if not declared[record.kind]:
             yield f"{key}.kind: the schedule has no {record.kind}"
             return
-        if record.latent >= trainer.model.latent_size:
-            yield f"{key}.latent: expected below {trainer.model.latent_size}, got {record.latent}"
+        missing = "size" if record.kind == "unfolding" else "latent"
+        if getattr(record, missing) is None:
+            yield f"{key}.{missing}: expected a number for a {record.kind}, got none"
+        for name in ("latent", "size"):
+            if (number := getattr(record, name) or 0) >= trainer.model.latent_size:
+                yield f"{key}.{name}: expected below {trainer.model.latent_size}, got {number}"
         if record.step > position.step:
             yield f"{key}.step: expected at most {position.step}, got {record.step}"
         spent = [m.length(trainer, record.step) for m in declared[record.kind]]

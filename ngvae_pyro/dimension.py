@@ -22,7 +22,7 @@ from ngvae_pyro.arrays import Array, checked
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.extras import needed
 
-with needed("metrics"):
+with needed("train"):
     from sklearn.neighbors import NearestNeighbors
 
 
@@ -60,6 +60,9 @@ def two_nn(points: Array | Tensor, *, discard: float = 0.1) -> float:
     return float(x @ y / (x @ x)) if x.any() else np.inf
 
 
+# Codes from which their dimension is estimated, with a standard error of d / 70, and the fewest
+# different ones.
+CODES, FEWEST = 5_000, 50
 # The largest dimension that is told from a larger one: in 20, thousands of points are far apart.
 MOST = 20
 
@@ -87,6 +90,23 @@ def dimension(points: Array | Tensor, *, seed: int = 0) -> float:
             return size - 1 + (found - below) / (above - below)
         below = above
     return float(MOST)
+
+
+def of_codes(loc: Tensor) -> float | None:
+    """Dimension of the surface on which posterior means lie, by :func:`dimension`.
+
+    Where it rounds below the number of latents, a factor is bent over several of them.
+
+    Args:
+        loc: Means (N, M) of the informative latents; the first 5,000 are used.
+
+    Returns:
+        None for fewer than two latents or fewer than 50 different rows.
+    """
+    loc = loc[:CODES].cpu()
+    if loc.shape[1] < 2 or len(loc) < FEWEST or len(loc.unique(dim=0)) < FEWEST:
+        return None
+    return dimension(loc)
 
 
 def mle(points: Array | Tensor, *, k: int = 20) -> float:

@@ -1,0 +1,144 @@
+"""A factor that is bent over two latents is put onto one of them."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.guide import load_guide
+from ngvae_pyro.model import load_model
+from ngvae_pyro.specs import FitSpec, MLPSpec, Move, ScheduleSpec
+from ngvae_pyro.training import actions, unfolding
+from ngvae_pyro.training.actions import Unfold, actions_of
+from ngvae_pyro.training.trainer import Trainer
+from ngvae_pyro.training.unfolding import coordinates, teach
+
+ANGLES = torch.rand(2000, generator=torch.Generator().manual_seed(7)) * 4.0 - 2.0
+ARC = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
+
+
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch):
+    monkeypatch.setattr(unfolding, "STEPS", 500)
+    monkeypatch.setattr(unfolding, "LESSON", 300)
+
+
+def test_an_arc_is_unrolled():
+    straight = torch.randn(2000)
+    codes = torch.stack([ARC[:, 0], straight, ARC[:, 1]], 1)
+    found = coordinates(codes, torch.tensor([2e3, 1e4, 2e3]), 2)
+    torch.testing.assert_close(torch.cov(found.T), torch.eye(2), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(found.mean(0), torch.zeros(2), atol=1e-4, rtol=0.0)
+    # Both are functions of the two coordinates, nearly linear ones.
+    for truth in (ANGLES, straight):
+        design = torch.cat([found, torch.ones(2000, 1)], 1)
+        rest = truth - design @ torch.linalg.lstsq(design, truth[:, None]).solution[:, 0]
+        assert rest.var() < 0.1 * truth.var()
+    # The ends of the arc, which are near each other in the codes, are now far apart.
+    (alone,) = coordinates(ARC, torch.ones(2), 1).T
+    assert abs(spearmanr(alone, ANGLES).statistic) > 0.99
+
+
+@pytest.fixture
+def bent():
+    """A training whose images have one factor, which its guide has bent over latents 3 and 1."""
+    at = (ANGLES + 2.0)[:, None] * 3.0 + 2.0
+    images = (-0.5 * ((torch.arange(16.0) - at) / 1.5).square()).exp().view(-1, 1, 4, 4)
+    data = ImageData("bump", (255 * images).round().byte())
+    network = MLPSpec(width=64, depth=2)
+    model = load_model("normal_gamma", data, latent_size=4, decoder=network)
+    guide = load_guide("relaxed", model, encoder=network)
+    spec = FitSpec(steps=2000, batch_size=64, device="cpu", learning_rate=2e-3)
+    own = Trainer(model, guide, data, spec, ScheduleSpec())
+    own.train_step()
+    head, latents = guide.encoder.head, torch.tensor([3, 1])
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0] * 4 + [-4.0, 2.5, -4.0, 2.5]))
+        model.decoder.stem.weight[:, [0, 2]] = 0.0
+    for _ in range(3):
+        teach(own, data.images, latents, ARC[: len(data)])
+    return own
+
+
+def informative(own):
+    codes = own.codes(own.monitor_images)
+    return codes.informative.nonzero().flatten().tolist(), codes.loc.detach()
+
+
+def test_a_folded_factor_gets_one_latent(bent):
+    assert informative(bent)[0] == [1, 3]
+    # Taught well enough: the codes are the arc.
+    assert (informative(bent)[1][:, [3, 1]] - ARC[:1024]).square().mean() < 0.01
+    begin = bent.step
+    Unfold(0.0, 100).apply(bent)
+    (move,) = bent.fit.moves
+    assert move.accepted and str(move) == "unfolding to 1"
+    assert (move.latent, move.size, move.step) == (None, 1, begin)
+    assert bent.step == begin + 100 and bent.fit.extra_steps == 100
+    latents, loc = informative(bent)
+    assert len(latents) == 1
+    assert abs(spearmanr(loc[:, latents[0]], ANGLES[:1024]).statistic) > 0.99
+    # Switched off: silent.
+    assert loc.var(0)[[k for k in range(4) if k not in latents]].max() < 0.01
+
+
+def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
+    start = bent.state()
+    for _ in range(4):
+        bent.train_step()
+    plain = bent.state()
+    bent.set_state(start)
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(bent, "loss", lambda: next(losses))
+    monkeypatch.setattr(unfolding, "LESSON", 2)
+    monkeypatch.setattr(unfolding, "STEPS", 2)
+    Unfold(0.0, 4).apply(bent)
+    (move,) = bent.fit.moves
+    assert not move.accepted
+    forked = bent.state()
+    for part in ("model", "guide"):
+        assert all(torch.equal(plain[part][k], forked[part][k]) for k in plain[part])
+    assert torch.equal(plain["rng"], forked["rng"]) and plain["step"] == forked["step"]
+
+
+def test_codes_of_full_dimension_are_left_alone(bent, monkeypatch):
+    square = torch.rand(2000, 2), torch.ones(2), torch.tensor([1, 3])
+    monkeypatch.setattr(actions, "_informative_codes", lambda trainer: square)
+    before = bent.state()
+    Unfold(0.0, 4).apply(bent)
+    assert not bent.fit.moves and bent.step == before["step"]
+
+
+def test_fewer_coordinates_are_the_nearest_and_the_rest_are_silent(bent):
+    guide, decoder = bent.guide, bent.model.decoder
+    latents, change = torch.tensor([3, 1]), torch.tensor([[0.6, 0.8]])
+    x = bent.monitor_images
+    with torch.no_grad():
+        loc = guide.codes(x).loc
+        drawn = decoder(guide.codes(x).loc @ projection(latents, change, 4))
+        touched = guide.recombine(decoder, latents, change, torch.tensor([3e3, 2e3]))
+        bent.forget(touched)
+        new = guide.codes(x)
+    torch.testing.assert_close(new.loc[:, 3], loc[:, [3, 1]] @ change[0], atol=1e-5, rtol=1e-4)
+    assert (new.loc[:, [0, 1, 2]] == 0).all()
+    assert new.informative.tolist() == [False, False, False, True]
+    torch.testing.assert_close(decoder(new.loc), drawn, atol=1e-5, rtol=1e-4)
+    # The diagonal of A^-T L A^-1: 0.36 times 3,000 and 0.64 times 2,000.
+    guide.freedom.fill_(guide.spec.freedom)
+    own = guide.spec.concentration[0] / guide.rate[0]
+    assert own[3].item() == pytest.approx(2_360.0, rel=1e-3)
+    assert own[1].item() == pytest.approx(10_000.0, rel=1e-3)
+
+
+def projection(latents, change, size):
+    """The matrix that takes codes to the nearest ones that keep their new coordinates."""
+    whole = torch.zeros(size, size)
+    whole[latents[:, None], latents] = (torch.linalg.pinv(change) @ change).T
+    return whole
+
+
+def test_the_schedule_declares_it():
+    moves = (Move(kind="unfolding", at=0.4, steps=20),)
+    schedule = ScheduleSpec(moves=moves, rescale=())
+    assert actions_of(schedule) == [Unfold(0.4, 20)]
