@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyro
@@ -25,6 +25,7 @@ from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
+from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ STEPS = 11
 class MoveRecord:
     """The outcome of one proposed move; losses are -ELBO per image in nats, after the fork.
 
-    A birth or a death is of one ``latent``, an unfolding leaves ``size`` informative ones.
+    Births, deaths and growths are of one ``latent``, unfoldings leave ``size`` informative ones.
     """
 
-    kind: Literal["birth", "death", "unfolding"]
+    kind: MoveKind
     latent: int | None
     step: int
     loss_without: float

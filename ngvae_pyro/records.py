@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.extras import needed
 from ngvae_pyro.specs import Spec, Text, parse
+from ngvae_pyro.specs.schedule import MoveKind
 
 with needed("train"):
     from typing import NotRequired
@@ -295,7 +296,7 @@ class RunRecord(Record):
 class SavedMove(Spec):
     """A :class:`ngvae_pyro.fitted.MoveRecord`."""
 
-    kind: Literal["birth", "death", "unfolding"]
+    kind: MoveKind
     latent: Count | None
     step: Count
     loss_without: float

@@ -310,7 +310,7 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
     trainer.set_state(start)
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
-    fork, move = Propose(0.0, 4, kind), MoveRecord(kind, 0, 0, math.nan, math.nan)
+    fork, move = Propose(0.0, kind, 4), MoveRecord(kind, 0, 0, math.nan, math.nan)
     jump = partial(_switch, trainer, 0, kind == "birth", loc)
     record = fork.fork(trainer, jump, move)
     assert not record.accepted and trainer.fit.extra_steps == 4
@@ -325,7 +325,7 @@ def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
     jump = partial(_switch, trainer, 3, False, torch.randn(50))
     move = MoveRecord("death", 3, trainer.step, math.nan, math.nan)
-    record = Propose(0.0, 1, "death").fork(trainer, jump, move)
+    record = Propose(0.0, "death", 1).fork(trainer, jump, move)
     assert record.accepted and trainer.step == record.step + 1
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
 
@@ -415,10 +415,10 @@ def test_actions_come_in_order_of_time(small_pair, data):
     assert Trainer(*small_pair(), data, SHORT, schedule).actions == [
         *(
             Rescale(0.3),
-            Propose(0.3, kind="birth"),
+            Propose(0.3, "birth"),
             Resolve(0.5),
             Rescale(0.55),
-            Propose(0.6, kind="death"),
+            Propose(0.6, "death"),
         )
     ]
 
@@ -426,7 +426,7 @@ def test_actions_come_in_order_of_time(small_pair, data):
 def test_candidates_do_not_change_the_state(trainer):
     before = trainer.state()
     for kind in ("birth", "death"):
-        Propose(0.0, kind=kind).candidates(trainer)
+        Propose(0.0, kind).candidates(trainer)
     after = trainer.state()
     for part in ("model", "guide"):
         assert all(torch.equal(before[part][k], after[part][k]) for k in before[part])

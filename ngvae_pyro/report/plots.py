@@ -329,7 +329,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
         for k in np.argsort(final):
             top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
         # Named in the legend, because moves may follow each other closely.
-        style = {"birth": ":", "death": "-.", "unfolding": "--"}
+        style = {"birth": ":", "death": "-.", "growth": (0, (1, 3)), "unfolding": "--"}
         moves: dict[str, Any] = {
             move.kind: top.axvline(
                 move.step, color=ACCENT, lw=1.2, ls=style[move.kind], label=f"{move.kind}, kept"
@@ -337,7 +337,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
             for move in fit.moves
             if move.accepted
         }
-        for kind, marker in (("birth", "^"), ("death", "v"), ("unfolding", "o")):
+        for kind, marker in (("birth", "^"), ("death", "v"), ("growth", "s"), ("unfolding", "o")):
             refused = [m.step for m in fit.moves if m.kind == kind and not m.accepted]
             if refused:
                 (moves[f"{kind}, refused"],) = top.plot(

@@ -53,16 +53,20 @@ class Ramp(Spec):
         return self.initial + (self.final - self.initial) * t
 
 
+MoveKind = Literal["birth", "death", "growth", "unfolding"]
+
+
 class Move(Spec):
     """A trial jump of the posterior at the fraction ``at`` of training.
 
     ``birth`` lets a latent that leaks information become informative, ``death`` makes an
-    informative one uninformative, ``unfolding`` replaces all informative ones by fewer where their
+    informative one uninformative, ``growth`` lets one begin with what the reconstructions miss, and
+    ``unfolding`` replaces all informative ones by fewer where their
     codes have a smaller dimension; see :mod:`ngvae_pyro.training.actions`. Both branches, with and
     without the jump, are trained for ``steps`` steps and the one with the higher ELBO is kept.
     """
 
-    kind: Literal["birth", "death", "unfolding"]
+    kind: MoveKind
     at: Fraction
     steps: Steps = 100
 
@@ -133,10 +137,12 @@ SELECT = ScheduleSpec(
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.33, steps=200),
+        Move(kind="growth", at=0.33, steps=200),
         Move(kind="unfolding", at=0.38, steps=800),
         Move(kind="death", at=0.38, steps=800),
         Move(kind="unfolding", at=0.6, steps=400),
         Move(kind="birth", at=0.7, steps=200),
+        Move(kind="growth", at=0.7, steps=200),
     ),
     silence=0.8,
     independent=0.98,

@@ -40,7 +40,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.specs import Move, ScheduleSpec
-from ngvae_pyro.training.unfolding import coordinates, teach
+from ngvae_pyro.specs.schedule import MoveKind
+from ngvae_pyro.training.lessons import coordinates, missing, residuals, teach
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
@@ -67,6 +68,9 @@ LOOK_AT, LOOK_IMAGES = 20_000, 1024
 # Variance of a leak's loc above which it may be worth an informative latent; up to there the factor
 # is worth two nats.
 WORTH_A_TRIAL = 1.0
+
+# Nats from which a direction of the residuals may be worth an informative latent, which costs 11.
+WORTH_A_LATENT = 12.0
 
 # Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
 FREE = 0.5
@@ -99,9 +103,11 @@ class Fork(Action):
 
     Args:
         at: When, as a fraction of the steps of the training.
-        steps: How many steps each branch of a fork is trained for.
+        kind: What the jump is called.
+        steps: How many steps each branch is trained for.
     """
 
+    kind: MoveKind
     steps: int = 100
 
     def length(self, trainer: "Trainer", step: int) -> int:
@@ -147,12 +153,10 @@ class Propose(Fork):
 
     Args:
         at: When, as a fraction of the steps of the training.
-        steps: How many steps each branch of a fork is trained for.
         kind: ``birth`` lets a latent that leaks become informative, ``death`` makes an informative
             one uninformative.
+        steps: How many steps each branch of a fork is trained for.
     """
-
-    kind: Literal["birth", "death"] = "birth"
 
     needs = SwitchableLatents
 
@@ -192,12 +196,10 @@ class Unfold(Fork):
     """Replace the informative latents by fewer, where their codes have a smaller dimension.
 
     The number of latents is first the dimension of the codes, rounded, and one more each time that
-    is refused; see :mod:`ngvae_pyro.training.unfolding`.
-
-    Args:
-        at: When, as a fraction of the steps of the training.
-        steps: How many steps each branch of a fork is trained for.
+    is refused; see :mod:`ngvae_pyro.training.lessons`.
     """
+
+    kind: MoveKind = "unfolding"
 
     needs = SwitchableLatents
 
@@ -207,12 +209,12 @@ class Unfold(Fork):
 
         refused = 0
         while self.length(trainer, trainer.step) > 0:
-            loc, precision, latents = _informative_codes(trainer)
-            found = of_codes(loc)
+            loc, precision, latents = _look(trainer)
+            found = of_codes(loc[:, latents])
             if found is None or (size := max(1, round(found)) + refused) >= len(latents):
                 return
             jump = partial(self.jump, trainer, loc, precision, latents, size)
-            move = MoveRecord("unfolding", None, trainer.step, math.nan, math.nan, size)
+            move = MoveRecord(self.kind, None, trainer.step, math.nan, math.nan, size)
             if self.fork(trainer, jump, move).accepted:
                 return
             refused += 1
@@ -221,19 +223,58 @@ class Unfold(Fork):
     def jump(
         self, trainer: "Trainer", loc: Tensor, precision: Tensor, latents: Tensor, size: int
     ) -> None:
-        """Replace M latents, with codes ``loc`` (N, M), by the first ``size`` of them."""
-        guide, team = trainer.guide, trainer.team
+        """Replace M latents, given all codes ``loc`` (N, K), by the first ``size`` of them."""
+        guide, own = trainer.guide, precision[latents]
         assert isinstance(guide, SwitchableLatents)
         with trainer.fixed_noise():
-            codes = coordinates(loc, precision, size)
+            found = trainer.team.agreed(coordinates(loc[:, latents], own, size))
             # The linear change of coordinates that is nearest, from which the lesson begins.
-            change = torch.linalg.lstsq(loc - loc.mean(0), codes).solution.T
-            codes, change = team.agreed(codes), team.agreed(change)
-            guide.recombine(trainer.model.decoder, latents, change, precision)
-            teach(trainer, trainer.batches.data.images[: len(loc)], latents[:size], codes)
-        for parameter in trainer.parameters:
-            parameter.copy_(team.agreed(parameter.detach()))
-        trainer.forget([(parameter, ...) for parameter in trainer.parameters])
+            centred = loc[:, latents] - loc[:, latents].mean(0)
+            change = trainer.team.agreed(torch.linalg.lstsq(centred, found).solution.T)
+            guide.recombine(trainer.model.decoder, latents, change, own)
+            codes = loc.index_fill(1, latents, 0.0).index_copy(1, latents[:size], found)
+            teach(trainer, trainer.batches.data.images[: len(loc)], codes)
+
+
+@dataclass(frozen=True)
+class Grow(Fork):
+    """Let a latent begin with what the reconstructions miss, and the next one as long as that pays.
+
+    Its codes are the scores of the principal component of the residuals, if that is worth more than
+    an informative latent costs; see :mod:`ngvae_pyro.training.lessons`.
+    """
+
+    kind: MoveKind = "growth"
+
+    needs = SwitchableLatents
+
+    def apply(self, trainer: "Trainer") -> None:
+        while self.length(trainer, trainer.step) > 0:
+            worth, direction = trainer.team.agreed(missing(trainer))
+            codes = trainer.codes(trainer.monitor_images)
+            silent = (~codes.informative).nonzero().flatten().tolist()
+            if worth < WORTH_A_LATENT or not silent:
+                return
+            k = min(silent, key=lambda k: codes.loc[:, k].var().item())
+            jump = partial(self.jump, trainer, k, worth, direction)
+            move = MoveRecord(self.kind, k, trainer.step, math.nan, math.nan)
+            if not self.fork(trainer, jump, move).accepted:
+                return
+
+    @torch.no_grad()
+    def jump(self, trainer: "Trainer", latent: int, worth: float, direction: Tensor) -> None:
+        """Teach latent k the scores (N,) of a direction of the residuals."""
+        loc, _, _ = _look(trainer)
+        images = trainer.batches.data.images[: len(loc)]
+        parts = (ImageData.to_unit(x.to(trainer.device)) for x in images.split(LOOK_IMAGES))
+        scores = torch.cat([residuals(trainer, x) @ direction for x in parts])
+        scores = trainer.team.agreed((scores - scores.mean()) / scores.std())
+        _switch(trainer, latent, False, loc[:, latent])
+        # As if it had leaked what it is worth: (1 + v)^2 = 2 worth.
+        _switch(trainer, latent, True, scores * math.sqrt(math.sqrt(2.0 * worth) - 1.0))
+        with trainer.fixed_noise():
+            loc[:, latent] = scores
+            teach(trainer, images, loc)
 
 
 def resolve(trainer: "Trainer", least: float) -> None:
@@ -327,10 +368,10 @@ class Rotate(Action):
     def apply(self, trainer: "Trainer") -> None:
         guide = trainer.guide
         assert isinstance(guide, SwitchableLatents)
-        codes, precision, latents = _informative_codes(trainer)
+        codes, precisions, latents = _look(trainer)
         if not 2 <= len(latents) <= axes.MOST:
             return
-        loc = codes.double().cpu().numpy()
+        loc, precision = codes[:, latents].double().cpu().numpy(), precisions[latents]
         if (found := axes.find(loc)) is None:
             return
         changes: dict[axes.Attempt, np.ndarray] = {"uncorrelated": found.uncorrelated}
@@ -381,8 +422,10 @@ def actions_of(schedule: ScheduleSpec) -> list[Action]:
 
 def _action_of(move: Move) -> Fork:
     if move.kind == "unfolding":
-        return Unfold(move.at, move.steps)
-    return Propose(move.at, move.steps, move.kind)
+        return Unfold(move.at, steps=move.steps)
+    if move.kind == "growth":
+        return Grow(move.at, steps=move.steps)
+    return Propose(move.at, move.kind, move.steps)
 
 
 def check_actions(actions: Iterable[Any], guide: Guide) -> None:
@@ -405,15 +448,14 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
 
 
 @torch.no_grad()
-def _informative_codes(trainer: "Trainer") -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior means (N, M), mean precisions (M,) and indices (M,) of the informative latents."""
+def _look(trainer: "Trainer") -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior means (N, K), mean precisions (K,) and the indices (M,) of informative latents."""
     images = trainer.batches.data.images[:LOOK_AT].split(LOOK_IMAGES)
     codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
     probs = torch.cat([code.probs for code in codes]).mean(0)
     latents = is_informative(probs).nonzero().flatten()
-    loc = torch.cat([code.loc[:, latents] for code in codes])
-    precision = torch.cat([code.precision[:, latents] for code in codes]).mean(0)
-    return loc, precision, latents
+    precision = torch.cat([code.precision for code in codes]).mean(0)
+    return torch.cat([code.loc for code in codes]), precision, latents
 
 
 def _switch(trainer: "Trainer", latent: int, on: bool, loc: Tensor) -> None:

@@ -17,7 +17,7 @@ from ngvae_pyro.guide import Relaxable
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.records import Position, SavedMove
 from ngvae_pyro.specs import parse
-from ngvae_pyro.training.actions import BecomeExact, Fork, Propose
+from ngvae_pyro.training.actions import BecomeExact, Fork
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Snapshot
 
 if TYPE_CHECKING:
@@ -101,11 +101,10 @@ def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterato
 
 
 def _of_moves(trainer: "Trainer", moves: Sequence[SavedMove], position: Position) -> Iterator[str]:
-    declared: dict[str, list[Fork]] = {"birth": [], "death": [], "unfolding": []}
+    declared: dict[str, list[Fork]] = {"birth": [], "death": [], "growth": [], "unfolding": []}
     for action in trainer.actions:
         if isinstance(action, Fork):
-            kind = action.kind if isinstance(action, Propose) else "unfolding"
-            declared[kind].append(action)
+            declared[action.kind].append(action)
     least = most = 0
     for number, record in enumerate(moves):
         key = f"position.moves.{number}"

@@ -1,18 +1,16 @@
-"""Coordinates of a folded surface of codes, and how encoder and decoder learn them.
+"""New codes, found by other means than gradients of the ELBO, and how a pair learns them.
 
-A factor that travels far, such as a position of many widths, may end up bent over two latents: the
-codes then lie on a curved surface with fewer dimensions than latents. Neither gradients nor the
-death of a latent lead out of that, because all shorter descriptions that are near are worse: half
-of the arc would have to be drawn anew. The surface itself is easy to learn, though. It takes three
-steps:
+Gradients improve the codes that there are; they neither unroll a factor that is bent over two
+latents nor begin with one that is missing. In both cases better codes are easy to compute, and
+encoder and decoder, which keep all they know of the images, learn them within some hundred steps
+(:func:`teach`). After that the ELBO decides; see :mod:`ngvae_pyro.training.actions`.
 
-1. *The size*: the dimension d of the surface (:func:`ngvae_pyro.dimension.of_codes`).
-2. *The coordinates*: an autoencoder of the codes with d units in the middle, u = f(loc) and
-   loc ~ g(u) (:func:`coordinates`). That is a small problem, of M numbers instead of an image.
-3. *The lesson*: encoder and decoder, which keep all they know of the images, are trained for some
-   hundred steps with u in place of the posterior means (:func:`teach`).
-
-After that :class:`ngvae_pyro.training.actions.Unfold` lets the ELBO decide.
+- *Fewer codes*. A factor that travels far, such as a position of many widths, may end up bent over
+  two latents: the codes lie on a curved surface with fewer dimensions than latents, and all shorter
+  descriptions that are near are worse. :func:`coordinates` of the surface come from an autoencoder
+  of the codes, a small problem of M numbers instead of an image.
+- *One more code*. If a factor is missing, the reconstructions differ from the images by what it
+  does, and :func:`missing` is the principal component of that.
 """
 
 from typing import TYPE_CHECKING
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.nn import ResidualLayer
 
@@ -83,24 +82,57 @@ def coordinates(loc: Tensor, precision: Tensor, size: int) -> Tensor:
         return found
 
 
+@torch.no_grad()
+def missing(trainer: "Trainer") -> tuple[float, Tensor]:
+    """The direction along which the reconstructions of the monitor images miss most.
+
+    With the residuals r = x - E[x | loc] of one half of the images, their first principal component
+    v, of length 1, and with those of the other half what it is worth in nats per image,
+
+        Var(v . r) / (2 s^2),
+
+    s^2 the likelihood's variance, mean of pixels. Noise has no direction, and is worth 1/2.
+
+    Returns:
+        That worth, and v (D,).
+    """
+    rest = residuals(trainer, trainer.monitor_images)
+    half = len(rest) // 2
+    first, second = (part - part.mean(0) for part in (rest[:half], rest[half:]))
+    # The principal component's scores are the last eigenvector.
+    direction = torch.linalg.eigh(first @ first.T).eigenvectors[:, -1] @ first
+    direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+    variance = trainer.model.likelihood(trainer.monitor_images[:1]).variance.mean()
+    return ((second @ direction).var() / (2.0 * variance)).item(), direction
+
+
+@torch.no_grad()
+def residuals(trainer: "Trainer", x: Tensor) -> Tensor:
+    """What the reconstructions of images x (N, C, H, W) miss, (N, D)."""
+    codes = trainer.codes(x)
+    with evaluating(trainer.model):
+        mean: Tensor = trainer.model.likelihood(trainer.model.decoder(codes.loc)).mean
+    return (x - mean).flatten(1)
+
+
 @torch.enable_grad()
-def teach(trainer: "Trainer", images: Tensor, latents: Tensor, codes: Tensor) -> None:
+def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
     """Train encoder and decoder with given codes in place of the posterior means.
 
     The loss of an image x with codes u is, in nats and without a constant,
 
         -log p(x | z) + sum_k L_k (loc_k(x) - u_k)^2 / 2,  z_k ~ Normal(u_k, L_k^-1/2),
 
-    the second term the KL between two Normals of the posterior's precision L_k.
+    the second term the KL between two Normals of the posterior's precision L_k. The optimizer of
+    the training forgets its running means.
 
     Args:
         trainer: The training.
         images: (N, C, H, W), as the data have them.
-        latents: Indices (d,) of the latents that take the codes; the others are 0.
-        codes: u (N, d).
+        codes: u (N, K), of all latents.
     """
-    model, guide = trainer.model, trainer.guide
-    precision = trainer.codes(trainer.monitor_images).precision.mean(0)[latents].detach()
+    model, guide, team = trainer.model, trainer.guide, trainer.team
+    precision = trainer.codes(trainer.monitor_images).precision.mean(0).detach()
     pair = [*model.parameters(), *guide.parameters()]
     # Not that of the training, whose moments belong to the ELBO and whose gradients are those that
     # a recording writes to.
@@ -113,14 +145,16 @@ def teach(trainer: "Trainer", images: Tensor, latents: Tensor, codes: Tensor) ->
         index = torch.randint(len(images), (trainer.batches.batch_size,))
         x = ImageData.to_unit(images[index].to(trainer.device))
         u = codes[index.to(codes.device)]
-        z = x.new_zeros(len(x), model.latent_size)
-        z[:, latents] = u + precision.rsqrt() * torch.randn_like(u)
-        error = guide.codes(x).loc[:, latents] - u
-        likelihood = model.likelihood(model.decoder(z)).log_prob(x).mean()
-        loss = (precision * error.square()).sum(1).mean() / 2.0 - likelihood
+        output = model.decoder(u + precision.rsqrt() * torch.randn_like(u))
+        distance = (precision * (guide.codes(x).loc - u).square()).sum(1) / 2.0
+        loss = (distance - model.likelihood(output).log_prob(x)).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(pair, trainer.spec.clip_norm)
         optimizer.step()
-    for parameter, gradient in zip(pair, own, strict=True):
-        parameter.grad = gradient
+    with torch.no_grad():
+        for parameter, gradient in zip(pair, own, strict=True):
+            parameter.grad = gradient
+            # Not the same to the last bit on different machines.
+            parameter.copy_(team.agreed(parameter.detach()))
+    trainer.forget([(parameter, ...) for parameter in pair])

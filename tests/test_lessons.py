@@ -8,10 +8,10 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, ScheduleSpec
-from ngvae_pyro.training import actions, unfolding
+from ngvae_pyro.training import actions, lessons
 from ngvae_pyro.training.actions import Unfold, actions_of
+from ngvae_pyro.training.lessons import coordinates, teach
 from ngvae_pyro.training.trainer import Trainer
-from ngvae_pyro.training.unfolding import coordinates, teach
 
 ANGLES = torch.rand(2000, generator=torch.Generator().manual_seed(7)) * 4.0 - 2.0
 ARC = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
@@ -19,8 +19,8 @@ ARC = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
-    monkeypatch.setattr(unfolding, "STEPS", 500)
-    monkeypatch.setattr(unfolding, "LESSON", 300)
+    monkeypatch.setattr(lessons, "STEPS", 500)
+    monkeypatch.setattr(lessons, "LESSON", 300)
 
 
 def test_an_arc_is_unrolled():
@@ -56,8 +56,9 @@ def bent():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0] * 4 + [-4.0, 2.5, -4.0, 2.5]))
         model.decoder.stem.weight[:, [0, 2]] = 0.0
+    codes = torch.zeros(len(ARC), 4).index_copy(1, latents, ARC)
     for _ in range(3):
-        teach(own, data.images, latents, ARC[: len(data)])
+        teach(own, data.images, codes)
     return own
 
 
@@ -71,7 +72,7 @@ def test_a_folded_factor_gets_one_latent(bent):
     # Taught well enough: the codes are the arc.
     assert (informative(bent)[1][:, [3, 1]] - ARC[:1024]).square().mean() < 0.01
     begin = bent.step
-    Unfold(0.0, 100).apply(bent)
+    Unfold(0.0, steps=100).apply(bent)
     (move,) = bent.fit.moves
     assert move.accepted and str(move) == "unfolding to 1"
     assert (move.latent, move.size, move.step) == (None, 1, begin)
@@ -91,9 +92,9 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
     bent.set_state(start)
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(bent, "loss", lambda: next(losses))
-    monkeypatch.setattr(unfolding, "LESSON", 2)
-    monkeypatch.setattr(unfolding, "STEPS", 2)
-    Unfold(0.0, 4).apply(bent)
+    monkeypatch.setattr(lessons, "LESSON", 2)
+    monkeypatch.setattr(lessons, "STEPS", 2)
+    Unfold(0.0, steps=4).apply(bent)
     (move,) = bent.fit.moves
     assert not move.accepted
     forked = bent.state()
@@ -103,10 +104,10 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
 
 
 def test_codes_of_full_dimension_are_left_alone(bent, monkeypatch):
-    square = torch.rand(2000, 2), torch.ones(2), torch.tensor([1, 3])
-    monkeypatch.setattr(actions, "_informative_codes", lambda trainer: square)
+    square = torch.rand(2000, 4), torch.ones(4), torch.tensor([1, 3])
+    monkeypatch.setattr(actions, "_look", lambda trainer: square)
     before = bent.state()
-    Unfold(0.0, 4).apply(bent)
+    Unfold(0.0, steps=4).apply(bent)
     assert not bent.fit.moves and bent.step == before["step"]
 
 
@@ -141,4 +142,4 @@ def projection(latents, change, size):
 def test_the_schedule_declares_it():
     moves = (Move(kind="unfolding", at=0.4, steps=20),)
     schedule = ScheduleSpec(moves=moves, rescale=())
-    assert actions_of(schedule) == [Unfold(0.4, 20)]
+    assert actions_of(schedule) == [Unfold(0.4, steps=20)]
