@@ -35,9 +35,13 @@ from ngvae_pyro.specs import (
     Ramp,
     ScheduleSpec,
 )
+from ngvae_pyro.training import lessons
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.variants import run_spec
+
+# Long enough to see whether the processes learn the same.
+lessons.LESSON = 5
 
 SMALL = MLPSpec(width=16, depth=2)
 FIT = FitSpec(steps=12, batch_size=16, monitor_every=6, device="cpu")
@@ -45,7 +49,11 @@ FIT = FitSpec(steps=12, batch_size=16, monitor_every=6, device="cpu")
 # Of untrained latents some are informative, so that deaths are tried.
 MOVES = ScheduleSpec(
     z=Ramp(initial=5.0, end=0.3),
-    moves=(Move(kind="death", at=0.2, steps=4), Move(kind="birth", at=0.6, steps=4)),
+    moves=(
+        Move(kind="growth", at=0.1, steps=2),
+        Move(kind="death", at=0.2, steps=4),
+        Move(kind="birth", at=0.6, steps=4),
+    ),
     silence=0.8,
     independent=0.9,
 )

@@ -1,5 +1,6 @@
-"""A factor that is bent over two latents is put onto one of them."""
+"""Codes that are unrolled or begun anew, and a pair that learns them."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -9,8 +10,8 @@ from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, ScheduleSpec
 from ngvae_pyro.training import actions, lessons
-from ngvae_pyro.training.actions import Unfold, actions_of
-from ngvae_pyro.training.lessons import coordinates, teach
+from ngvae_pyro.training.actions import Grow, Unfold, actions_of
+from ngvae_pyro.training.lessons import coordinates, missing, teach
 from ngvae_pyro.training.trainer import Trainer
 
 ANGLES = torch.rand(2000, generator=torch.Generator().manual_seed(7)) * 4.0 - 2.0
@@ -139,7 +140,58 @@ def projection(latents, change, size):
     return whole
 
 
+@pytest.fixture
+def blind(bent):
+    """A training whose latents say nothing of a factor that moves all images."""
+    with torch.no_grad():
+        bent.model.decoder.stem.weight.zero_()
+        bent.guide.encoder.head.weight.zero_()
+        bent.guide.encoder.head.bias.copy_(torch.tensor([0.0] * 4 + [-4.0] * 4))
+        teach(bent, bent.batches.data.images, torch.zeros(2000, 4))
+    return bent
+
+
+def test_what_is_missing_is_the_principal_component_of_the_residuals(blind):
+    worth, direction = missing(blind)
+    x = blind.monitor_images
+    rest = (x - blind.model.decoder(blind.guide.codes(x).loc)).flatten(1).detach().double()
+    vectors = np.linalg.eigh(np.cov(rest[:512].numpy().T)).eigenvectors
+    assert abs(direction.double().numpy() @ vectors[:, -1]) == pytest.approx(1.0, abs=1e-4)
+    scores = rest[512:].numpy() @ vectors[:, -1]
+    scale = blind.model.likelihood.scale
+    assert worth == pytest.approx(scores.var(ddof=1) / (2 * scale**2), rel=1e-3)
+    assert worth > 100
+
+
+def test_noise_is_not_missing(blind, monkeypatch):
+    scale = blind.model.likelihood.scale
+    noise = scale * torch.randn(1024, 16)
+    monkeypatch.setattr(lessons, "residuals", lambda trainer, x: noise)
+    assert missing(blind)[0] == pytest.approx(0.5, abs=0.15)
+    Grow(0.0, steps=4).apply(blind)
+    assert not blind.fit.moves
+
+
+def test_a_latent_begins_with_what_is_missing(blind):
+    (latents, loc), before = informative(blind), missing(blind)[0]
+    assert latents == [] and loc.var(0).max() < 0.01
+    Grow(0.0, steps=40).apply(blind)
+    move = blind.fit.moves[0]
+    assert move.kind == "growth" and move.accepted
+    assert str(move) == f"growth of z{move.latent}"
+    latents, loc = informative(blind)
+    assert move.latent in latents and loc[:, move.latent].var() > 0.5
+    assert missing(blind)[0] < 0.5 * before
+
+
+def test_no_latent_grows_where_none_is_left(blind, monkeypatch):
+    with torch.no_grad():
+        blind.guide.encoder.head.bias[4:] = 2.5
+    Grow(0.0, steps=4).apply(blind)
+    assert not blind.fit.moves
+
+
 def test_the_schedule_declares_it():
-    moves = (Move(kind="unfolding", at=0.4, steps=20),)
+    moves = (Move(kind="unfolding", at=0.4, steps=20), Move(kind="growth", at=0.3))
     schedule = ScheduleSpec(moves=moves, rescale=())
-    assert actions_of(schedule) == [Unfold(0.4, steps=20)]
+    assert actions_of(schedule) == [Unfold(0.4, steps=20), Grow(0.3)]

@@ -250,7 +250,7 @@ class Grow(Fork):
 
     def apply(self, trainer: "Trainer") -> None:
         while self.length(trainer, trainer.step) > 0:
-            worth, direction = trainer.team.agreed(missing(trainer))
+            worth, direction = map(trainer.team.agreed, missing(trainer))
             codes = trainer.codes(trainer.monitor_images)
             silent = (~codes.informative).nonzero().flatten().tolist()
             if worth < WORTH_A_LATENT or not silent:
