@@ -35,13 +35,9 @@ from ngvae_pyro.specs import (
     Ramp,
     ScheduleSpec,
 )
-from ngvae_pyro.training import lessons
 from ngvae_pyro.training.steps import NonFiniteLoss
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.variants import run_spec
-
-# Long enough to see whether the processes learn the same.
-lessons.LESSON = 5
 
 SMALL = MLPSpec(width=16, depth=2)
 FIT = FitSpec(steps=12, batch_size=16, monitor_every=6, device="cpu")

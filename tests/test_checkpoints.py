@@ -35,7 +35,7 @@ from ngvae_pyro.specs import (
     RelaxedGuideSpec,
 )
 from ngvae_pyro.training import checkpoints as module
-from ngvae_pyro.training import lessons, steps
+from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 
@@ -48,12 +48,6 @@ MOVES = (
     Move(kind="death", at=0.4, steps=4),
     Move(kind="unfolding", at=0.6, steps=4),
 )
-
-
-@pytest.fixture(autouse=True)
-def short_lessons(monkeypatch):
-    monkeypatch.setattr(lessons, "LESSON", 5)
-    monkeypatch.setattr(lessons, "STEPS", 5)
 
 
 @pytest.fixture

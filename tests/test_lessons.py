@@ -20,14 +20,13 @@ ARC = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
-    monkeypatch.setattr(lessons, "STEPS", 500)
-    monkeypatch.setattr(lessons, "LESSON", 300)
+    monkeypatch.setattr(actions, "STEPS", 500)
 
 
 def test_an_arc_is_unrolled():
     straight = torch.randn(2000)
     codes = torch.stack([ARC[:, 0], straight, ARC[:, 1]], 1)
-    found = coordinates(codes, torch.tensor([2e3, 1e4, 2e3]), 2)
+    found = coordinates(codes, torch.tensor([2e3, 1e4, 2e3]), 2, steps=500)
     torch.testing.assert_close(torch.cov(found.T), torch.eye(2), atol=1e-3, rtol=0.0)
     torch.testing.assert_close(found.mean(0), torch.zeros(2), atol=1e-4, rtol=0.0)
     # Both are functions of the two coordinates, nearly linear ones.
@@ -36,7 +35,7 @@ def test_an_arc_is_unrolled():
         rest = truth - design @ torch.linalg.lstsq(design, truth[:, None]).solution[:, 0]
         assert rest.var() < 0.1 * truth.var()
     # The ends of the arc, which are near each other in the codes, are now far apart.
-    (alone,) = coordinates(ARC, torch.ones(2), 1).T
+    (alone,) = coordinates(ARC, torch.ones(2), 1, steps=500).T
     assert abs(spearmanr(alone, ANGLES).statistic) > 0.99
 
 
@@ -94,7 +93,7 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
     losses = iter([1.0, 2.0])
     monkeypatch.setattr(bent, "loss", lambda: next(losses))
     monkeypatch.setattr(lessons, "LESSON", 2)
-    monkeypatch.setattr(lessons, "STEPS", 2)
+    monkeypatch.setattr(actions, "STEPS", 2)
     Unfold(0.0, steps=4).apply(bent)
     (move,) = bent.fit.moves
     assert not move.accepted

@@ -55,7 +55,7 @@ from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.specs import Move, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
-from ngvae_pyro.training.lessons import coordinates, missing, residuals, teach
+from ngvae_pyro.training.lessons import STEPS, coordinates, missing, residuals, teach
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
@@ -227,7 +227,8 @@ class Unfold(Fork):
         guide, own = trainer.guide, precision[latents]
         assert isinstance(guide, SwitchableLatents)
         with trainer.fixed_noise():
-            found = trainer.team.agreed(coordinates(loc[:, latents], own, size))
+            steps = min(STEPS, trainer.spec.steps)
+            found = trainer.team.agreed(coordinates(loc[:, latents], own, size, steps))
             # The linear change of coordinates that is nearest, from which the lesson begins.
             centred = loc[:, latents] - loc[:, latents].mean(0)
             change = trainer.team.agreed(torch.linalg.lstsq(centred, found).solution.T)
@@ -250,7 +251,7 @@ class Grow(Fork):
 
     def apply(self, trainer: "Trainer") -> None:
         while self.length(trainer, trainer.step) > 0:
-            worth, direction = map(trainer.team.agreed, missing(trainer))
+            worth, direction = missing(trainer)
             codes = trainer.codes(trainer.monitor_images)
             silent = (~codes.informative).nonzero().flatten().tolist()
             if worth < WORTH_A_LATENT or not silent:

@@ -25,7 +25,8 @@ from ngvae_pyro.nn import ResidualLayer
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
 
-# The autoencoder of codes: its layers, and its training by Adam.
+# The autoencoder of codes: its layers, and its training by Adam, in at most as many steps as that of
+# the pair.
 WIDTH, DEPTH = 128, 3
 STEPS, BATCH, LEARNING_RATE = 1_500, 256, 3e-3
 # Standard deviation of the noise on its middle, so that close codes get close coordinates.
@@ -33,7 +34,7 @@ NOISE = 0.02
 # Weight of the squared middle, without which its size would be arbitrary.
 DECAY = 1e-3
 
-# Steps of the lesson, at most at this learning rate.
+# Steps of the lesson, at most a tenth of those of the training, and its highest learning rate.
 LESSON, LESSON_RATE = 400, 2e-3
 
 
@@ -48,7 +49,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.enable_grad()
-def coordinates(loc: Tensor, precision: Tensor, size: int) -> Tensor:
+def coordinates(loc: Tensor, precision: Tensor, size: int, steps: int = STEPS) -> Tensor:
     """Fewer coordinates of codes, uncorrelated, with mean 0 and variance 1.
 
     The autoencoder minimises sum_k w_k (loc_k - g_k(f(loc)))^2 over the codes, where w are the
@@ -58,6 +59,7 @@ def coordinates(loc: Tensor, precision: Tensor, size: int) -> Tensor:
         loc: Codes (N, M), on any device.
         precision: Posterior precisions (M,).
         size: Number d of coordinates, 1 to M.
+        steps: Steps of the autoencoder's training.
 
     Returns:
         u (N, d).
@@ -66,8 +68,8 @@ def coordinates(loc: Tensor, precision: Tensor, size: int) -> Tensor:
     back = _network(size, loc.shape[1]).to(loc)
     weights = precision / precision.mean()
     optimizer = torch.optim.Adam([*into.parameters(), *back.parameters()], LEARNING_RATE)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _rate(step, STEPS)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _rate(step, steps)
         z = loc[torch.randint(len(loc), (BATCH,)).to(loc.device)]
         u = into(z)
         error = back(u + NOISE * torch.randn_like(u)) - z
@@ -94,7 +96,7 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
     s^2 the likelihood's variance, mean of pixels. Noise has no direction, and is worth 1/2.
 
     Returns:
-        That worth, and v (D,).
+        That worth, and v (D,), the same in all processes.
     """
     rest = residuals(trainer, trainer.monitor_images)
     half = len(rest) // 2
@@ -103,7 +105,8 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
     direction = torch.linalg.eigh(first @ first.T).eigenvectors[:, -1] @ first
     direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
     variance = trainer.model.likelihood(trainer.monitor_images[:1]).variance.mean()
-    return ((second @ direction).var() / (2.0 * variance)).item(), direction
+    worth = ((second @ direction).var() / (2.0 * variance)).item()
+    return trainer.team.agreed(worth), trainer.team.agreed(direction)
 
 
 @torch.no_grad()
@@ -139,9 +142,10 @@ def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
     optimizer, own = torch.optim.Adam(pair), [p.grad for p in pair]
     present = trainer.learning_rate(trainer.spec.learning_rate, trainer.step / trainer.spec.steps)
     highest = min(LESSON_RATE, present)
-    for step in range(LESSON):
+    steps = min(LESSON, trainer.spec.steps // 10)
+    for step in range(steps):
         trainer.heed()
-        optimizer.param_groups[0]["lr"] = highest * _rate(step, LESSON)
+        optimizer.param_groups[0]["lr"] = highest * _rate(step, steps)
         index = torch.randint(len(images), (trainer.batches.batch_size,))
         x = ImageData.to_unit(images[index].to(trainer.device))
         u = codes[index.to(codes.device)]
