@@ -25,8 +25,8 @@ from ngvae_pyro.nn import ResidualLayer
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
 
-# The autoencoder of codes: its layers, and its training by Adam, in at most as many steps as that of
-# the pair.
+# The autoencoder of codes: its layers, and its training by Adam, of at most as many steps as the
+# pair's.
 WIDTH, DEPTH = 128, 3
 STEPS, BATCH, LEARNING_RATE = 1_500, 256, 3e-3
 # Standard deviation of the noise on its middle, so that close codes get close coordinates.
