@@ -307,7 +307,8 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
     """Plot each latent's p, by which it counts as informative, and the KLs against the step.
 
     Moves that were kept are lines; moves that were tried and rejected are hollow marks at the top,
-    where their branches began: an upward triangle for a birth, a downward one for a death.
+    where their branches began: an upward triangle for a birth, a downward one for a death, a square
+    for a growth, a circle for an unfolding.
 
     Args:
         fit: The trained pair, with its history.

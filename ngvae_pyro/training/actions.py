@@ -16,8 +16,8 @@ be able to do, and is checked before the first step.
 Moves between informative and uninformative latents achieve what gradients alone cannot. The price
 of an informative latent is flat once the latent is informative, and its relaxation is flat once it
 is not, so gradient steps neither switch a redundant latent off nor let a missing one in. A move is
-a jump in the parameters of one latent, kept only if it pays (like the birth and delete moves for
-variational mixtures; Hughes and Sudderth, 2013):
+a jump in the parameters, kept only if it pays (like the birth and delete moves for variational
+mixtures; Hughes and Sudderth, 2013):
 
 - *birth*. An uninformative latent has precision 1, so it can only carry information through a wide
   loc; the variance of its loc reveals that. The jump divides loc by its standard deviation and
@@ -25,6 +25,13 @@ variational mixtures; Hughes and Sudderth, 2013):
   p near 1, and the latent's own precision to what the leak is worth: the same code, less noise.
 - *death*. The jump sets loc to 0 and p near 0, and the decoder's column to 0 (its mean
   contribution goes into the bias).
+- *growth*. A factor that no latent tells moves all images away from their reconstructions. A silent
+  latent is taught the principal component of these residuals.
+- *unfolding*. A factor that is bent over several latents leaves codes on a surface of fewer
+  dimensions. The latents are taught as many coordinates of that surface.
+
+The last two, of :mod:`ngvae_pyro.training.lessons`, are no small jumps: encoder and decoder learn
+the new codes in some hundred steps of their own before the fork begins.
 
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
