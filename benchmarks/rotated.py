@@ -52,7 +52,7 @@ from ngvae_pyro.fitted import locs, site_terms
 from ngvae_pyro.guide import GaussianGuide, NormalGammaGuide, recombine
 from ngvae_pyro.machine import seeded
 from ngvae_pyro.report import table
-from ngvae_pyro.training.actions import ROTATION_IMAGES
+from ngvae_pyro.training.actions import LOOK_AT
 
 NG = "normal_gamma+relaxed"
 PAIRS = (
@@ -193,7 +193,7 @@ def run(folder):
         return {**result, "rotated": "no: its posterior is not Gaussian"}
     probs = torch.tensor(result["before"]["metrics"]["probs"])
     latents = (probs > 0.5).nonzero().flatten()
-    images = train.subset(slice(0, ROTATION_IMAGES))
+    images = train.subset(slice(0, LOOK_AT))
     codes = locs(fit, images)[:, latents].double().numpy()
     if len(latents) < 2 or (found := axes.find(codes)) is None:
         return {**result, "rotated": "no: its informative latents have no axes"}

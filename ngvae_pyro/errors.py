@@ -7,7 +7,15 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """One clear line for the user; the command line prints it to stderr and exits with 2."""
+    """One clear line for the user; the command line prints it to stderr and exits with 2.
+
+    Args:
+        message: What was expected and what came; :func:`one_line` is made of it, since it may quote
+            anything.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
 
 
 class Notice(UserWarning):
@@ -34,7 +42,7 @@ def one_line(message: object) -> str:
     text = printable(str(message))
     if len(text) <= LONGEST:
         return text
-    return f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
+    return f"{text[: LONGEST * 3 // 4 - 5]} ... {text[-LONGEST // 4 :]}"
 
 
 def described(value: Any) -> str:

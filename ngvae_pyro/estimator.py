@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ngvae_pyro import runs, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData, number_array
-from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.evaluation import diagnostics, evidence
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import (
@@ -30,7 +30,7 @@ from ngvae_pyro.fitted import (
     near,
     read_latents,
 )
-from ngvae_pyro.specs import GUIDE_SPECS, DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
+from ngvae_pyro.specs import DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.verdict import Verdict
 
@@ -194,8 +194,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             seed=_seed(self.random_state),
         )
         values = _given(name=data, held_out=self.held_out)
-        _check_variant("model", self.model, (ModelSpec,))
-        _check_variant("guide", self.guide, GUIDE_SPECS)
+        variants.check_variant("NGVAE: model", self.model, "models")
+        variants.check_variant("NGVAE: guide", self.guide, "guides")
         model_spec = _model_spec(self.model, self.n_components, self.scale)
         guide_spec = variants.spec_of("guides", self.guide, {})
         return RunSpec(
@@ -496,11 +496,6 @@ def _check_columns(table: Any) -> None:
 def _fitted(estimator: NGVAE) -> list[str]:
     """The names of the attributes that a fit sets."""
     return [name for name in vars(estimator) if name.endswith("_") and not name.startswith("__")]
-
-
-def _check_variant(parameter: str, value: Any, specs: tuple[type[Spec], ...]) -> None:
-    expected = f"a name, a path to a .toml file or the spec of a {parameter}"
-    expect(f"NGVAE: {parameter}", value, (str, Path, *specs), expected)
 
 
 def _model_spec(

@@ -601,13 +601,23 @@ def is_seed(value: Any) -> bool:
 
 
 def check_folder(folder: Any) -> None:
-    """Refuse the empty name, which would mean the working directory.
+    """Refuse names of which nothing good comes.
+
+    The empty one would mean the working directory; from one that UTF-8 cannot write, safetensors
+    does not read weights.
 
     Raises:
         UserError: With what to pass.
     """
     if isinstance(folder, str) and not folder:
         raise UserError("folder: expected the name of a folder, got ''; '.' is the current one")
+    if isinstance(folder, (str, Path)):
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"folder: expected a name that UTF-8 can write, got {described(folder)}"
+            ) from None
 
 
 def check_fit(fit: Any) -> None:

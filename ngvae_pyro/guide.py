@@ -679,10 +679,10 @@ class ArdGuide(LocationScaleGuide):
         """How much each latent moves the images, (K,), at codes z (B, K).
 
         It is ``s_k^2 1/B sum_i |d E[x | y] / d y_k|^2``, the prior's variance times the squared
-        norm of a column of the decoder's Jacobian (section 3.4 of the paper), hence without s where
-        the decoder is differentiated by z. In squared units of x, summed over pixels and channels.
-        The Jacobian is that at the posterior mean; the authors' code takes it at a draw, and
-        averages before it squares.
+        norm of a column of the decoder's Jacobian (section 3.4 of the paper, equation 19), hence
+        without s where the decoder is differentiated by z. In squared units of x, summed over
+        pixels and channels. The Jacobian is that at the posterior mean; the authors' code takes
+        it at a draw, and averages before it squares.
         """
         model, columns = self.models[0], []
 

@@ -223,9 +223,13 @@ class AxisPrecision(nn.Module):
 
     so that y_k given the codes is Student's t with 2 a degrees of freedom and the squared scale
     b / a, which is ``variance``. Saha, Joshi and Whitaker (2025), arXiv:2501.10901, equations 8 and
-    9. It is computed anew whenever as many codes have come as the prior declares, from these alone;
-    until then ``variance`` is 1. All of its state is in buffers: it is saved with the weights, and
-    its arithmetic can be recorded.
+    9, with the mean 0 of their code. It is computed anew whenever as many codes have come as the
+    prior declares, from these alone; until then ``variance`` is 1, where their code has that of
+    10,000 codes before the first step. All of its state is in buffers: it is saved with the
+    weights, and its arithmetic can be recorded.
+
+    Formulas and constants have been checked against their code; the numbers of equations and
+    sections, here and below, are those by which others quote the paper.
 
     Args:
         spec: a0, b0, and how many codes.

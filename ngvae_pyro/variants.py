@@ -130,6 +130,24 @@ def read(kind: Kind, name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
+def check_variant(what: str, variant: Any, kind: Kind) -> None:
+    """Refuse what is not a name, a path or the spec of a model or of a guide.
+
+    Args:
+        what: The name of the argument.
+        variant: What was passed.
+        kind: Which of the two it has to be.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    from ngvae_pyro.specs import GUIDE_SPECS, ModelSpec
+
+    specs = (ModelSpec,) if kind == "models" else GUIDE_SPECS
+    expected = f"a name, a path to a .toml file or the spec of a {kind.removesuffix('s')}"
+    expect(what, variant, (str, Path, *specs), expected)
+
+
 def spec_of(kind: Kind, variant: "str | Path | Spec", changes: Mapping[str, Any]) -> Any:
     """The spec of a variant, given by name, path or as a spec, with changes applied.
 

@@ -42,6 +42,7 @@ for _name in ng.__all__:
 SMALL = "{'width': 4, 'depth': 1}"
 AXES = "Figure().add_subplot()"
 SPEC = "ng.FitSpec(steps=2, batch_size=8, device='cpu')"
+COUNTED = f"ng.ModelSpec(decoder={SMALL})"
 # Each function with good arguments; those by keyword come up, or are left out.
 CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
     "ng.load_data": (["'images.npz'"], {"seed": "0", "n": "10", "root": "'x'", "device": "'cpu'"}),
@@ -58,6 +59,11 @@ CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
     "ng.RunSpec": ([], {"model": "ng.ModelSpec()", "fit": SPEC}),
     "ng.Checkpoints": (["'checkpoints'"], {"every": "5", "appear": "None"}),
     "ng.fit": (["model", "guide", "data"], {"spec": SPEC, "progress": "False"}),
+    "ng.count": (
+        ["data"],
+        {"out": "'counts'", "factors": "[0.5, 2.0]", "model": COUNTED, "guide": "'relaxed'"}
+        | {"latent_size": "2", "steps": "2", "seed": "0", "held_out": "0.2", "device": "'cpu'"},
+    ),
     "ng.evaluate": (["fit", "data"], {"seed": "0"}),
     "ng.to_arviz": (
         ["fit", "data"],
@@ -161,6 +167,14 @@ PLAUSIBLE = {
     **dict.fromkeys(["codes", "factors", "torch.rand(4, 2)", "torch.ones(4, 2)"], TABLES),
     **dict.fromkeys(["Path('a.png')", "folder", "run", "'checkpoints'", "'images.npz'"], PATHS),
     **dict.fromkeys(["'s.json'", "'x'"], PATHS),
+    "'counts'": [*PATHS, "'run'", "data"],
+    "[0.5, 2.0]": [
+        *("2.0", "[]", "['2']", "[1.0]", "[2.0, 2.0]", "[0.0]", "[-1.0]", "(1e-9, 2)", "[True]"),
+        *("[float('nan')]", "[10**400]", "np.array([2.0])", "[np.float32(2.0)]", "None"),
+    ],
+    COUNTED: ["'normal_gama'", "'gaussian'", "model", "guide.spec", "None", "''", "{}"],
+    "'relaxed'": ["'relaxd'", "'gaussian'", "guide", "model.spec", "None", "'x.toml'"],
+    "0.2": ["'a'", "0.0", "1.0", "-0.1", "0.999", "float('nan')", "None", "True", "2"],
     **dict.fromkeys(["pair", "mixture"], PAIRS),
     **dict.fromkeys(["spec", SPEC], SPECS),
     "rows": ["[]", "{}", "None", "ng.evaluate(fit, data)", "rows[:1]", "rows * 3"],
@@ -405,7 +419,8 @@ def call_case(chance: random.Random, wild: bool) -> Call:
     function = chance.choice(sorted(CALLS))
     given, possible = CALLS[function]
     words, options = list(given), {k: v for k, v in possible.items() if chance.random() < 0.5}
-    if function == "ng.fit":
+    if function in ("ng.fit", "ng.count"):
+        # With small networks and few steps.
         options = dict(possible)
     ways = ["word"] * 6 + ["option"] * 4 + ["swap", "drop", "unknown", "more"]
     for _ in range(chance.choice([0] + [1] * 8 + [2])):

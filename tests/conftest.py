@@ -1,9 +1,12 @@
 """Shared small pairs: every declared model with every guide that fits it."""
 
+import sys
+from types import SimpleNamespace
+
 import pyro
 import pytest
 import torch
-from support import SMALL, undrawn
+from support import SMALL, RayError, undrawn
 
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
@@ -58,3 +61,23 @@ def small_pair():
         return network, load_guide(guide, network, encoder=SMALL)
 
     return build
+
+
+@pytest.fixture
+def ray_that_raises(monkeypatch):
+    """What stands for Ray, with the error that its ``init`` raises, and whether it was ended."""
+    for name in ("RAY_NUM_REDIS_GET_RETRIES", "RAY_USAGE_STATS_ENABLED"):
+        # Set first, so that they are taken away again.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def ray(error):
+        def init(**_):
+            raise error
+
+        fake = SimpleNamespace(init=init, ended=0, exceptions=SimpleNamespace(RayError=RayError))
+        fake.shutdown = lambda: setattr(fake, "ended", fake.ended + 1)
+        monkeypatch.setitem(sys.modules, "ray", fake)
+        return fake
+
+    return ray

@@ -788,6 +788,7 @@ def lightened(steps: int = 2) -> Iterator[None]:
     nothing: Any = lambda *words, **options: None  # noqa: E731
     with (
         mock.patch("ngvae_pyro.runs.start.fit", two_steps),
+        mock.patch("ngvae_pyro.runs.counting.fit", two_steps),
         mock.patch("ngvae_pyro.data.sources.sprites", few),
         mock.patch("ngvae_pyro.data.formats._from_torchvision", fetched),
         mock.patch("ngvae_pyro.report.plots.save_all", few_figures),

@@ -39,6 +39,10 @@ def load(data, model="normal_gamma", guide="relaxed", network=SMALL):
     return model, load_guide(guide, model, encoder=network)
 
 
+class RayError(Exception):
+    """As that of Ray, of which its errors are subclasses."""
+
+
 # The command line -----------------------------------------------------------------------------
 
 # Words of a training that takes a fraction of a second.

@@ -224,6 +224,16 @@ def test_a_cluster_without_ray_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, ray_that_raises):
+    monkeypatch.setattr("ngvae_pyro.extras.find_spec", lambda name: name)
+    ray_that_raises(Exception("The current node timed out during startup."))
+    words = ["compare", "--pairs", "gaussian+gaussian", "--out", tmp_path / "c", *SMALL]
+    message = ngvae(*words, "--ray", "local", code=2)
+    assert message.endswith(
+        "--ray local: Ray does not start: The current node timed out during startup."
+    )
+
+
 def test_evaluate_adds_the_metrics_to_a_run(done, images, tmp_path):
     jobs = SMALL.index("--jobs")
     own = SMALL[:jobs] + SMALL[jobs + 2 :]

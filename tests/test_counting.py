@@ -146,6 +146,19 @@ def test_a_mistake_is_one_line(counting, tmp_path, capsys, monkeypatch, words, l
     assert line in said and said.count("\n") == 1 and not (tmp_path / "c").exists()
 
 
+def test_a_cluster_that_is_not_reached_is_one_line(
+    counting, tmp_path, capsys, monkeypatch, ray_that_raises
+):
+    monkeypatch.setattr("ngvae_pyro.extras.find_spec", lambda name: name)
+    ray_that_raises(ConnectionError("Failed to connect to Ray cluster at x:1"))
+    words = ["--sets", "flat_3", "--methods", "twonn", "--ray", "x:1"]
+    assert run(counting, tmp_path / "c", *words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "counting: --ray x:1: no Ray cluster there: Failed to connect to Ray cluster at x:1"
+    )
+
+
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--processes", "0"], ["--seeds", "-1"]])
 def test_numbers_out_of_range_are_a_line(counting, tmp_path, capsys, words):
     with pytest.raises(SystemExit) as end:

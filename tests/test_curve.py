@@ -11,7 +11,7 @@ from support import SHORT, cut, ngvae, undrawn
 
 import ngvae_pyro as ng
 from ngvae_pyro import runs
-from ngvae_pyro.errors import Notice, UserError
+from ngvae_pyro.errors import LONGEST, Notice, UserError
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.records import CheckedCurve
 from ngvae_pyro.report import plots
@@ -245,12 +245,19 @@ def test_scales_finer_than_any_are_left_out():
         ({"steps": 1.5}, "steps: expected a whole number"),
         ({"seed": -1}, r"seed: expected a whole number in \[0, 2\*\*32\), got -1"),
         ({"out": 3}, "out: expected the name of a folder, or None, got 3"),
+        ({"out": "\udcff"}, r"folder: expected a name that UTF-8 can write, got '.udcff'"),
+        ({"factors": [10**400]}, "factors: expected numbers above 0, .*, got 1000"),
+        ({"factors": [float("nan")]}, "factors: expected numbers above 0, .*, got nan"),
         ({"guide": "gaussian"}, "gaussian"),
+        ({"guide": ng.ModelSpec()}, "guide: expected a name, .* spec of a guide, got a ModelSpec"),
+        ({"model": RelaxedGuideSpec()}, "model: expected a name, .* of a model, got a RelaxedGui"),
+        ({"model": "a\nb" + 5000 * "x"}, r"unknown model 'a.nbxxx.* \.\.\. .*\.toml file\)$"),
     ],
 )
 def test_arguments_that_are_refused(changes, line):
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=line) as caught:
         ng.count(greys(), **small(**changes))
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= LONGEST
 
 
 @pytest.mark.parametrize(

@@ -462,7 +462,7 @@ WRONG_SEEDS = (-1, True, 2**32, 2**40, 1.5, [1, 2])
         ({"held_out": 2.0}, "^NGVAE: held_out: expected a number < 1, got 2.0"),
         ({"model": "normal_gama"}, "unknown model 'normal_gama'; did you mean"),
         ({"guide": "gaussian"}, "guide family 'gaussian' does not fit"),
-        ({"scale": 0}, "^NGVAE: scale: expected a number >= 0.0001, got 0"),
+        ({"scale": 0}, "^NGVAE: scale: expected a number >= 0.0001 or 'auto', got 0"),
         ({"model": 3}, "^NGVAE: model: expected a name, a path .* spec of a model, got 3$"),
         ({"model": RelaxedGuideSpec()}, "^NGVAE: model: expected .*, got a RelaxedGuideSpec$"),
         ({"guide": ModelSpec()}, "^NGVAE: guide: expected .* the spec of a guide, got a ModelSpec"),

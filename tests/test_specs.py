@@ -2,12 +2,13 @@
 
 import math
 import tomllib
+from typing import Annotated, Literal
 
 import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ngvae_pyro import variants
 from ngvae_pyro.cli import assign
@@ -29,6 +30,7 @@ from ngvae_pyro.specs import (
     RelaxedGuideSpec,
     RunSpec,
     ScheduleSpec,
+    Spec,
     parse,
 )
 from ngvae_pyro.variants import run_spec, spec_of
@@ -90,6 +92,18 @@ def test_price_is_minus_log_probs():
         (ModelSpec, {"likelihood": {"family": "gaussien"}}, "did you mean 'gaussian'?"),
         (
             ModelSpec,
+            {"likelihood": {"scale": "foo"}},
+            "likelihood.scale: expected a number or 'auto', got 'foo'",
+        ),
+        (
+            ModelSpec,
+            {"likelihood": {"scale": "atuo"}},
+            "expected a number or 'auto', got 'atuo'; did you mean 'auto'?",
+        ),
+        (ModelSpec, {"likelihood": {"scale": -1}}, "a number >= 0.0001 or 'auto', got -1"),
+        (ModelSpec, {"likelihood": {"scale": [1]}}, "a number or 'auto', got [1]"),
+        (
+            ModelSpec,
             {"likelihood": {"family": "bernoulli", "scale": 0.2}},
             "likelihood: scale belongs to the gaussian likelihood, not to bernoulli",
         ),
@@ -136,8 +150,8 @@ def test_price_is_minus_log_probs():
         (
             GUIDE,
             {"schedule": {"moves": [{"kind": "brith", "at": 0.2}]}},
-            "schedule.moves.0.kind: expected one of 'birth' or 'death', got 'brith'; "
-            "did you mean 'birth'?",
+            "schedule.moves.0.kind: expected one of 'birth', 'death' or 'unfolding', "
+            "got 'brith'; did you mean 'birth'?",
         ),
         (
             GUIDE,
@@ -168,6 +182,29 @@ def test_every_mistake_is_one_line(spec, values, line):
         parse(spec, values, "mine.toml")
     message = str(caught.value)
     assert message.startswith("mine.toml: ") and line in message and "\n" not in message
+
+
+class Counted(Spec):
+    """A number or a word in both orders, with two words and two kinds of number."""
+
+    most: Annotated[int, Field(ge=1)] | Literal["none", "all"] = "all"
+    share: Literal["auto"] | Annotated[float, Field(ge=0.0)] | bool = "auto"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"most": "al"}, "expected a whole number or 'none' or 'all', got 'al'; did you mean 'all"),
+        ({"most": 0}, "most: expected a number >= 1 or 'none' or 'all', got 0"),
+        ({"share": "x"}, "share: expected a number or true or false or 'auto', got 'x'"),
+        ({"share": -1.0}, "share: expected a number >= 0 or true or false or 'auto', got -1.0"),
+        ({"most": "x", "share": "x"}, "most: expected a whole number or 'none' or 'all', got 'x'"),
+    ],
+)
+def test_of_a_number_or_a_word_the_line_names_both(values, line):
+    with pytest.raises(UserError, match="^mine.toml: ") as caught:
+        parse(Counted, values, "mine.toml")
+    assert line in str(caught.value)
 
 
 def test_a_changed_decoder_keeps_its_depth():

@@ -63,15 +63,16 @@ class ArdELBO(BetaELBO):
 
         1/2 (log s^2 - log sigma^2 - 1 + (mu^2 + sigma^2) / s^2).
 
-    Saha, Joshi and Whitaker (2025), arXiv:2501.10901, equation 15. The draws of a step become codes
-    from which s is computed for the steps to come; the KL takes it as constant. The paper sets
-    10,000 images apart for them, others in each epoch. Here they are the codes of the latest steps,
-    10,000 unless the prior declares another number, because a training is so many steps and not
-    epochs, and may have fewer images; the lag remains.
+    Saha, Joshi and Whitaker (2025), arXiv:2501.10901, equation 15; their code
+    (github.com/Surojit-Utah/ARD-VAE) has s^2 in place of log s^2, which has no gradient either. The
+    draws of a step become codes from which s is computed for the steps to come; the KL takes it as
+    constant. The paper sets 10,000 images apart for them, others in each epoch. Here they are the
+    codes of the latest steps, 10,000 unless the prior declares another number, because a training
+    is so many steps and not epochs, and may have fewer images; the lag remains.
 
     The paper's loss has the squared error in place of -log p(x | z), so its beta, tuned for each
-    data set, is 2 scale^2 times this one: 0.02 times for a gaussian of the scale 0.1. Its published
-    code has 0.05 for CIFAR-10, 0.5 for MNIST and 3 for CelebA, in [-1, 1].
+    data set, is 2 scale^2 times this one: 0.02 times for a gaussian of the scale 0.1. The code has
+    0.05 for CIFAR-10 and 0.5 for MNIST, in [0, 1], and 3 for CelebA, in [-1, 1].
 
     Args:
         beta: Weight of the KL; with 1 this is the ELBO.

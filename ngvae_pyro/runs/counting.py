@@ -6,6 +6,7 @@ data themselves have, and looks for the longest stretch of scales that agree: th
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -127,6 +128,8 @@ def count(
     if not is_seed(seed):
         raise UserError(f"seed: expected a whole number in [0, 2**32), got {described(seed)}")
     expect("device", device, str, "auto, cpu, cuda or cuda:N")
+    variants.check_variant("model", model, "models")
+    variants.check_variant("guide", guide, "guides")
     path = isinstance(images, (str, Path))
     found = None if path else as_images(images)
     training = {"seed": int(seed), "device": device} | ({} if steps is None else {"steps": steps})
@@ -229,8 +232,9 @@ def _checked(factors: Any) -> list[float]:
     expect("factors", factors, (list, tuple), expected)
     for factor in factors:
         expect("factors", factor, Real, expected)
-        if not (math.isfinite(factor) and factor > 0):
-            raise UserError(f"factors: expected {expected}, got {factor}")
+        # Of whole numbers too large for a float as well, and of NaN.
+        if not 0 < factor <= sys.float_info.max:
+            raise UserError(f"factors: expected {expected}, got {described(factor)}")
     found = sorted([*map(float, factors), 1.0])
     for low, high in pairwise(found):
         if high < APART * low:

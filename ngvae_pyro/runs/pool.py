@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
@@ -114,6 +115,33 @@ def _of_process(future: Future[Result]) -> Result:
         raise Lost from None
 
 
+@dataclass(frozen=True)
+class _Joining:
+    """Makes a line of what Ray raises where it joins or starts no cluster.
+
+    That is ConnectionError, TimeoutError and other OSErrors where nobody answers, ValueError for an
+    address, RuntimeError and errors of its own where a part fails, and also the class Exception
+    itself: of a node or a dashboard that does not start in time (Ray 2.60,
+    ``_private/node.py`` and ``_private/services.py``). Other subclasses of Exception are faults.
+
+    Args:
+        address: As for :func:`run_all`.
+        own: ``ray.exceptions.RayError``.
+    """
+
+    address: str
+    own: type[Exception]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        if kind is Exception or isinstance(error, (OSError, RuntimeError, ValueError, self.own)):
+            reason = one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
+            what = "Ray does not start" if self.address == "local" else "no Ray cluster there"
+            raise UserError(f"--ray {self.address}: {what}: {reason}") from None
+
+
 def _on_ray(
     jobs: Sequence[Job],
     function: Callable[[Job], Result],
@@ -121,23 +149,23 @@ def _on_ray(
     address: str,
     gpus: int,
 ) -> Iterator[tuple[Job, Callable[[], Result]]]:
-    with needed("ray"):
-        import ray
+    # Ray has 20 tries at an address where nobody answers, of 40 seconds each.
+    if address != "local":
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     # Nobody has agreed to statistics about what is run here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with needed("ray"):
+        import ray
     # The workers import the function from where it comes from here.
     path = os.pathsep.join(part for part in sys.path if part)
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--ray {address}: no Ray cluster there: {one_line(reason)}") from None
-    try:
+        with _Joining(address, ray.exceptions.RayError):
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
         # A job that was killed would be killed again; the same command goes on with it.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_with_threads)
         job_of = {task.remote(function, job, threads): job for job in jobs}

@@ -28,7 +28,7 @@ with needed("train"):
         ValidationError,
         model_validator,
     )
-    from pydantic_core import core_schema
+    from pydantic_core import ErrorDetails, core_schema
 
 
 class Spec(BaseModel):
@@ -227,18 +227,22 @@ def _subclasses(spec: type[Spec]) -> Iterator[type[Spec]]:
 
 def _explain(root: type[Spec] | None, error: ValidationError) -> str:
     """Describe the first of a validation's errors in one line."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first, location = errors[0], errors[0]["loc"]
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
+    # Of a number or a word there is an error for each, at the key and what pydantic calls its kind.
+    union = [other for other in errors if other["loc"][:-1] == location[:-1] != ()]
+    words = [other for other in union if str(other["loc"][-1]).startswith("literal[")]
+    if words:
+        location = location[:-1]
     # A location consists of keys, array positions and union tags, which are class names.
     members = {member.__name__: member for member in _subclasses(Spec)}
-    # Of a number or a word, pydantic names the kinds too.
-    kinds = {"constrained-float", "literal['auto']", *members}
-    keys = [str(part) for part in first["loc"] if part not in kinds]
+    keys = [str(part) for part in location if part not in members]
     key = ".".join(keys) or "the file"
     if kind == "value_error":
         return f"{key}: {context['error']}" if keys else str(context["error"])
     if kind == "extra_forbidden":
-        known = list(_table(root, first["loc"][:-1], members).model_fields)
+        known = list(_table(root, location[:-1], members).model_fields)
         return f"unknown key '{key}'{nearest(keys[-1], known)} (known: {', '.join(known)})"
     if kind == "missing":
         return f"{key}: expected a value, got none"
@@ -246,12 +250,26 @@ def _explain(root: type[Spec] | None, error: ValidationError) -> str:
         options, got = _UNIONS[context["union"]], got[context["key"]]
         key = ".".join([*keys, context["key"]])
         expected, hint = f"one of {', '.join(map(repr, options))}", nearest(str(got), options)
+    elif words:
+        numbers = [_expected(other) for other in union if other not in words]
+        expected = " or ".join([*numbers, *(word["ctx"]["expected"] for word in words)])
+        hint = _nearest_word(got, words[0])
     else:
-        expected, hint = _EXPECTED.get(kind, first["msg"]).format(**context), ""
-    if kind == "literal_error" and isinstance(got, str):
-        options = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = nearest(got, options)
+        expected = _expected(first)
+        hint = _nearest_word(got, first) if kind == "literal_error" else ""
     return f"{key}: expected {expected}, got {shown(got)}{hint}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    return _EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+
+
+def _nearest_word(got: Any, error: ErrorDetails) -> str:
+    """A hint at the word of a literal that is nearest to what was given."""
+    if not isinstance(got, str):
+        return ""
+    words = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+    return nearest(got, words)
 
 
 def _table(root: type[Spec] | None, location: tuple[Any, ...], members: Mapping[str, Any]) -> Any:
