@@ -105,7 +105,7 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
 
 def test_codes_of_full_dimension_are_left_alone(bent, monkeypatch):
     square = torch.rand(2000, 4), torch.ones(4), torch.tensor([1, 3])
-    monkeypatch.setattr(actions, "_look", lambda trainer: square)
+    monkeypatch.setattr(actions, "_look", lambda trainer, count: square)
     before = bent.state()
     Unfold(0.0, steps=4).apply(bent)
     assert not bent.fit.moves and bent.step == before["step"]

@@ -212,27 +212,27 @@ class Unfold(Fork):
 
     def apply(self, trainer: "Trainer") -> None:
         # Imported only when needed, because importing scikit-learn takes a second.
-        from ngvae_pyro.dimension import of_codes
+        from ngvae_pyro.dimension import CODES, of_codes
 
         refused = 0
         while self.length(trainer, trainer.step) > 0:
-            loc, precision, latents = _look(trainer)
+            loc, _, latents = _look(trainer, CODES)
             found = of_codes(loc[:, latents])
             if found is None or (size := max(1, round(found)) + refused) >= len(latents):
                 return
-            jump = partial(self.jump, trainer, loc, precision, latents, size)
+            jump = partial(self.jump, trainer, latents, size)
             move = MoveRecord(self.kind, None, trainer.step, math.nan, math.nan, size)
             if self.fork(trainer, jump, move).accepted:
                 return
             refused += 1
 
     @torch.no_grad()
-    def jump(
-        self, trainer: "Trainer", loc: Tensor, precision: Tensor, latents: Tensor, size: int
-    ) -> None:
-        """Replace M latents, given all codes ``loc`` (N, K), by the first ``size`` of them."""
-        guide, own = trainer.guide, precision[latents]
+    def jump(self, trainer: "Trainer", latents: Tensor, size: int) -> None:
+        """Replace latents by the first ``size`` of them."""
+        guide = trainer.guide
         assert isinstance(guide, SwitchableLatents)
+        loc, precision, _ = _look(trainer)
+        own = precision[latents]
         with trainer.fixed_noise():
             steps = min(STEPS, trainer.spec.steps)
             found = trainer.team.agreed(coordinates(loc[:, latents], own, size, steps))
@@ -456,9 +456,9 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
 
 
 @torch.no_grad()
-def _look(trainer: "Trainer") -> tuple[Tensor, Tensor, Tensor]:
+def _look(trainer: "Trainer", count: int = LOOK_AT) -> tuple[Tensor, Tensor, Tensor]:
     """Posterior means (N, K), mean precisions (K,) and the indices (M,) of informative latents."""
-    images = trainer.batches.data.images[:LOOK_AT].split(LOOK_IMAGES)
+    images = trainer.batches.data.images[:count].split(LOOK_IMAGES)
     codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
     probs = torch.cat([code.probs for code in codes]).mean(0)
     latents = is_informative(probs).nonzero().flatten()
