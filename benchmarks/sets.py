@@ -16,7 +16,7 @@ counts as one.
 
 Sets that are *kept* are never used for a choice, of a default or of a rule; of the others some have
 been. They are drawn by other code: those of other papers, written anew from what these say, and
-four more. Sets that need a package of another author are there if it is installed:
+three more. Sets that need a package of another author are there if it is installed:
 ``pip install -e ".[bench]"``.
 """
 
@@ -439,18 +439,18 @@ def _sets() -> dict[str, Set]:
     about = "200 samples of shifted and scaled Gaussians (RRAE: Mounayer et al., 2024)"
     one = {"place": (0.25, 0.75), "height": (0.5, 1.5)}
     two = {"place": (0.15, 0.4), "height": (0.5, 1.5), "place2": (0.6, 0.85), "height2": (0.5, 1.5)}
-    table.add(Set("bump", 2, True, about, bumps, one), "")
-    table.add(Set("bumps", 4, True, about, bumps, two), "", "-noise05")
+    table.add(Set("bump", 2, True, about, bumps, one), "", "-noise05")
+    table.add(Set("bumps", 4, True, about, bumps, two), "", "-noise05", "-noise10")
 
     for kind, draw, counts in (
-        ("flat", flat_map, {3: "", 10: "-noise10"}),
-        ("curved", curved_map, {2: "", 5: "-noise05", 8: ""}),
+        ("flat", flat_map, {3: ("", "-noise05"), 10: ("-noise10",)}),
+        ("curved", curved_map, {2: ("",), 5: ("-noise05",), 8: ("", "-noise05")}),
     ):
         how = "a linear map" if kind == "flat" else "a linear map and sines"
         about = f"20-dimensional vectors by {how} (after Zheng, He, Qiu and Wipf, 2022)"
-        for count, ending in counts.items():
+        for count, endings in counts.items():
             spans = {f"u{i}": (-1.0, 1.0) for i in range(count)}
-            table.add(Set(f"{kind}_{count}", count, True, about, draw, spans), ending)
+            table.add(Set(f"{kind}_{count}", count, True, about, draw, spans), *endings)
 
     about = "reflectance of a leaf in 211 bands, PROSPECT-D (prosail)"
     six = {"n": (1.0, 2.5), "cab": (10.0, 80.0), "car": (2.0, 20.0), "cbrown": (0.0, 0.8)}
@@ -505,12 +505,12 @@ def _sets() -> dict[str, Set]:
     spans |= {"size": (0.06, 0.16)}
     table.add(
         Set("horizons", 5, True, "sky, sun and a field, in colour", horizons, spans),
-        *("", "-noise10", "-faint30"),
+        *("", "-noise10", "-faint30", "-faint60-noise10", "-2000"),
     )
     spans = {"width": (0.3, 0.45), "eyes": (0.1, 0.18), "gaze": (-0.04, 0.04)}
     spans |= {"brows": (0.18, 0.26), "smile": (-0.12, 0.12), "shade": (0.5, 1.0)}
     table.add(
-        Set("faces", 6, True, "a schematic face, grey", faces, spans),
+        Set("faces", 6, False, "a schematic face, grey", faces, spans),
         *("", "-noise05", "-faint60-noise10"),
     )
     return table.sets

@@ -137,12 +137,11 @@ SELECT = ScheduleSpec(
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.33, steps=200),
-        Move(kind="growth", at=0.33, steps=200),
         Move(kind="unfolding", at=0.38, steps=800),
         Move(kind="death", at=0.38, steps=800),
+        Move(kind="growth", at=0.5, steps=400),
         Move(kind="unfolding", at=0.6, steps=400),
         Move(kind="birth", at=0.7, steps=200),
-        Move(kind="growth", at=0.7, steps=200),
     ),
     silence=0.8,
     independent=0.98,

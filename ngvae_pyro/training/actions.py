@@ -76,8 +76,9 @@ LOOK_AT, LOOK_IMAGES = 20_000, 1024
 # is worth two nats.
 WORTH_A_TRIAL = 1.0
 
-# Nats from which a direction of the residuals may be worth an informative latent, which costs 11.
-WORTH_A_LATENT = 12.0
+# Nats from which a direction of the residuals is worth a trial: half of what an informative latent
+# costs, because what a factor does to the images lies along several directions.
+WORTH_A_BEGINNING = 6.0
 
 # Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
 FREE = 0.5
@@ -248,8 +249,8 @@ class Unfold(Fork):
 class Grow(Fork):
     """Let a latent begin with what the reconstructions miss, and the next one as long as that pays.
 
-    Its codes are the scores of the principal component of the residuals, if that is worth more than
-    an informative latent costs; see :mod:`ngvae_pyro.training.lessons`.
+    Its codes are the scores of the principal component of the residuals, if that is worth half of
+    what an informative latent costs; see :mod:`ngvae_pyro.training.lessons`.
     """
 
     kind: MoveKind = "growth"
@@ -261,7 +262,7 @@ class Grow(Fork):
             worth, direction = missing(trainer)
             codes = trainer.codes(trainer.monitor_images)
             silent = (~codes.informative).nonzero().flatten().tolist()
-            if worth < WORTH_A_LATENT or not silent:
+            if worth < WORTH_A_BEGINNING or not silent:
                 return
             k = min(silent, key=lambda k: codes.loc[:, k].var().item())
             jump = partial(self.jump, trainer, k, worth, direction)
