@@ -74,9 +74,9 @@ class Fit:
     its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Rows within
     a move are those of the branch that was kept. ``rotation`` records the rotation of the
     informative latents' axes (:class:`ngvae_pyro.axes.Rotation`), or is None if none was due.
-    ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of the forks that were
-    not kept, and ``seconds`` the time of both. ``starts`` tells how and where each of the
-    successive processes of the training was started. ``schedule`` is the schedule that was
+    ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of lessons and of the
+    forks that were not kept, and ``seconds`` the time of both. ``starts`` tells how and where each
+    of the successive processes of the training was started. ``schedule`` is the schedule that was
     followed, ``digest`` that of the training images and ``count`` their number; these are None for
     a pair that was not trained here. ``form`` maps a user's arrays to images of the model and back.
     """

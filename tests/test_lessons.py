@@ -6,11 +6,13 @@ import torch
 from scipy.stats import spearmanr
 
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import FitSpec, MLPSpec, Move, ScheduleSpec
+from ngvae_pyro.model import Likelihood, load_model
+from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec, Move, ScheduleSpec
 from ngvae_pyro.training import actions, lessons
-from ngvae_pyro.training.actions import Grow, Unfold, actions_of
+from ngvae_pyro.training.actions import Grow, Unfold, actions_of, check_actions
 from ngvae_pyro.training.lessons import coordinates, missing, teach
 from ngvae_pyro.training.trainer import Trainer
 
@@ -76,7 +78,7 @@ def test_a_folded_factor_gets_one_latent(bent):
     (move,) = bent.fit.moves
     assert move.accepted and str(move) == "unfolding to 1"
     assert (move.latent, move.size, move.step) == (None, 1, begin)
-    assert bent.step == begin + 100 and bent.fit.extra_steps == 100
+    assert bent.step == begin + 100 and bent.fit.extra_steps == 100 + 2 * 200
     latents, loc = informative(bent)
     assert len(latents) == 1
     assert abs(spearmanr(loc[:, latents[0]], ANGLES[:1024]).statistic) > 0.99
@@ -90,7 +92,7 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
         bent.train_step()
     plain = bent.state()
     bent.set_state(start)
-    losses = iter([1.0, 2.0])
+    losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(bent, "loss", lambda: next(losses))
     monkeypatch.setattr(lessons, "LESSON", 2)
     monkeypatch.setattr(actions, "STEPS", 2)
@@ -165,7 +167,7 @@ def test_what_is_missing_is_the_principal_component_of_the_residuals(blind):
 def test_noise_is_not_missing(blind, monkeypatch):
     scale = blind.model.likelihood.scale
     noise = scale * torch.randn(1024, 16)
-    monkeypatch.setattr(lessons, "residuals", lambda trainer, x: noise)
+    monkeypatch.setattr(lessons, "residuals", lambda trainer, x: (noise, torch.tensor(scale**2)))
     assert missing(blind)[0] == pytest.approx(0.5, abs=0.15)
     Grow(0.0, steps=4).apply(blind)
     assert not blind.fit.moves
@@ -174,13 +176,52 @@ def test_noise_is_not_missing(blind, monkeypatch):
 def test_a_latent_begins_with_what_is_missing(blind):
     (latents, loc), before = informative(blind), missing(blind)[0]
     assert latents == [] and loc.var(0).max() < 0.01
-    Grow(0.0, steps=40).apply(blind)
-    move = blind.fit.moves[0]
-    assert move.kind == "growth" and move.accepted
-    assert str(move) == f"growth of z{move.latent}"
+    Grow(0.0, steps=40).jump(blind, 2, *missing(blind))
     latents, loc = informative(blind)
-    assert move.latent in latents and loc[:, move.latent].var() > 0.5
+    assert latents == [2] and loc[:, 2].var() > 0.5
     assert missing(blind)[0] < 0.5 * before
+    assert str(MoveRecord("growth", 2, 0, 1.0, 0.5)) == "growth of z2"
+
+
+def test_a_lesson_alone_does_not_win(bent, monkeypatch):
+    """The branch without a jump is judged after as many steps."""
+    judged, train_and_judge = [], bent.train_and_judge
+    monkeypatch.setattr(bent, "train_and_judge", lambda n: judged.append(n) or train_and_judge(n))
+    monkeypatch.setattr(lessons, "LESSON", 6)
+    start = bent.step
+    Grow(0.0, steps=4).fork(bent, lambda: None, MoveRecord("growth", 0, start, 0.0, 0.0))
+    assert judged == [4, 6, 4]
+    assert bent.step == start + 4 and bent.fit.extra_steps == 4 + 6 + 6
+    # There may be no such time at the end.
+    assert Grow(0.0, steps=4).later(bent, bent.spec.steps - 4) == 0
+
+
+def test_a_growth_comes_before_the_silence(bent):
+    schedule = ScheduleSpec(moves=(Move(kind="growth", at=0.5),), silence=0.5, rescale=())
+    with pytest.raises(UserError, match=r"growth at 0\.5 .* before schedule\.silence, 0\.5"):
+        check_actions(actions_of(schedule), bent.guide)
+
+
+def test_what_is_missing_of_black_and_white_is_in_units_of_the_bits(blind):
+    blind.model.likelihood = Likelihood(LikelihoodSpec(family="bernoulli"))
+    x = blind.monitor_images
+    worth, direction = missing(blind)
+    p = blind.model.decoder(blind.guide.codes(x).loc).sigmoid().detach()
+    rest = (x - p).flatten(1)[512:]
+    expected = (rest @ direction).var() / (2 * (p * (1 - p)).mean())
+    assert worth == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_few_images_tell_nothing(blind):
+    for count in (3, 2):
+        blind.monitor_images = blind.monitor_images[:count]
+        assert missing(blind)[0] == 0.0
+
+
+def test_an_unfolding_that_was_refused_is_not_tried_again(bent):
+    bent.fit.moves = [MoveRecord("unfolding", None, 0, 1.0, 2.0, size=1)]
+    Unfold(0.0, steps=4).apply(bent)
+    assert len(bent.fit.moves) == 1
 
 
 def test_no_latent_grows_where_none_is_left(blind, monkeypatch):

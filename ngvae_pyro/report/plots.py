@@ -330,7 +330,7 @@ def selection(fit: Fit, ax: Axes | None = None) -> Axes:
         for k in np.argsort(final):
             top.plot(steps, probs[:, k], color=INFORMATIVE if final[k] else UNINFORMATIVE, lw=1.5)
         # Named in the legend, because moves may follow each other closely.
-        style = {"birth": ":", "death": "-.", "growth": (0, (1, 3)), "unfolding": "--"}
+        style = {"birth": ":", "death": "-.", "growth": "-", "unfolding": "--"}
         moves: dict[str, Any] = {
             move.kind: top.axvline(
                 move.step, color=ACCENT, lw=1.2, ls=style[move.kind], label=f"{move.kind}, kept"

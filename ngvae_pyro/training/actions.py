@@ -62,7 +62,14 @@ from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.specs import Move, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
-from ngvae_pyro.training.lessons import STEPS, coordinates, missing, residuals, teach
+from ngvae_pyro.training.lessons import (
+    STEPS,
+    coordinates,
+    lesson_steps,
+    missing,
+    residuals,
+    teach,
+)
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
@@ -79,6 +86,9 @@ WORTH_A_TRIAL = 1.0
 # Nats from which a direction of the residuals is worth a trial: half of what an informative latent
 # costs, because what a factor does to the images lies along several directions.
 WORTH_A_BEGINNING = 6.0
+
+# The losses of a move before its fork.
+UNKNOWN = math.nan, math.nan
 
 # Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
 FREE = 0.5
@@ -125,6 +135,22 @@ class Fork(Action):
         end = min((end for end in ends if end >= self.at * last), default=last)
         return min(self.steps, end - step)
 
+    def lesson(self, trainer: "Trainer") -> int:
+        """Steps by which the jump trains encoder and decoder, besides those of the fork."""
+        return 0
+
+    def later(self, trainer: "Trainer", step: int) -> int:
+        """Steps after which the branch without the jump is judged, besides those of the fork.
+
+        As many as the lesson has: a branch must not win because of more steps.
+        """
+        end = step + self.length(trainer, step)
+        return min(self.lesson(trainer), trainer.spec.steps - end)
+
+    def spent(self, trainer: "Trainer", step: int) -> int:
+        """Steps of a fork that begins at a step, besides those by which the training goes on."""
+        return self.length(trainer, step) + self.lesson(trainer) + self.later(trainer, step)
+
     def fork(self, trainer: "Trainer", jump: Callable[[], None], move: MoveRecord) -> MoveRecord:
         """Fork the training at its present step.
 
@@ -141,6 +167,8 @@ class Fork(Action):
         trainer.bar.trying(str(move), trainer.step, steps, 0)
         loss_without, rows_without = trainer.train_and_judge(steps)
         without = trainer.state()
+        if later := self.later(trainer, before["step"]):
+            loss_without, _ = trainer.train_and_judge(later)
         trainer.set_state(before)
         trainer.bar.trying(str(move), trainer.step, steps, 1)
         jump()
@@ -148,7 +176,7 @@ class Fork(Action):
         record = replace(move, loss_without=loss_without, loss_with=loss_with)
         if not record.accepted:
             trainer.set_state(without)
-        trainer.fit.extra_steps += steps
+        trainer.fit.extra_steps += self.spent(trainer, before["step"])
         trainer.fit.moves.append(record)
         trainer.record(rows_with if record.accepted else rows_without)
         trainer.bar.decided(record, trainer.step)
@@ -178,7 +206,7 @@ class Propose(Fork):
             k = latents[0]
             tried.add(k)
             jump = partial(_switch, trainer, k, self.kind == "birth", loc[:, k])
-            move = MoveRecord(self.kind, k, trainer.step, math.nan, math.nan)
+            move = MoveRecord(self.kind, k, trainer.step, *UNKNOWN)
             if not self.fork(trainer, jump, move).accepted:
                 return
 
@@ -203,8 +231,8 @@ class Propose(Fork):
 class Unfold(Fork):
     """Replace the informative latents by fewer, where their codes have a smaller dimension.
 
-    The number of latents is first the dimension of the codes, rounded, and one more each time that
-    is refused; see :mod:`ngvae_pyro.training.lessons`.
+    The number of latents is the dimension of the codes, rounded, or one more than what was refused
+    before; see :mod:`ngvae_pyro.training.lessons`.
     """
 
     kind: MoveKind = "unfolding"
@@ -215,17 +243,20 @@ class Unfold(Fork):
         # Imported only when needed, because importing scikit-learn takes a second.
         from ngvae_pyro.dimension import CODES, of_codes
 
-        refused = 0
-        while self.length(trainer, trainer.step) > 0:
-            loc, _, latents = _look(trainer, CODES)
-            found = of_codes(loc[:, latents])
-            if found is None or (size := max(1, round(found)) + refused) >= len(latents):
-                return
+        if self.length(trainer, trainer.step) <= 0:
+            return
+        loc, _, latents = _look(trainer, CODES)
+        if (found := of_codes(loc[:, latents])) is None:
+            return
+        size = max(1, round(found))
+        while size in {move.size for move in trainer.fit.moves if not move.accepted}:
+            size += 1
+        if size < len(latents):
             jump = partial(self.jump, trainer, latents, size)
-            move = MoveRecord(self.kind, None, trainer.step, math.nan, math.nan, size)
-            if self.fork(trainer, jump, move).accepted:
-                return
-            refused += 1
+            self.fork(trainer, jump, MoveRecord(self.kind, None, trainer.step, *UNKNOWN, size))
+
+    def lesson(self, trainer: "Trainer") -> int:
+        return lesson_steps(trainer.spec)
 
     @torch.no_grad()
     def jump(self, trainer: "Trainer", latents: Tensor, size: int) -> None:
@@ -262,13 +293,16 @@ class Grow(Fork):
             worth, direction = missing(trainer)
             codes = trainer.codes(trainer.monitor_images)
             silent = (~codes.informative).nonzero().flatten().tolist()
-            if worth < WORTH_A_BEGINNING or not silent:
+            if not (silent and worth >= WORTH_A_BEGINNING):
                 return
             k = min(silent, key=lambda k: codes.loc[:, k].var().item())
             jump = partial(self.jump, trainer, k, worth, direction)
-            move = MoveRecord(self.kind, k, trainer.step, math.nan, math.nan)
+            move = MoveRecord(self.kind, k, trainer.step, *UNKNOWN)
             if not self.fork(trainer, jump, move).accepted:
                 return
+
+    def lesson(self, trainer: "Trainer") -> int:
+        return lesson_steps(trainer.spec)
 
     @torch.no_grad()
     def jump(self, trainer: "Trainer", latent: int, worth: float, direction: Tensor) -> None:
@@ -276,7 +310,7 @@ class Grow(Fork):
         loc, _, _ = _look(trainer)
         images = trainer.batches.data.images[: len(loc)]
         parts = (ImageData.to_unit(x.to(trainer.device)) for x in images.split(LOOK_IMAGES))
-        scores = torch.cat([residuals(trainer, x) @ direction for x in parts])
+        scores = torch.cat([residuals(trainer, x)[0] @ direction for x in parts])
         scores = trainer.team.agreed((scores - scores.mean()) / scores.std())
         _switch(trainer, latent, False, loc[:, latent])
         # As if it had leaked what it is worth: (1 + v)^2 = 2 worth.
@@ -443,6 +477,7 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
     Raises:
         UserError: For the first of them.
     """
+    actions = list(actions)
     for action in actions:
         expect("actions", action, Action, "objects of subclasses of ngvae_pyro.actions.Action")
         if not (isinstance(action.at, int | float) and 0.0 <= action.at <= 1.0):
@@ -453,6 +488,13 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
             raise UserError(
                 f"actions: a {type(action).__name__} needs a guide that is "
                 f"{action.needs.__name__}, got {type(guide).__name__}"
+            )
+    silences = [a.at for a in actions if isinstance(a, Resolve)]
+    for action in actions:
+        if isinstance(action, Grow) and silences and action.at >= min(silences):
+            raise UserError(
+                f"schedule.moves: a growth at {action.at:g} comes when silent latents are sealed; "
+                f"expected it before schedule.silence, {min(silences):g}"
             )
 
 

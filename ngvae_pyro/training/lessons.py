@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.nn import ResidualLayer
+from ngvae_pyro.specs import FitSpec
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
@@ -96,26 +97,30 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
     s^2 the likelihood's variance, mean of pixels. Noise has no direction, and is worth 1/2.
 
     Returns:
-        That worth, and v (D,), the same in all processes.
+        That worth, 0 for fewer than four images, and v (D,), the same in all processes.
     """
-    rest = residuals(trainer, trainer.monitor_images)
+    rest, variance = residuals(trainer, trainer.monitor_images)
     half = len(rest) // 2
     first, second = (part - part.mean(0) for part in (rest[:half], rest[half:]))
     # The principal component's scores are the last eigenvector.
     direction = torch.linalg.eigh(first @ first.T).eigenvectors[:, -1] @ first
     direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
-    variance = trainer.model.likelihood(trainer.monitor_images[:1]).variance.mean()
-    worth = ((second @ direction).var() / (2.0 * variance)).item()
+    worth = ((second @ direction).var() / (2.0 * variance)).item() if half > 1 else 0.0
     return trainer.team.agreed(worth), trainer.team.agreed(direction)
 
 
 @torch.no_grad()
-def residuals(trainer: "Trainer", x: Tensor) -> Tensor:
-    """What the reconstructions of images x (N, C, H, W) miss, (N, D)."""
+def residuals(trainer: "Trainer", x: Tensor) -> tuple[Tensor, Tensor]:
+    """What reconstructions of x (N, C, H, W) miss, (N, D), and a pixel's variance given z."""
     codes = trainer.codes(x)
     with evaluating(trainer.model):
-        mean: Tensor = trainer.model.likelihood(trainer.model.decoder(codes.loc)).mean
-    return (x - mean).flatten(1)
+        p = trainer.model.likelihood(trainer.model.decoder(codes.loc))
+    return (x - p.mean).flatten(1), p.variance.mean()
+
+
+def lesson_steps(spec: FitSpec) -> int:
+    """Steps of a lesson in a training."""
+    return min(LESSON, spec.steps // 10)
 
 
 @torch.enable_grad()
@@ -142,7 +147,7 @@ def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
     optimizer, own = torch.optim.Adam(pair), [p.grad for p in pair]
     present = trainer.learning_rate(trainer.spec.learning_rate, trainer.step / trainer.spec.steps)
     highest = min(LESSON_RATE, present)
-    steps = min(LESSON, trainer.spec.steps // 10)
+    steps = lesson_steps(trainer.spec)
     for step in range(steps):
         trainer.heed()
         optimizer.param_groups[0]["lr"] = highest * _rate(step, steps)

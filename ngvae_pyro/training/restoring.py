@@ -119,7 +119,7 @@ def _of_moves(trainer: "Trainer", moves: Sequence[SavedMove], position: Position
                 yield f"{key}.{name}: expected below {trainer.model.latent_size}, got {number}"
         if record.step > position.step:
             yield f"{key}.step: expected at most {position.step}, got {record.step}"
-        spent = [m.length(trainer, record.step) for m in declared[record.kind]]
+        spent = [m.spent(trainer, record.step) for m in declared[record.kind]]
         least, most = least + min(spent), most + max(spent)
     if not least <= position.extra_steps <= most:
         expected = f"{least}" if least == most else f"{least} to {most}"
