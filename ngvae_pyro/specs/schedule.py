@@ -61,9 +61,9 @@ class Move(Spec):
 
     ``birth`` lets a latent that leaks information become informative, ``death`` makes an
     informative one uninformative, ``growth`` lets one begin with what the reconstructions miss, and
-    ``unfolding`` replaces all informative ones by fewer where their
-    codes have a smaller dimension; see :mod:`ngvae_pyro.training.actions`. Both branches, with and
-    without the jump, are trained for ``steps`` steps and the one with the higher ELBO is kept.
+    ``unfolding`` replaces all informative ones by fewer where their codes have a smaller dimension;
+    see :mod:`ngvae_pyro.training.actions`. Both branches, with and without the jump, are trained
+    for ``steps`` steps and the one with the higher ELBO is kept.
     """
 
     kind: MoveKind
