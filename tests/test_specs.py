@@ -150,7 +150,7 @@ def test_price_is_minus_log_probs():
         (
             GUIDE,
             {"schedule": {"moves": [{"kind": "brith", "at": 0.2}]}},
-            "schedule.moves.0.kind: expected one of 'birth', 'death' or 'unfolding', "
+            "schedule.moves.0.kind: expected one of 'birth', 'death', 'growth' or 'unfolding', "
             "got 'brith'; did you mean 'birth'?",
         ),
         (
