@@ -452,7 +452,7 @@ def _summary(folder: Path, fit: "Fit", metrics: "Metrics") -> None:
     for line in verdict.lines("--set"):
         say(f"  {line}")
     if fit.moves:
-        kept = [str(move) for move in fit.moves if move.accepted]
+        kept = [f"{move} (+{move.gain:.1f} nats)" for move in fit.moves if move.accepted]
         names = f": {', '.join(kept)}" if kept else ""
         say(f"{len(kept)} of {len(fit.moves)} moves kept{names}")
     if fit.rotation is not None:

@@ -64,6 +64,11 @@ class MoveRecord:
     def accepted(self) -> bool:
         return self.loss_with < self.loss_without
 
+    @property
+    def gain(self) -> float:
+        """By how much the ELBO was higher with the move than without it, nats per image."""
+        return self.loss_without - self.loss_with
+
 
 @dataclass(repr=False)
 class Fit:

@@ -171,6 +171,9 @@ def test_images_of_0_and_1_have_no_scale(tmp_path):
     assert "its images hold only 0 and 1, and the likelihood bernoulli has no scale" in said
     assert f"ngvae train normal_gamma relaxed --data {tmp_path}/x.npz counts once" in said
     assert not (tmp_path / "c").exists()
+    # An array has no name by which a command would find it.
+    with pytest.raises(UserError, match=r"; ngvae_pyro\.NGVAE\(\)\.fit\(images\) counts once$"):
+        ng.count(np.eye(8, dtype=bool)[None].repeat(40, 0), progress=False)
 
 
 @pytest.mark.parametrize(

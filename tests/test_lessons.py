@@ -9,6 +9,7 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import load_guide
+from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.model import Likelihood, load_model
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec, Move, ScheduleSpec
 from ngvae_pyro.training import actions, lessons
@@ -171,6 +172,28 @@ def test_noise_is_not_missing(blind, monkeypatch):
     assert missing(blind)[0] == pytest.approx(0.5, abs=0.15)
     Grow(0.0, steps=4).apply(blind)
     assert not blind.fit.moves
+
+
+def test_a_few_images_do_not_tell_what_is_missing(blind):
+    """Their principal component is noise, and would be taught."""
+    monitored = blind.monitor_images
+    blind.monitor_images = monitored[: lessons.FEWEST - 1]
+    assert missing(blind)[0] == 0.0
+    blind.monitor_images = monitored[: lessons.FEWEST]
+    assert missing(blind)[0] > 100
+
+
+def test_a_signal_ends_the_search_for_coordinates():
+    calls = []
+
+    def heed():
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        coordinates(ARC, torch.ones(2), 1, 500, heed)
+    assert calls == [0, 1, 2]
 
 
 def test_a_latent_begins_with_what_is_missing(blind):

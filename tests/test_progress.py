@@ -51,6 +51,15 @@ def test_bar_counter_and_time_keep_their_width(columns):
         assert re.match(pattern, drawn), drawn
 
 
+def test_a_lesson_is_shown_before_the_branch_that_it_begins():
+    bar = shown(140)
+    bar.trying("growth of z10", 2200, 400, 1)
+    bar.lesson(100, 400)
+    assert "growth of z10, lesson 100 of 400" in line(bar)
+    bar.advance(2201)
+    assert "growth of z10, 401 of 800" in line(bar)
+
+
 @pytest.mark.parametrize(
     ("columns", "state"),
     [

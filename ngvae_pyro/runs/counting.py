@@ -192,7 +192,7 @@ def curve_of(
         if images is None:
             with stage("preparing data"):
                 images = load_data(spec, resolve_device(spec.fit.device))
-        _check_scaled(spec, images[0])
+        _check_scaled(spec, images[0], given)
         work = _Work(spec, images, given, folder, {"progress": progress, "stage": stage})
         scale, own = work.own()
         total = len(factors) + 1
@@ -242,13 +242,15 @@ def _checked(factors: Any) -> list[float]:
     return [factor for factor in found if factor != 1.0]
 
 
-def _check_scaled(spec: RunSpec, images: ImageData) -> None:
+def _check_scaled(spec: RunSpec, images: ImageData, given: bool) -> None:
     likelihood = spec.model.likelihood.resolved(images.binary)
     if likelihood.family != "gaussian":
         why = "its images hold only 0 and 1, and the" if images.binary else "the"
+        named = f"ngvae train {spec.model_name} {spec.guide_name} --data {spec.data.name}"
+        once = "ngvae_pyro.NGVAE().fit(images)" if given else named
         raise UserError(
             f"count: {spec.data.name}: {why} likelihood {likelihood.family} has no scale to vary; "
-            f"ngvae train {spec.model_name} {spec.guide_name} --data {spec.data.name} counts once"
+            f"{once} counts once"
         )
 
 

@@ -267,7 +267,8 @@ class Unfold(Fork):
         own = precision[latents]
         with trainer.fixed_noise():
             steps = min(STEPS, trainer.spec.steps)
-            found = trainer.team.agreed(coordinates(loc[:, latents], own, size, steps))
+            found = coordinates(loc[:, latents], own, size, steps, trainer.heed)
+            found = trainer.team.agreed(found)
             # The linear change of coordinates that is nearest, from which the lesson begins.
             centred = loc[:, latents] - loc[:, latents].mean(0)
             change = trainer.team.agreed(torch.linalg.lstsq(centred, found).solution.T)

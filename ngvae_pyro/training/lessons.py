@@ -13,6 +13,7 @@ encoder and decoder, which keep all they know of the images, learn them within s
   does, and :func:`missing` is the principal component of that.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,10 @@ NOISE = 0.02
 # Weight of the squared middle, without which its size would be arbitrary.
 DECAY = 1e-3
 
+# Images from which the worth of a direction is estimated; of half of so many it has an error of a
+# quarter.
+FEWEST = 64
+
 # Steps of the lesson, at most a tenth of those of the training, and its highest learning rate.
 LESSON, LESSON_RATE = 400, 2e-3
 
@@ -50,7 +55,13 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.enable_grad()
-def coordinates(loc: Tensor, precision: Tensor, size: int, steps: int = STEPS) -> Tensor:
+def coordinates(
+    loc: Tensor,
+    precision: Tensor,
+    size: int,
+    steps: int = STEPS,
+    heed: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Fewer coordinates of codes, uncorrelated, with mean 0 and variance 1.
 
     The autoencoder minimises sum_k w_k (loc_k - g_k(f(loc)))^2 over the codes, where w are the
@@ -61,6 +72,7 @@ def coordinates(loc: Tensor, precision: Tensor, size: int, steps: int = STEPS) -
         precision: Posterior precisions (M,).
         size: Number d of coordinates, 1 to M.
         steps: Steps of the autoencoder's training.
+        heed: Called before each of them, to stop it by an exception.
 
     Returns:
         u (N, d).
@@ -70,6 +82,7 @@ def coordinates(loc: Tensor, precision: Tensor, size: int, steps: int = STEPS) -
     weights = precision / precision.mean()
     optimizer = torch.optim.Adam([*into.parameters(), *back.parameters()], LEARNING_RATE)
     for step in range(steps):
+        heed()
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _rate(step, steps)
         z = loc[torch.randint(len(loc), (BATCH,)).to(loc.device)]
         u = into(z)
@@ -97,7 +110,7 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
     s^2 the likelihood's variance, mean of pixels. Noise has no direction, and is worth 1/2.
 
     Returns:
-        That worth, 0 for fewer than four images, and v (D,), the same in all processes.
+        That worth, 0 for fewer than FEWEST images, and v (D,), the same in all processes.
     """
     rest, variance = residuals(trainer, trainer.monitor_images)
     half = len(rest) // 2
@@ -105,7 +118,8 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
     # The principal component's scores are the last eigenvector.
     direction = torch.linalg.eigh(first @ first.T).eigenvectors[:, -1] @ first
     direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
-    worth = ((second @ direction).var() / (2.0 * variance)).item() if half > 1 else 0.0
+    enough = len(rest) >= FEWEST
+    worth = ((second @ direction).var() / (2.0 * variance)).item() if enough else 0.0
     return trainer.team.agreed(worth), trainer.team.agreed(direction)
 
 
@@ -150,6 +164,7 @@ def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
     steps = lesson_steps(trainer.spec)
     for step in range(steps):
         trainer.heed()
+        trainer.bar.lesson(step, steps)
         optimizer.param_groups[0]["lr"] = highest * _rate(step, steps)
         index = torch.randint(len(images), (trainer.batches.batch_size,))
         x = ImageData.to_unit(images[index].to(trainer.device))

@@ -151,6 +151,12 @@ class TrainingBar:
         self.trial = name, step, steps, branch
         self.advance(step)
 
+    def lesson(self, step: int, steps: int) -> None:
+        """Show how far a lesson has come, which is before the first step of the branch."""
+        if self.live and self.trial is not None:
+            parts = [self.counts, f"{self.trial[0]}, lesson {step} of {steps}"]
+            self.progress.update(self.task, parts=[*parts, *self.numbers])
+
     def decided(self, record: MoveRecord, step: int) -> None:
         """Show the outcome of a move, at the step where the training continues."""
         self.trial = None
