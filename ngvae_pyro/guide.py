@@ -122,6 +122,14 @@ class SwitchableLatents(Protocol):
 
 
 @runtime_checkable
+class OwnPrecisions(Protocol):
+    """A guide whose informative latents have learned precisions of their own."""
+
+    # A number for each latent, (K,), on which nothing but its precision depends.
+    log_factor: nn.Parameter
+
+
+@runtime_checkable
 class Relaxable(Protocol):
     """A guide that may begin its training as a relaxation of itself."""
 
@@ -489,7 +497,7 @@ class MixtureGuide(RelaxedGuide):
     @classmethod
     def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:
         assert isinstance(model, NormalGammaVAE)
-        return MixtureELBO(model.prior, num_particles=fit.particles)
+        return MixtureELBO(lambda: model.prior, num_particles=fit.particles)
 
     @property
     def phase(self) -> Hashable:

@@ -179,6 +179,14 @@ class NormalGammaVAE(VAE):
     x | z ~ likelihood(decoder(z)).
     """
 
+    slab: Tensor
+
+    def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        assert isinstance(spec.prior, NormalGammaPriorSpec)
+        # A buffer, because it changes during training (``schedule.slab``).
+        self.register_buffer("slab", torch.tensor(spec.prior.slab), persistent=False)
+
     @property
     def prior(self) -> SpikeSlabPrior | NormalGammaPrior:
         """Prior on (z_k, precision_k), batch shape (K,)."""
@@ -186,7 +194,7 @@ class NormalGammaVAE(VAE):
         assert isinstance(spec, NormalGammaPriorSpec)
         family = NormalGammaPrior if spec.joint else SpikeSlabPrior
         probs = self.zero.new_full((self.latent_size,), spec.slab_probs)
-        return family(probs, slab=spec.slab, spike=spec.spike)
+        return family(probs, slab=self.slab, spike=spec.spike)
 
     @property
     def marginal(self) -> TorchDistribution:

@@ -32,10 +32,12 @@ class MixtureELBO(TraceELBO):
     two parts by the names of the sites, ``z`` and ``precision``.
 
     Args:
-        prior: Prior of (z, precision), batch shape (K,).
+        prior: Returns the prior of (z, precision), batch shape (K,), which may change.
     """
 
-    def __init__(self, prior: SpikeSlabPrior | NormalGammaPrior, **settings: Any) -> None:
+    def __init__(
+        self, prior: Callable[[], SpikeSlabPrior | NormalGammaPrior], **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.prior = prior
 
@@ -45,12 +47,12 @@ class MixtureELBO(TraceELBO):
         marginal = sites(guide_trace)["z"]["fn"].base_dist
         if not isinstance(marginal, NormalGammaMarginal):
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        q = marginal.joint
+        q, prior = marginal.joint, self.prior()
         observed = [site for site in sites(model_trace).values() if site.get("is_observed")]
         loss = -sum(site["log_prob_sum"] for site in observed if site["type"] == "sample")
         parts = {
-            "z": conditional_kl(q, self.prior),
-            "precision": kl_bound(q.precision, self.prior.precision),
+            "z": conditional_kl(q, prior),
+            "precision": kl_bound(q.precision, prior.precision),
         }
         for name, kl in parts.items():
             loss = loss + (sites(guide_trace)[name]["scale"] * kl).sum()

@@ -116,9 +116,10 @@ class NormalGammaPriorSpec(Spec):
     """Prior on (z, precision) with a spike-and-slab mixture of Gammas on the precision.
 
     ``precision ~ pi Gamma(*slab) + (1 - pi) Gamma(*spike)`` with pi = exp(-price). The spike at
-    precision 1 makes an uninformative latent exactly the prior, the broad slab leaves the
-    precision of an informative one free, and ``price`` is the cost of one informative latent in
-    nats, at most 87 because exp(-price) underflows in float32 beyond that. With ``joint`` false,
+    precision 1 makes an uninformative latent exactly the prior, and the slab, nearly flat in the
+    logarithm of the precision between some tens and 100,000, leaves that of an informative one to
+    the images. ``price`` is the cost of one informative latent in nats, at most 87 because
+    exp(-price) underflows in float32 beyond that. With ``joint`` false,
     z ~ Normal(0, 1) independently of the precision (the abstract's p(z) p(lambda)); with ``joint``
     true, z ~ Normal(0, precision^-1/2) (the slides' p(z, lambda)).
     """
@@ -126,7 +127,7 @@ class NormalGammaPriorSpec(Spec):
     family: Literal["normal_gamma"] = "normal_gamma"
     joint: bool = False
     price: Annotated[float, Field(ge=1e-6, le=87.0)] = 4.0
-    slab: GammaPair = (1.0, 1e-4)
+    slab: GammaPair = (0.1, 1e-5)
     spike: GammaPair = (100.0, 100.0)
 
     @property
@@ -310,6 +311,7 @@ class NormalGammaGuideSpec(BaseGuideSpec):
     schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
         "precision",
         "freedom",
+        "slab",
         "moves",
         "silence",
         "independent",

@@ -53,6 +53,9 @@ class Ramp(Spec):
         return self.initial + (self.final - self.initial) * t
 
 
+# The range of ``slab.initial``; a Gamma of a concentration of 1e-4 is as flat as anyone needs.
+SLAB_FACTORS = 0.01, 1e3
+
 MoveKind = Literal["birth", "death", "growth", "unfolding"]
 
 
@@ -85,17 +88,19 @@ class ScheduleSpec(Spec):
     """The weights and relaxations that change during training.
 
     ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
-    ``temperature`` multiply those of the relaxations, and ``freedom`` that of the latents' own
-    rates. All end at 1, so that training ends by maximising the ELBO itself (for counts, as closely
-    as their final temperature allows). ``signal_nats`` above 0 replaces ``z.initial`` by
+    ``temperature`` multiply those of the relaxations, ``freedom`` that of the latents' own rates,
+    and ``slab`` both numbers of the prior's slab, whose mean stays. All end at 1, so that training
+    ends by maximising the ELBO itself (for counts, as closely as their final temperature allows).
+    ``signal_nats`` above 0 replaces ``z.initial`` by
     signal / signal_nats (at least 1), where the signal is what the data carry above their mean
     image, in nats under the likelihood: the weight then suits a faint grey data set and a
     colourful one alike. At the fraction ``silence``, each latent that leaks becomes informative or
     the prior for good, whichever has the higher ELBO; 1 turns this off. At the fraction
     ``independent``, informative latents are rotated to independent components if that costs next
-    to nothing (:mod:`ngvae_pyro.axes`); 1 turns this off. Until the fraction ``exact`` the mixture
-    guide is relaxed. At the fractions ``rescale`` a likelihood whose scale is ``auto`` takes on the
-    noise that the reconstruction leaves. In between, the defaults leave the ELBO unchanged.
+    to nothing (:mod:`ngvae_pyro.axes`), and their precisions are fitted; 1 turns this off. Until
+    the fraction ``exact`` the mixture guide is relaxed. At the fractions ``rescale`` a likelihood
+    whose scale is ``auto`` takes on the noise that the reconstruction leaves. In
+    between, the defaults leave the ELBO unchanged.
     """
 
     z: Ramp = Ramp()
@@ -103,6 +108,7 @@ class ScheduleSpec(Spec):
     sharpness: Ramp = Ramp()
     temperature: Ramp = Ramp()
     freedom: Ramp = Ramp()
+    slab: Ramp = Ramp()
     signal_nats: Weight = 0.0
     moves: Annotated[tuple[Move, ...], BeforeValidator(to_tuple), Field(max_length=1000)] = ()
     silence: Fraction = 1.0
@@ -116,10 +122,16 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
-        for name in ("z", "precision", "sharpness", "temperature", "freedom"):
+        for name in ("z", "precision", "sharpness", "temperature", "freedom", "slab"):
             ramp = getattr(self, name)
             if ramp.final != 1.0:
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
+        least, most = SLAB_FACTORS
+        if not least <= self.slab.initial <= most:
+            raise ValueError(
+                f"slab.initial: expected a number >= {least:g} and <= {most:g}, "
+                f"got {self.slab.initial:g}"
+            )
         return self
 
     @property
@@ -134,6 +146,8 @@ SELECT = ScheduleSpec(
     precision=Ramp(initial=0.0, begin=0.15, end=0.26),
     sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
     freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
+    # While latents are selected Gamma(1, 1e-4), under which low precisions are dear.
+    slab=Ramp(initial=10.0, begin=0.96, end=0.98, shape="geometric"),
     signal_nats=60.0,
     moves=(
         Move(kind="birth", at=0.33, steps=200),

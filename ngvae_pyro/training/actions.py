@@ -58,7 +58,7 @@ from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.fitted import MoveRecord
-from ngvae_pyro.guide import Guide, Relaxable, SwitchableLatents
+from ngvae_pyro.guide import Guide, OwnPrecisions, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
 from ngvae_pyro.specs import Move, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
@@ -89,6 +89,10 @@ WORTH_A_BEGINNING = 6.0
 
 # The losses of a move before its fork.
 UNKNOWN = math.nan, math.nan
+
+# The fit of the precisions: steps of Adam, its learning rate, and images in each. The factor on a
+# rate changes by up to freedom times the learning rate in a step, 12 %.
+PRECISION_STEPS, PRECISION_RATE, PRECISION_IMAGES = 60, 0.02, 128
 
 # Largest cost of a change of coordinates, in nats per image: a twentieth of an informative latent.
 FREE = 0.5
@@ -440,6 +444,36 @@ class Rotate(Action):
 
 
 @dataclass(frozen=True)
+class FitPrecisions(Action):
+    """Fit the precisions of the informative latents to the ELBO, with all else as it is.
+
+    While latents are selected, a low precision is dear under the prior's slab, and those of strong
+    and of weak latents end near 6,000. Now that the slab is flat each gets what its images tell, by
+    Adam on the K numbers, of which the ELBO is a smooth function.
+    """
+
+    def apply(self, trainer: "Trainer") -> None:
+        guide = trainer.guide
+        if not isinstance(guide, OwnPrecisions):
+            return
+        own, x = guide.log_factor, trainer.monitor_images
+        latents = trainer.codes(x).informative
+        optimizer = torch.optim.Adam([found := own.detach().clone()], PRECISION_RATE)
+        with trainer.fixed_noise(), evaluating(trainer.model, guide):
+            for step in range(PRECISION_STEPS):
+                trainer.heed()
+                few = x[torch.randperm(len(x))[:PRECISION_IMAGES].to(x.device)]
+                with torch.enable_grad():
+                    loss = trainer.elbo.differentiable_loss(trainer.model, guide, few) / len(few)
+                (gradient,) = torch.autograd.grad(loss, own)
+                optimizer.param_groups[0]["lr"] = PRECISION_RATE * (1.0 - step / PRECISION_STEPS)
+                found.grad = trainer.team.agreed(gradient * latents)
+                optimizer.step()
+                own.detach().copy_(found)
+        trainer.forget([(own, ...)])
+
+
+@dataclass(frozen=True)
 class BecomeExact(Action):
     """Let a guide leave the relaxation with which its training began."""
 
@@ -458,7 +492,7 @@ def actions_of(schedule: ScheduleSpec) -> list[Action]:
     if schedule.silence < 1.0:
         actions.append(Resolve(schedule.silence))
     if schedule.independent < 1.0:
-        actions.append(Rotate(schedule.independent))
+        actions += [Rotate(schedule.independent), FitPrecisions(schedule.independent)]
     if schedule.exact > 0.0:
         actions.append(BecomeExact(schedule.exact))
     return actions

@@ -32,13 +32,14 @@ from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import VAE, check_likelihood
+from ngvae_pyro.model import VAE, NormalGammaVAE, check_likelihood
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
 from ngvae_pyro.specs import (
     IMMATERIAL,
     BaseGuideSpec,
     FitSpec,
+    NormalGammaPriorSpec,
     ScheduleSpec,
     merge,
     parse,
@@ -211,6 +212,13 @@ class Trainer:
         columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
         ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
         columns += ramps.values()
+        self.declared_slab: Tensor | None = None
+        if isinstance(self.model, NormalGammaVAE) and not self.schedule.slab.constant:
+            prior = self.model.spec.prior
+            assert isinstance(prior, NormalGammaPriorSpec)
+            self.declared_slab = torch.tensor(prior.slab).to(self.model.slab)
+            self.set_slab()
+            columns.append(self.schedule.slab)
         columns += [partial(self.annealed, name) for name in self.guide.annealed]
         columns.append(float)
         row = torch.empty(1, len(columns), device=self.device)
@@ -218,6 +226,7 @@ class Trainer:
         for group in groups:
             group["lr"] = next(numbers)
         self.weights = {name: next(numbers) for name in ramps}
+        self.slab_factor = next(numbers) if self.declared_slab is not None else None
         self.buffers = {name: next(numbers) for name in self.guide.annealed}
         self.elbo.fraction = next(numbers)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
@@ -254,11 +263,23 @@ class Trainer:
         """-ELBO per image of a batch, with the weights of the schedule."""
         for name, value in self.buffers.items():
             getattr(self.guide, name).copy_(value)
+        if self.slab_factor is not None:
+            self.set_slab(self.slab_factor)
         x = x.contiguous(memory_format=self.memory_format)
         with SiteWeights(self.weights):
             if self.shared_loss is not None:
                 return self.shared_loss(x)
             return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
+
+    def set_slab(self, factor: Tensor | None = None) -> None:
+        """Set the prior's slab, to what it was in the last step if its factor is not given."""
+        if self.declared_slab is None:
+            return
+        assert isinstance(self.model, NormalGammaVAE)
+        if factor is None:
+            last = max(self.step - 1, 0) / self.spec.steps
+            factor = self.declared_slab.new_tensor(self.schedule.slab(last))
+        self.model.slab.copy_(self.declared_slab * factor)
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """The loss of a batch and its gradients with respect to the parameters."""
@@ -393,6 +414,7 @@ class Trainer:
         if self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = state["step"]
+        self.set_slab()
 
     def train_and_judge(self, steps: int) -> tuple[float, list[dict[str, Any]]]:
         """Train a branch of a fork for some steps.
