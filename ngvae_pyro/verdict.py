@@ -250,7 +250,9 @@ def _short(steps: int, history: Sequence[Mapping[str, Any]], selects: bool) -> F
             "the trials that add and remove latents had too little time to decide",
             changes={"fit.steps": expected},
         )
-    at, losses = [row["step"] for row in history], [row["loss"] for row in history]
+    # Without the KL of the precisions, whose prior changes in that time (``schedule.slab``).
+    losses = [row["loss"] - row["kl"].get("precision", 0.0) for row in history]
+    at = [row["step"] for row in history]
     # Between two rows, because a step of the training need not have one.
     before = float(np.interp((1.0 - LAST) * steps, at, losses)) if len(at) > 1 else -math.inf
     if (rise := before - losses[-1] if losses else 0.0) > RISE:

@@ -20,7 +20,8 @@ PROBS, VARIANCE = [0.87] * 7 + [0.06] * 8, [1.0] * 7 + [0.0005] * 8
 def history(*losses, steps=STEPS):
     """Rows at the fractions 0.8, 0.9 and 1 of a training, or as many before the end."""
     at = [1.0 - 0.1 * k for k in reversed(range(len(losses)))]
-    return [{"step": round(f * steps), "loss": x} for f, x in zip(at, losses, strict=True)]
+    pairs = zip(at, losses, strict=True)
+    return [{"step": round(f * steps), "loss": x, "kl": {"z": 20.0}} for f, x in pairs]
 
 
 def verdict(probs=PROBS, variance=VARIANCE, **more):
@@ -106,9 +107,15 @@ def test_a_short_training_says_so():
     # As the default sprites end, at a learning rate that falls to 0.
     assert verdict(history=history(-4122.3, -4145.4, -4150.7)).settled
     # In a history with a gap, 18 nats over a fifth are 9 over a tenth.
-    gap = [{"step": 0, "loss": 0.0}, {"step": 3520, "loss": -82.0}, {"step": 4400, "loss": -100.0}]
+    gap = [
+        {"step": step, "loss": loss, "kl": {"precision": 0.0}}
+        for step, loss in ((0, 0.0), (3520, -82.0), (4400, -100.0))
+    ]
     assert verdict(history=gap).settled
     gap[1]["loss"] = -74.0
+    assert "rose by 13.0 nats" in verdict(history=gap).findings[0].text
+    # The prior of the precisions may have become another one in that time.
+    gap[2].update(loss=-92.0, kl={"precision": 8.0})
     assert "rose by 13.0 nats" in verdict(history=gap).findings[0].text
 
 
