@@ -12,8 +12,9 @@ place on all its machines, and no common folder.
 Every method has the training images of a set, and nothing else: no method has a setting for a set.
 Models have the declared networks, number of steps and number of latents (those of the set).
 
-- ``ngvae``, ``ard``, ``beta``: informative latents of a fit of this package's declared pair.
-- ``ngvae-codes``: of the NG-VAE's fit too, the dimension of the surface on which the codes of its
+- ``ngvae``, ``ard``, ``beta``: informative latents of a fit of this package's declared pair;
+  ``ngvae-conv``: of the first with the decoder ``residual_conv``.
+- ``ngvae-codes``: of the fit of ``ngvae``, the dimension of the surface on which the codes of its
   informative latents lie, rounded (:func:`ngvae_pyro.dimension.dimension`).
 - ``vanilla``: active units of the vanilla VAE, Burda et al. (2015), on held-out images.
 - ``fondue``, ``irmae``: :mod:`peers`.
@@ -89,11 +90,17 @@ class Case:
     seed: int
     steps: int | None
 
-    def spec(self, pair: tuple[str, str], latents: int | None = None, share: float = 1) -> RunSpec:
+    def spec(
+        self,
+        pair: tuple[str, str],
+        latents: int | None = None,
+        share: float = 1,
+        **changes: Any,
+    ) -> RunSpec:
         fit: dict[str, Any] = {"seed": self.seed}
         if self.steps is not None or share < 1:
             fit["steps"] = max(1, round(share * (self.steps or FitSpec().steps)))
-        model = {"latent_size": latents or self.latents}
+        model = {"latent_size": latents or self.latents, **changes}
         return run_spec(*pair, {"model": model, "fit": fit}, "benchmark")
 
     @property
@@ -109,15 +116,16 @@ class Case:
 VANILLA = ("gaussian", "gaussian")
 PAIRS = {
     "ngvae": ("normal_gamma", "relaxed"),
+    "ngvae-conv": ("normal_gamma", "relaxed"),
     "ard": ("ard", "ard"),
     "beta": ("gaussian", "beta_27"),
     "vanilla": VANILLA,
 }
 
 
-def of_pair(method: str, key: str) -> Callable[[Case], dict[str, Any]]:
+def of_pair(method: str, key: str, **changes: Any) -> Callable[[Case], dict[str, Any]]:
     def count(case: Case) -> dict[str, Any]:
-        fit = case.fitted(PAIRS[method])
+        fit = case.fitted(PAIRS[method], **changes)
         metrics = diagnostics.evaluate(fit, case.held_out, case.seed)
         found = {"count": metrics[key], "mse": metrics["reconstruction_mse"]}
         verdict = Verdict.from_metrics(metrics)
@@ -159,6 +167,7 @@ def rounded(estimate: Callable[[np.ndarray], float]) -> Callable[[Case], dict[st
 
 METHODS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "ngvae": of_pair("ngvae", "informative"),
+    "ngvae-conv": of_pair("ngvae-conv", "informative", decoder={"kind": "residual_conv"}),
     "ard": of_pair("ard", "informative"),
     "beta": of_pair("beta", "informative"),
     "vanilla": of_pair("vanilla", "active_units"),

@@ -291,7 +291,9 @@ def disc_reference(factors, resolution, edge):
     return 255 * image
 
 
-@pytest.mark.parametrize(("resolution", "edge"), [(32, 3.0), (32, 1.0), (64, 3.0), (64, 0.5)])
+@pytest.mark.parametrize(
+    ("resolution", "edge"), [(32, 3.0), (32, 1.0), (64, 3.0), (64, 0.5), (128, 3.0)]
+)
 def test_sprites_equal_the_per_pixel_reference(resolution, edge):
     data = sprites(4, seed=5, resolution=resolution, edge=edge)
     assert data.image_shape == (3, resolution, resolution) and data.images.dtype == torch.uint8
@@ -431,7 +433,7 @@ def test_a_wider_edge_is_softer():
     ("arguments", "match"),
     [
         ({"n": 0}, "n: expected at least 1 image, got 0"),
-        ({"resolution": 28}, "resolution: expected 32 or 64, got 28"),
+        ({"resolution": 28}, "resolution: expected 32, 64 or 128, got 28"),
         ({"edge": 0.9}, "edge: expected 1 to 32 pixels, got 0.9"),
         ({"edge": 0.4, "resolution": 64}, "edge: expected 0.5 to 32"),
         ({"edge": math.nan}, "edge: expected"),

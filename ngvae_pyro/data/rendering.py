@@ -66,8 +66,8 @@ def sprites(
     Args:
         n: Number of images.
         seed: The same n and seed draw the same factors, whatever varies.
-        resolution: 32 or 64 pixels a side. The edge widens with it, so a 64-pixel image
-            shows the same as the 32-pixel one.
+        resolution: 32, 64 or 128 pixels a side. The edge widens with it, so that a larger
+            image shows the same.
         vary: The factors that vary. Default: those of the seven that ``hold`` does not name.
         hold: Values, in a factor's own units, for factors that do not vary; ``shape`` also by
             name. Default: the middle of the range; 0 for the optional factors.
@@ -92,7 +92,7 @@ def sprites(
     ImageData('sprites:x,y', 100 images of 3x32x32, x, y, size, red, green, blue, background)
     """
     expect("sprites: n", n, Integral, "a whole number of images")
-    expect("sprites: resolution", resolution, Integral, "32 or 64")
+    expect("sprites: resolution", resolution, Integral, "32, 64 or 128")
     expect("sprites: edge", edge, Real, "a number of pixels")
     expect("sprites: device", device, (str, torch.device), "a device, such as 'cpu' or 'cuda'")
     try:
@@ -110,8 +110,8 @@ def sprites(
     own = _checked_ranges(ranges or {}, vary, held)
     if n < 1:
         raise UserError(f"sprites: n: expected at least 1 image, got {n}")
-    if resolution not in (32, 64):
-        raise UserError(f"sprites: resolution: expected 32 or 64, got {resolution}")
+    if resolution not in (32, 64, 128):
+        raise UserError(f"sprites: resolution: expected 32, 64 or 128, got {resolution}")
     if not 32 / resolution <= edge <= 32:
         raise UserError(f"sprites: edge: expected {32 / resolution:g} to 32 pixels, got {edge}")
 
