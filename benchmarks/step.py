@@ -59,7 +59,7 @@ NETWORKS = {"mlp": (MLPSpec(width=256, depth=2), 1), "conv64": (ConvSpec(), 3)}
 IMAGES = 2000
 
 # The model of this package's defaults and the posterior with one precision, in numbers.
-SLAB_PROBS, SLAB, SPIKE = 0.018315638888734179, (1.0, 1e-4), (100.0, 100.0)
+SLAB_PROBS, SLAB, SPIKE = 0.018315638888734179, (0.1, 1e-5), (100.0, 100.0)
 CONCENTRATION, RATE, SHARPNESS = (1000.0, 100.0), (0.1, 100.0), 20.0
 PIXEL_SCALE = 0.1
 

@@ -170,6 +170,28 @@ def test_the_default_ends_with_the_declared_slab():
     assert kinds.index("FitPrecisions") == kinds.index("Rotate") + 1
 
 
+def test_a_short_training_ends_with_the_declared_slab():
+    """It has no step after the end of the ramp."""
+    own = trainer(ScheduleSpec(slab=SELECT.slab), steps=5)
+    for _ in range(5):
+        before = own.model.slab.clone()
+        own.train_step()
+    torch.testing.assert_close(before, torch.tensor([1.0, 1e-4]))
+    assert torch.equal(own.model.slab, torch.tensor([0.1, 1e-5]))
+    state = own.state()
+    own.model.slab.fill_(7.0)
+    own.set_state(state)
+    assert torch.equal(own.model.slab, torch.tensor([0.1, 1e-5]))
+
+
+def test_numbers_that_a_posterior_does_not_use_are_left_alone(monkeypatch):
+    own = settled(trainer(), [True, True, True])
+    monkeypatch.setattr(type(own.guide), "rate", (0.1, 100.0))
+    before = own.guide.log_factor.clone()
+    FitPrecisions(0.5).apply(own)
+    assert torch.equal(own.guide.log_factor, before)
+
+
 @pytest.mark.parametrize("initial", [0.0, 0.001, 2000.0])
 def test_the_slab_stays_a_gamma(initial):
     with pytest.raises(UserError, match=r"slab\.initial: expected a number >= 0\.01 and <= 1000"):

@@ -465,7 +465,10 @@ class FitPrecisions(Action):
                 few = x[torch.randperm(len(x))[:PRECISION_IMAGES].to(x.device)]
                 with torch.enable_grad():
                     loss = trainer.elbo.differentiable_loss(trainer.model, guide, few) / len(few)
-                (gradient,) = torch.autograd.grad(loss, own)
+                (gradient,) = torch.autograd.grad(loss, own, allow_unused=True)
+                if gradient is None:
+                    # A guide of another posterior, which has the numbers and does not use them.
+                    return
                 optimizer.param_groups[0]["lr"] = PRECISION_RATE * (1.0 - step / PRECISION_STEPS)
                 found.grad = trainer.team.agreed(gradient * latents)
                 optimizer.step()

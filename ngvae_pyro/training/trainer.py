@@ -272,13 +272,14 @@ class Trainer:
             return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
 
     def set_slab(self, factor: Tensor | None = None) -> None:
-        """Set the prior's slab, to what it was in the last step if its factor is not given."""
+        """Set the prior's slab, by default to what it was in the last step, or is after all."""
         if self.declared_slab is None:
             return
         assert isinstance(self.model, NormalGammaVAE)
         if factor is None:
-            last = max(self.step - 1, 0) / self.spec.steps
-            factor = self.declared_slab.new_tensor(self.schedule.slab(last))
+            # A short training may have no step after the end of the ramp.
+            last = self.step if self.step == self.spec.steps else max(self.step - 1, 0)
+            factor = self.declared_slab.new_tensor(self.schedule.slab(last / self.spec.steps))
         self.model.slab.copy_(self.declared_slab * factor)
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
@@ -301,6 +302,8 @@ class Trainer:
         self.heed()
         self.steps(self.step)
         self.step += 1
+        if self.step == self.spec.steps:
+            self.set_slab()
         if self.step % SHOWN_EVERY == 0:
             self.bar.advance(self.step)
 
