@@ -95,7 +95,7 @@ def dimension(points: Array | Tensor, *, seed: int = 0) -> float:
 def of_codes(loc: Tensor) -> float | None:
     """Dimension of the surface on which posterior means lie, by :func:`dimension`.
 
-    Where it rounds below the number of latents, a factor is bent over several of them.
+    Where it is well below the number of latents, a factor is bent over several of them.
 
     Args:
         loc: Means (N, M) of the informative latents; the first 5,000 are used.

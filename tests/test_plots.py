@@ -135,6 +135,7 @@ def test_leaking_latents_are_marked():
     assert sorted(markers) == ["D", "o", "o"]
     values = torch.full((20, 3), 0.9)
     ax = plots.variances(values, torch.tensor([[0.9, 0.1, 0.1]] * 20), metrics, blank())
+    assert ax.get_ylim()[0] < 1.0
     hatched = [patch for patch in ax.patches if patch.get_hatch()]
     assert len(hatched) == 1
     assert "leaking (1 latent)" in [text.get_text() for text in ax.get_legend().texts]

@@ -562,6 +562,8 @@ def variances(variance: Any, probs: Any, rows: Any, ax: Axes | None = None) -> A
         ticks = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 1)
         ax.set_xticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
         ax.set_yscale("log")
+        # The lowest bar is as visible as the others, and one of a single value has a height.
+        ax.set_ylim(bottom=0.5)
         ax.set(xlabel="inferred variance of z given the image", ylabel="images × latents")
         ax.set_title("Inferred variances")
         ax.legend(loc="upper center")
