@@ -104,6 +104,8 @@ def variances(figure: Figure | SubFigure, looks: Sequence[Look]) -> None:
             if mask.any():
                 axes.hist(value[:, mask].ravel(), bins=list(edges), color=colour)
         axes.set_yscale("log")
+        # As in the figure of one run.
+        axes.set_ylim(bottom=0.5)
         axes.set_title(f"{one.label}: {on.sum()} of {len(on)} informative (blue)", fontsize=10)
     ticks = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 1)
     panels[-1].set_xticks(ticks, [f"$10^{{{int(tick)}}}$" for tick in ticks])
