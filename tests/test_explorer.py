@@ -18,7 +18,15 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.report import explorer
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.specs import ConvSpec, FitSpec, LikelihoodSpec, MLPSpec, ResidualConvSpec, RunSpec
+from ngvae_pyro.specs import (
+    ConvSpec,
+    FitSpec,
+    LikelihoodSpec,
+    MLPSpec,
+    ResidualConvSpec,
+    RunSpec,
+    SeparableSpec,
+)
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 ON = [3, 0, 2]
@@ -38,11 +46,11 @@ def built(data, decoder=SMALL, family="gaussian"):
             if isinstance(part, torch.nn.LayerNorm):
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.uniform_(-0.5, 0.5)
-        last = [p for p in model.decoder.trunk if hasattr(p, "weight")][-1]
+        last = [p for p in model.decoder.trunk if hasattr(p, "bias")][-1]
         if family == "gaussian":
             last.bias.add_(0.5)
         else:
-            last.weight.mul_(4.0)
+            getattr(last, "rows", last).weight.mul_(4.0)
         guide.encoder.head.weight.mul_(5.0)
     return Fit(model, guide, FitSpec(), form=data.form)
 
@@ -165,11 +173,18 @@ def shown(look, shape):
 
 @needs_chromium
 @pytest.mark.parametrize(
-    ("channels", "family"), [(3, "gaussian"), (1, "bernoulli"), (1, "continuous_bernoulli")]
+    ("channels", "family", "decoder"),
+    [
+        (3, "gaussian", SMALL),
+        (1, "bernoulli", SMALL),
+        (1, "continuous_bernoulli", SMALL),
+        (3, "gaussian", SeparableSpec(rank=4, width=16, depth=2)),
+        (1, "bernoulli", SeparableSpec(rank=4, width=16, depth=2)),
+    ],
 )
-def test_a_page_decodes_what_torch_does(tmp_path, channels, family):
+def test_a_page_decodes_what_torch_does(tmp_path, channels, family, decoder):
     images_of = images(channels)
-    fit = built(images_of, family=family)
+    fit = built(images_of, decoder, family)
     path, found = written(tmp_path, fit, images_of, {3: "a_name_without_a_break_" * 5})
     assert found.data["mean"] == family and found.data["steps"] == 100
     moves = [[(0, 100), (1, 0)], [(2, 77)]]
@@ -242,17 +257,20 @@ def test_vectors_are_curves_in_their_own_units(tmp_path, spread, own):
 # What is in the page ------------------------------------------------------------------------------
 
 
-def test_layers_are_those_of_the_decoder(data):
-    fit = built(data)
-    layers = [explorer.Layer.of(*each) for each in explorer.linear_layers(fit.model.decoder)]
-    z = 2.0 * torch.randn(50, 5)
-    found = explorer.decode(layers, z.numpy())
-    assert np.abs(found - fit.means(z).flatten(1).numpy()).max() < explorer.CLOSE / 2
+@pytest.mark.parametrize("decoder", [SMALL, SeparableSpec(rank=4, width=16, depth=2)])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_layers_are_those_of_the_decoder(decoder, channels):
+    fit = built(images(channels), decoder)
+    layers = explorer.layers_of(fit.model.decoder)
+    z = torch.randn(50, 5)
+    expected = fit.means(z).flatten(1).numpy().clip(0, 1)
+    found = explorer.decode(layers, z.numpy()).clip(0, 1)
+    assert np.abs(found - expected).max() < explorer.CLOSE / 2
     # Without what the norm of a layer has learned, it is far off.
     part = fit.model.decoder.trunk[1]
     layers[1] = explorer.Layer.of(part.linear.weight, part.linear.bias)
-    found = explorer.decode(layers, z.numpy())
-    assert np.abs(found - fit.means(z).flatten(1).numpy()).max() > 20 * explorer.CLOSE
+    found = explorer.decode(layers, z.numpy()).clip(0, 1)
+    assert np.abs(found - expected).max() > 20 * explorer.CLOSE
 
 
 def test_sliders_are_those_of_informative_latents_and_named(tmp_path, data):
@@ -303,8 +321,9 @@ def test_a_page_asks_nobody_and_runs_one_script(tmp_path, data):
     assert all("src" not in attrs for _, attrs in page.tags)
 
 
-def test_a_default_decoder_fits(data):
-    fit = built(data, ng.ModelSpec().decoder.model_copy(update={"depth": 8}))
+@pytest.mark.parametrize("decoder", [ng.ModelSpec().decoder, MLPSpec(depth=8)])
+def test_a_default_decoder_fits(data, decoder):
+    fit = built(data, decoder)
     found = explore(fit, data, measured(fit, data))
     assert "layers" in found.data and len(json.dumps(found.data)) <= explorer.BYTES == 5_000_000
 

@@ -14,10 +14,11 @@ from ngvae_pyro.nn import (
     PatchDiscriminator,
     PreActivationBlock,
     ResidualConvolution,
+    SumOfProducts,
     ToPatches,
     activations,
 )
-from ngvae_pyro.specs import ResidualConvSpec, ResNetV2Spec
+from ngvae_pyro.specs import MLPSpec, ResidualConvSpec, ResNetV2Spec, SeparableSpec
 
 SMALL = ResNetV2Spec(channels=4, width=16)
 PATCHED = ResidualConvSpec(channels=4, width=16)
@@ -77,6 +78,57 @@ def test_a_residual_convolution_sees_the_neighbours_and_begins_with_the_cell_its
     assert torch.equal(block(h), h)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 28, 28), (2, 1, 9)])
+def test_an_image_is_a_sum_of_products(shape):
+    part, h = SumOfProducts(6, shape, 4).double(), torch.randn(2, 6, dtype=torch.float64)
+    torch.nn.init.normal_(part.bias)
+    rows = part.rows(h).reshape(2, shape[1], 4)
+    columns = part.columns(h).reshape(2, 4, shape[2])
+    channels = torch.ones(2, 1, 4) if shape[0] == 1 else part.channels(h).reshape(2, shape[0], 4)
+    expected = torch.einsum("bir,brj,bcr->bcij", rows, columns, channels.double()) / 2.0
+    assert (part(h) - expected - part.bias).abs().max() < 1e-12
+    assert (part.channels is None) is (shape[0] == 1)
+    # Without the bias each channel has the rank that is declared.
+    image = torch.linalg.svdvals((part(h) - part.bias)[0, 0])
+    assert (image > 1e-9).sum() == min(4, *shape[1:])
+
+
+def test_data_of_one_row_are_drawn_by_the_perceptron_alone():
+    torch.manual_seed(0)
+    separable = Decoder(SeparableSpec(width=16, depth=3), (1, 1, 40), 5)
+    torch.manual_seed(0)
+    perceptron = Decoder(MLPSpec(width=16, depth=3), (1, 1, 40), 5)
+    z = torch.randn(3, 5)
+    assert torch.equal(separable(z), perceptron(z))
+    found = [activations(spec(width=16, depth=3), (1, 1, 40)) for spec in (SeparableSpec, MLPSpec)]
+    assert found[0] == found[1]
+
+
+def numbers_kept(module, decode, x):
+    """Numbers that are kept for the gradients of a squared error, weights left out."""
+    weights = [p.untyped_storage().data_ptr() for p in module.parameters()]
+    # By their memory, which views share.
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.nn.functional.mse_loss(decode(), x)
+    loss.backward()
+    return sum(size for memory, size in kept.items() if memory not in weights) / 4
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 28, 28), (2, 30, 45)])
+@pytest.mark.parametrize("changes", [{}, {"rank": 8, "depth": 1}])
+def test_products_keep_about_the_numbers_that_memory_is_checked_for(shape, changes):
+    spec = SeparableSpec(**changes)
+    decoder, x = Decoder(spec, shape, 6), torch.rand(4, *shape)
+    kept = numbers_kept(decoder, lambda: decoder(torch.randn(4, 6)), x)
+    assert 0.5 < kept / (len(x) * activations(spec, shape)) < 1.0
+
+
 def test_a_decoder_of_patches_is_deep_unless_its_depth_is_declared():
     kind = {"kind": "residual_conv"}
     assert load_model(decoder=kind).spec.decoder == ResidualConvSpec(depth=8)
@@ -89,19 +141,8 @@ def test_a_decoder_of_patches_is_deep_unless_its_depth_is_declared():
 @pytest.mark.parametrize("changes", [{}, {"blocks": 5, "depth": 1}, {"channels": 8}])
 def test_patches_keep_about_the_numbers_that_memory_is_checked_for(shape, changes):
     spec, x = ResidualConvSpec(**changes), torch.rand(4, *shape)
-    encoder, decoder = Encoder(spec, shape, 6, 1), Decoder(spec, shape, 6)
-    weights = [p.untyped_storage().data_ptr() for n in (encoder, decoder) for p in n.parameters()]
-    # By their memory, which views share.
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = torch.nn.functional.mse_loss(decoder(encoder(x)[0]), x)
-    loss.backward()
-    numbers = sum(size for memory, size in kept.items() if memory not in weights) / 4
+    both = torch.nn.ModuleList([Encoder(spec, shape, 6, 1), Decoder(spec, shape, 6)])
+    numbers = numbers_kept(both, lambda: both[1](both[0](x)[0]), x)
     assert 0.5 < numbers / (2 * len(x) * activations(spec, shape)) < 1.0
 
 

@@ -11,7 +11,14 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import ConvSpec, LikelihoodSpec, MLPSpec, ResidualConvSpec, ResNetV2Spec
+from ngvae_pyro.specs import (
+    ConvSpec,
+    LikelihoodSpec,
+    MLPSpec,
+    ResidualConvSpec,
+    ResNetV2Spec,
+    SeparableSpec,
+)
 from ngvae_pyro.training.trainer import SiteWeights
 
 # Guides whose gradient has a part by its score, which TraceMeanField_ELBO refuses.
@@ -21,6 +28,7 @@ NETWORKS = {
     "conv": ConvSpec(channels=4, width=16),
     "resnet_v2": ResNetV2Spec(channels=4, width=16, blocks=2),
     "residual_conv": ResidualConvSpec(channels=4, width=16),
+    "separable": SeparableSpec(rank=4, width=16, depth=2),
 }
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 
@@ -50,7 +58,8 @@ def test_every_parameter_receives_a_gradient(x, names, network):
     spec = NETWORKS[network]
     likelihood = LikelihoodSpec(learned=True)
     model = load_model(names[0], decoder=spec, likelihood=likelihood, latent_size=5)
-    guide = load_guide(names[1], model, encoder=spec)
+    encoder = NETWORKS["mlp"] if network == "separable" else spec
+    guide = load_guide(names[1], model, encoder=encoder)
     Trace_ELBO().differentiable_loss(model, guide, x).backward()
     for module in (model, guide):
         for name, parameter in module.named_parameters():
@@ -130,14 +139,16 @@ def test_prior_and_posterior_predictive(small_pair, x):
 @pytest.mark.parametrize("family", ["bernoulli", "continuous_bernoulli", "gaussian"])
 @pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64), (2, 9, 13)])
 def test_likelihoods_and_sizes(family, image_shape):
-    kinds = [MLPSpec(width=8, depth=1), ResidualConvSpec(channels=2, width=8)]
+    first = MLPSpec(width=8, depth=1)
+    kinds = [first, SeparableSpec(rank=2, width=8), ResidualConvSpec(channels=2, width=8)]
     if image_shape[1] in (28, 32, 64):
         kinds += [ConvSpec(channels=2, width=8), ResNetV2Spec(channels=2, width=8)]
     x = torch.rand(3, *image_shape)
     for spec in kinds:
         likelihood = LikelihoodSpec(family=family)
         model = load_model("normal_gamma", image_shape, decoder=spec, likelihood=likelihood)
-        guide = load_guide("relaxed", model, encoder=spec)
+        encoder = first if spec.kind == "separable" else spec
+        guide = load_guide("relaxed", model, encoder=encoder)
         assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, guide, x)))
         assert model.decoder(torch.zeros(4, 2, 15)).shape == (4, 2, *image_shape)
         assert model.likelihood.signal(x) > 0

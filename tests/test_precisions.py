@@ -18,6 +18,7 @@ from ngvae_pyro.specs import (
     MLPSpec,
     NormalGammaPriorSpec,
     Ramp,
+    RelaxedGuideSpec,
     ScheduleSpec,
     parse,
 )
@@ -76,7 +77,7 @@ def best(length, slab):
     Its terms with m are, of the Gamma, (a - 1) log m - b m and the entropy log m, and of z
     -log(m) / 2 - (length^2 + 1) E[1 / precision] / 2.
     """
-    (a, b), shape = slab, 1000.0
+    (a, b), (shape, _) = slab, RelaxedGuideSpec().concentration
     slope = lambda m: 0.5 - a + b * m - (length**2 + 1) * shape / (shape - 1) / (2 * m)  # noqa: E731
     return brentq(slope, 1e-3, 1e9)
 

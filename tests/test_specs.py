@@ -30,6 +30,7 @@ from ngvae_pyro.specs import (
     RelaxedGuideSpec,
     RunSpec,
     ScheduleSpec,
+    SeparableSpec,
     Spec,
     parse,
 )
@@ -207,11 +208,15 @@ def test_of_a_number_or_a_word_the_line_names_both(values, line):
     assert line in str(caught.value)
 
 
-def test_a_changed_decoder_keeps_its_depth():
-    assert ModelSpec().decoder.depth == 8
-    assert parse(ModelSpec, {"decoder": {"width": 64}}, "x").decoder == MLPSpec(width=64, depth=8)
-    assert parse(ModelSpec, {"decoder": {"depth": 2}}, "x").decoder == MLPSpec(depth=2)
-    assert parse(ModelSpec, {"decoder": {"kind": "conv"}}, "x").decoder == ConvSpec()
+def test_a_changed_network_keeps_the_rest():
+    def decoder(**changes):
+        return parse(ModelSpec, {"decoder": changes}, "x").decoder
+
+    assert ModelSpec().decoder == SeparableSpec(depth=4)
+    assert decoder(width=64) == SeparableSpec(width=64)
+    assert decoder(kind="mlp", width=64) == MLPSpec(width=64, depth=8)
+    assert decoder(kind="mlp", depth=2) == MLPSpec(depth=2)
+    assert decoder(kind="conv") == ConvSpec()
     assert parse(GUIDE, {"encoder": {"width": 64}}, "x").encoder == MLPSpec(width=64, depth=3)
 
 

@@ -1,9 +1,10 @@
 """The explorer of a run's report: a slider for each informative latent, and the image they make.
 
 The page holds the decoder's weights and computes E[x | z] itself, so that all latents can move at
-once without any network access. It supports decoders made of linear layers
-(:class:`ngvae_pyro.specs.MLPSpec`). For a convolutional one, or one that is too large for a page,
-it holds images decoded beforehand instead, with one latent moved at a time.
+once without any network access. It supports the decoders without
+convolutions (:class:`ngvae_pyro.specs.SeparableSpec`, :class:`ngvae_pyro.specs.MLPSpec`). For a
+convolutional one, or one that is too large for a page, it holds images decoded beforehand instead,
+with one latent moved at a time.
 """
 
 import base64
@@ -25,7 +26,7 @@ from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
-from ngvae_pyro.nn import Decoder, ResidualLayer
+from ngvae_pyro.nn import Decoder, ResidualLayer, SumOfProducts
 from ngvae_pyro.report.plots import ROWS, are_vectors
 
 # Largest size of the explorer's data in the page, including base64.
@@ -101,6 +102,11 @@ class Layer:
     scale: np.ndarray
     bias: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weights.size
+
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> "Layer":
         """Convert a float layer."""
@@ -119,6 +125,48 @@ class Layer:
         """The arrays for JSON: their bytes, little-endian and row by row, in base64."""
         parts = {"weights": self.weights, "scale": self.scale, "bias": self.bias}
         return {name: _base64(part.tobytes()) for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class Products:
+    """The last layer of a separable decoder, :class:`ngvae_pyro.nn.SumOfProducts`, in integers.
+
+    Attributes:
+        factors: The linear layers of rows, of columns, and of channels where there are several.
+        rank: Number of products.
+        bias: (channels,), float32.
+    """
+
+    factors: tuple[Layer, ...]
+    rank: int
+    bias: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(factor.size for factor in self.factors)
+
+    @classmethod
+    def of(cls, part: SumOfProducts) -> "Products":
+        """Convert a float layer."""
+        linear = [part.rows, part.columns, *([part.channels] if part.channels else [])]
+        factors = tuple(Layer.of(each.weight, each.bias) for each in linear)
+        return cls(factors, part.rank, part.bias.detach().flatten().cpu().numpy().astype("<f4"))
+
+    def __call__(self, h: np.ndarray) -> np.ndarray:
+        """Apply the layer to features (N, width), as the page does."""
+        rows, columns, *channels = (factor(h) for factor in self.factors)
+        rows = rows.reshape(len(h), -1, self.rank) / np.sqrt(self.rank)
+        columns = columns.reshape(len(h), self.rank, -1)
+        of_channels = channels[0] if channels else np.ones((len(h), self.rank))
+        of_channels = of_channels.reshape(len(h), -1, 1, self.rank)
+        found: np.ndarray = (of_channels * rows[:, None]) @ columns[:, None]
+        return (found + self.bias[:, None, None]).reshape(len(h), -1)
+
+    def packed(self) -> dict[str, Any]:
+        """What the page has of it, for JSON."""
+        factors = [factor.packed() for factor in self.factors]
+        return {"factors": factors, "rank": self.rank, "bias": self.bias.tolist()}
 
 
 @torch.no_grad()
@@ -168,7 +216,7 @@ def explore(
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
     ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
     why = "the decoder is convolutional"
-    if fit.model.spec.decoder.kind == "mlp":
+    if fit.model.spec.decoder.kind in ("mlp", "separable"):
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
         weights, note = _weights(fit, z, page)
         if weights is not None:
@@ -222,22 +270,24 @@ def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
 # The decoder in the page ------------------------------------------------------------------------
 
 
-def linear_layers(decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
-    """The weights (W, b) of each layer of an MLP decoder, from the latents to the image.
+def layers_of(decoder: Decoder) -> list[Layer | Products]:
+    """The layers of a decoder without convolutions, from the latents to the image.
 
     In h + silu(W (gain norm(h) + shift) + b), the gain and the shift are absorbed into W and b.
     """
-    layers: list[tuple[Tensor, Tensor]] = [(decoder.stem.weight, decoder.stem.bias)]
+    layers: list[Layer | Products] = [Layer.of(decoder.stem.weight, decoder.stem.bias)]
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
-            layers.append((weight * part.norm.weight, bias + weight @ part.norm.bias))
+            layers.append(Layer.of(weight * part.norm.weight, bias + weight @ part.norm.bias))
         elif isinstance(part, nn.Linear):
-            layers.append((part.weight, part.bias))
+            layers.append(Layer.of(part.weight, part.bias))
+        elif isinstance(part, SumOfProducts):
+            layers.append(Products.of(part))
     return layers
 
 
-def decode(layers: list[Layer], z: np.ndarray) -> np.ndarray:
+def decode(layers: list[Layer | Products], z: np.ndarray) -> np.ndarray:
     """Decode latents (N, K) to (N, D) with the arithmetic of ``explorer.js``."""
     h = _silu(layers[0](z))
     for layer in layers[1:-1]:
@@ -253,11 +303,11 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The page's data including the decoder, with a note on it, or None and the reason."""
-    floats = linear_layers(fit.model.decoder)
+    layers = layers_of(fit.model.decoder)
+    count = sum(layer.size for layer in layers)
     # Two bytes each, and base64 takes four letters for three bytes.
-    if (size := 8 / 3 * sum(weight.numel() for weight, _ in floats)) > BYTES:
+    if (size := 8 / 3 * count) > BYTES:
         return None, f"the weights of the decoder would be {size / 1e6:.0f} MB"
-    layers = [Layer.of(weight, bias) for weight, bias in floats]
     output = torch.from_numpy(decode(layers, z.double().numpy()))
     with evaluating(fit.model):
         expected = fit.model.decoder(z.to(fit.device)).cpu().double()
@@ -282,7 +332,6 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         found["curve"], unit = _curve(fit, truth), "of a column's standard deviation"
     if (size := _size(found)) > BYTES:
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
-    count = sum(layer.weights.size for layer in layers)
     return found, (
         f"This page contains the decoder itself: {count:,} weights as 16-bit integers with a "
         f"scale for each row. At {len(z):,} places of the sliders its means were compared with "

@@ -48,6 +48,21 @@ from ngvae_pyro.specs.schedule import (
 # Networks ------------------------------------------------------------------------------------
 
 
+class SeparableSpec(Spec):
+    """Sum of ``rank`` products of a row's, a column's and a channel's weights (a decoder's).
+
+    All weights are linear in the output of a residual perceptron with ``depth`` hidden layers of
+    ``width`` units. What moves along an axis of the image, or grows along it, changes only the
+    weights of that axis. Data of one row, such as vectors, have nothing to multiply, and are drawn
+    by the perceptron alone.
+    """
+
+    kind: Literal["separable"] = "separable"
+    rank: Channels = 32
+    width: Width = 256
+    depth: Depth = 4
+
+
 class MLPSpec(Spec):
     """Residual multilayer perceptron with ``depth`` hidden layers of ``width`` units.
 
@@ -101,10 +116,14 @@ class ResidualConvSpec(Spec):
 
 
 NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec, ChosenBy("kind")]
+# A mapping without a kind changes the default, which is the first.
+DecoderSpec = Annotated[
+    SeparableSpec | MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec, ChosenBy("kind")
+]
 
 
 def _deep(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.get("kind", "mlp") in ("mlp", "residual_conv"):
+    if isinstance(value, Mapping) and value.get("kind") in ("mlp", "residual_conv"):
         return {"depth": 8, **value}
     return value
 
@@ -250,7 +269,7 @@ class ModelSpec(Spec):
     latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: LikelihoodSpec = LikelihoodSpec()
-    decoder: Annotated[NetworkSpec, BeforeValidator(_deep)] = MLPSpec(depth=8)
+    decoder: Annotated[DecoderSpec, BeforeValidator(_deep)] = SeparableSpec()
 
 
 # Guide: q(z, precision | x) ------------------------------------------------------------------
@@ -301,7 +320,9 @@ class BaseGuideSpec(Spec):
 class NormalGammaGuideSpec(BaseGuideSpec):
     """Keys that all guides with the sites ``precision`` and ``z`` declare.
 
-    ``concentration`` and ``rate`` are pairs (informative, uninformative). ``freedom`` is the
+    ``concentration`` and ``rate`` are pairs (informative, uninformative). A concentration of 10
+    costs an informative latent 2.3 nats less than the slides' 1000, and says as much of z.
+    ``freedom`` is the
     logarithm of the largest factor by which each latent's own rate of the informative component,
     which is learned, may differ from the declared one, either way; 0 keeps that one for all. A
     declared ``schedule`` changes only the keys that it names. ``label`` is the guide's name in
@@ -319,19 +340,23 @@ class NormalGammaGuideSpec(BaseGuideSpec):
 
     family: str
     label: Label | None = None
-    concentration: Concentrations = (1000.0, 100.0)
-    rate: Rates = (0.1, 100.0)
+    concentration: Concentrations = (10.0, 100.0)
+    rate: Rates = (1e-3, 100.0)
     freedom: Annotated[float, Field(ge=0.0, le=10.0)] = 6.0
     encoder: NetworkSpec = MLPSpec()
     schedule: Annotated[ScheduleSpec, on_top_of(SELECT)] = SELECT
 
 
 class SlidingGuideSpec(NormalGammaGuideSpec):
-    """Base of the relaxed posteriors: ``sharpness`` is the slope r at the end of training."""
+    """Base of the relaxed posteriors: ``sharpness`` is the slope r at the end of training.
+
+    The relaxed rate of a latent with weight p has a part sigmoid(-r (p - 1/2)) of the uninformative
+    one, which bounds its precision: with r = 20 and a concentration of 10 at 2,200, with 40 not.
+    """
 
     schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {"sharpness"}
 
-    sharpness: Sharpness = 20.0
+    sharpness: Sharpness = 40.0
 
     @model_validator(mode="after")
     def _sharpness_of_the_schedule(self) -> Self:

@@ -144,7 +144,7 @@ class ScheduleSpec(Spec):
 SELECT = ScheduleSpec(
     z=Ramp(initial=40.0, begin=0.1, end=0.3, shape="geometric"),
     precision=Ramp(initial=0.0, begin=0.15, end=0.26),
-    sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
+    sharpness=Ramp(initial=0.25, begin=0.15, end=0.26),
     freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
     # While latents are selected Gamma(1, 1e-4), under which low precisions are dear.
     slab=Ramp(initial=10.0, begin=0.96, end=0.98, shape="geometric"),

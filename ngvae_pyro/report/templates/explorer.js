@@ -1,4 +1,4 @@
-// The explorer of a run's page, ngvae_pyro/explorer.py: sliders for z, and E[x | z] redrawn.
+// The explorer of a run's page, ngvae_pyro/report/explorer.py: sliders for z, and E[x | z] redrawn.
 (() => {
   "use strict";
   const section = document.getElementById("explorer");
@@ -15,7 +15,8 @@
   // Which slider is away from the base image, where only one can be.
   let moved = null;
 
-  // The decoder: linear layers, of which all but the first and the last are residual ones.
+  // The decoder: linear layers, of which all but the first and the last are residual ones; the last
+  // may be a sum of products of rows, columns and channels.
   function bytes(text) {
     const letters = atob(text), found = new Uint8Array(letters.length);
     for (let i = 0; i < letters.length; i++) found[i] = letters.charCodeAt(i);
@@ -51,14 +52,34 @@
       return Math.abs(v) < 0.01 ? 0.5 + v / 12 : 1 / (1 - Math.exp(-v)) - 1 / v;
     },
   };
-  const layers = (data.layers || []).map(unpacked);
+  function products({factors, rank, bias}, h) {
+    const [along, across, hues] = factors.map((factor) => linear(factor, h));
+    const out = new Float32Array(channels * height * width);
+    for (let c = 0, at = 0; c < channels; c++) {
+      for (let i = 0; i < height; i++) {
+        for (let j = 0; j < width; j++) {
+          let sum = 0;
+          for (let r = 0; r < rank; r++) {
+            const hue = hues ? hues[c * rank + r] : 1;
+            sum += hue * along[i * rank + r] * across[r * width + j];
+          }
+          out[at++] = bias[c] + sum / Math.sqrt(rank);
+        }
+      }
+    }
+    return out;
+  }
+  const layers = (data.layers || []).map((layer) => (
+    layer.factors ? {...layer, factors: layer.factors.map(unpacked)} : unpacked(layer)
+  ));
   function decode(z) {
     let h = silu(linear(layers[0], z));
     for (const layer of layers.slice(1, -1)) {
       const more = silu(linear(layer, normalised(h)));
       h = h.map((v, i) => v + more[i]);
     }
-    return linear(layers[layers.length - 1], h).map(means[data.mean]);
+    const last = layers[layers.length - 1];
+    return (last.factors ? products : linear)(last, h).map(means[data.mean]);
   }
 
   // Pictures, of three kinds.
