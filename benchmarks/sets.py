@@ -352,6 +352,19 @@ def faces(f: Factors) -> np.ndarray:
     return image
 
 
+def frames(f: Factors) -> np.ndarray:
+    x, y = pixel_grid(28)
+    u, v = abs(x - column(f["x"])), abs(y - column(f["y"]))
+    far = np.maximum(u - column(f["width"]), v - column(f["height"]))
+    return column(f["brightness"]) * soft(abs(far) - 0.02, 28)
+
+
+def long_blob(f: Factors) -> np.ndarray:
+    x, y = pixel_grid(32)
+    u, v = (x - column(f["x"])) / column(f["width"]), (y - column(f["y"])) / column(f["height"])
+    return 0.05 + 0.9 * np.exp(-0.5 * (u**2 + v**2))
+
+
 VECTORS = (bumps, flat_map, curved_map, leaf)
 
 # The sets ----------------------------------------------------------------------------------------
@@ -513,6 +526,14 @@ def _sets() -> dict[str, Set]:
         Set("faces", 6, False, "a schematic face, grey", faces, spans),
         *("", "-noise05", "-faint60-noise10"),
     )
+    spans = {"x": (0.35, 0.65), "y": (0.35, 0.65), "width": (0.12, 0.3), "height": (0.12, 0.3)}
+    spans |= {"brightness": (0.4, 1.0)}
+    table.add(
+        Set("frames", 5, False, "a rectangle of thin lines, grey", frames, spans), "", "-noise05"
+    )
+    about = "black and white drawn from the probabilities of a long blob"
+    spans = {"x": (0.3, 0.7), "y": (0.3, 0.7), "width": (0.08, 0.25), "height": (0.08, 0.25)}
+    table.add(Set("long_blob", 4, False, about, long_blob, spans, bernoulli=True), "")
     return table.sets
 
 

@@ -354,7 +354,10 @@ class SlidingGuideSpec(NormalGammaGuideSpec):
     one, which bounds its precision: with r = 20 and a concentration of 10 at 2,200, with 40 not.
     """
 
-    schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {"sharpness"}
+    schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {
+        "sharpness",
+        "sharpening",
+    }
 
     sharpness: Sharpness = 40.0
 

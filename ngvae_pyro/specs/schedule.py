@@ -89,9 +89,9 @@ class ScheduleSpec(Spec):
 
     ``z`` and ``precision`` are the weights of the KL of these sites; ``sharpness`` and
     ``temperature`` multiply those of the relaxations, ``freedom`` that of the latents' own rates,
-    and ``slab`` both numbers of the prior's slab, whose mean stays. All end at 1, so that training
-    ends by maximising the ELBO itself (for counts, as closely as their final temperature allows).
-    ``signal_nats`` above 0 replaces ``z.initial`` by
+    and ``slab`` both numbers of the prior's slab, whose mean stays; ``sharpening`` is a second
+    factor on the sharpness, for the end. All end at 1, so that training ends by maximising the ELBO
+    itself (for counts, as closely as their final temperature allows). ``signal_nats`` above 0 replaces ``z.initial`` by
     signal / signal_nats (at least 1), where the signal is what the data carry above their mean
     image, in nats under the likelihood: the weight then suits a faint grey data set and a
     colourful one alike. At the fraction ``silence``, each latent that leaks becomes informative or
@@ -106,6 +106,7 @@ class ScheduleSpec(Spec):
     z: Ramp = Ramp()
     precision: Ramp = Ramp()
     sharpness: Ramp = Ramp()
+    sharpening: Ramp = Ramp()
     temperature: Ramp = Ramp()
     freedom: Ramp = Ramp()
     slab: Ramp = Ramp()
@@ -122,7 +123,8 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
-        for name in ("z", "precision", "sharpness", "temperature", "freedom", "slab"):
+        ramps = (name for name, value in self if isinstance(value, Ramp))
+        for name in ramps:
             ramp = getattr(self, name)
             if ramp.final != 1.0:
                 raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
@@ -144,7 +146,9 @@ class ScheduleSpec(Spec):
 SELECT = ScheduleSpec(
     z=Ramp(initial=40.0, begin=0.1, end=0.3, shape="geometric"),
     precision=Ramp(initial=0.0, begin=0.15, end=0.26),
-    sharpness=Ramp(initial=0.25, begin=0.15, end=0.26),
+    sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
+    # While it has half of its slope a latent may change its mind, and precisions are bounded.
+    sharpening=Ramp(initial=0.5, begin=0.96, end=0.98, shape="geometric"),
     freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
     # While latents are selected Gamma(1, 1e-4), under which low precisions are dear.
     slab=Ramp(initial=10.0, begin=0.96, end=0.98, shape="geometric"),
@@ -164,7 +168,7 @@ SELECT = ScheduleSpec(
 # The exact mixture settles for good within 200 steps, which is too early, so it starts out relaxed
 # (docs/posteriors.md); the score guide is exact throughout and has nothing to sharpen.
 SELECT_THEN_EXACT = SELECT.model_copy(update={"exact": 0.75})
-SELECT_EXACT = SELECT.model_copy(update={"sharpness": Ramp()})
+SELECT_EXACT = SELECT.model_copy(update={"sharpness": Ramp(), "sharpening": Ramp()})
 
 # Temperatures fall from 1 to 0.05 over the first half of training, as in Vafaii, Galor and Yates
 # (2024).

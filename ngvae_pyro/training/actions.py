@@ -330,7 +330,7 @@ def resolve(trainer: "Trainer", least: float) -> None:
 
     An uninformative latent can carry information through a wide loc, and that is cheap: variance v
     costs v / 2 nats, and leaves the share 1 / (1 + v) of what the factor is worth. A factor would
-    have to be worth 66 nats before an informative latent, at about 11, is the better buy. So a leak
+    have to be worth 55 nats before an informative latent, at about 10, is the better buy. So a leak
     is never what a latent is left with: either it pays the price or it falls silent.
 
     Args:

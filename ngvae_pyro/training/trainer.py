@@ -253,7 +253,7 @@ class Trainer:
     def annealed(self, name: str, fraction: float) -> float:
         """A number of the guide that the schedule multiplies, at a fraction of training."""
         value: float = getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
-        return value
+        return value * self.schedule.sharpening(fraction) if name == "sharpness" else value
 
     def phase(self) -> Hashable:
         """A value that, together with the tensors, determines the operations of the next step."""
