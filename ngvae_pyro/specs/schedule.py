@@ -91,15 +91,15 @@ class ScheduleSpec(Spec):
     ``temperature`` multiply those of the relaxations, ``freedom`` that of the latents' own rates,
     and ``slab`` both numbers of the prior's slab, whose mean stays; ``sharpening`` is a second
     factor on the sharpness, for the end. All end at 1, so that training ends by maximising the ELBO
-    itself (for counts, as closely as their final temperature allows). ``signal_nats`` above 0 replaces ``z.initial`` by
-    signal / signal_nats (at least 1), where the signal is what the data carry above their mean
-    image, in nats under the likelihood: the weight then suits a faint grey data set and a
-    colourful one alike. At the fraction ``silence``, each latent that leaks becomes informative or
-    the prior for good, whichever has the higher ELBO; 1 turns this off. At the fraction
-    ``independent``, informative latents are rotated to independent components if that costs next
-    to nothing (:mod:`ngvae_pyro.axes`), and their precisions are fitted; 1 turns this off. Until
-    the fraction ``exact`` the mixture guide is relaxed. At the fractions ``rescale`` a likelihood
-    whose scale is ``auto`` takes on the noise that the reconstruction leaves. In
+    itself (for counts, as closely as their final temperature allows). ``signal_nats`` above 0
+    replaces ``z.initial`` by signal / signal_nats (at least 1), where the signal is what the data
+    carry above their mean image, in nats under the likelihood: the weight then suits a faint grey
+    data set and a colourful one alike. At the fraction ``silence``, each latent that leaks becomes
+    informative or the prior for good, whichever has the higher ELBO; 1 turns this off. At the
+    fraction ``independent``, informative latents are rotated to independent components if that
+    costs next to nothing (:mod:`ngvae_pyro.axes`), and their precisions are fitted; 1 turns this
+    off. Until the fraction ``exact`` the mixture guide is relaxed. At the fractions ``rescale`` a
+    likelihood whose scale is ``auto`` takes on the noise that the reconstruction leaves. In
     between, the defaults leave the ELBO unchanged.
     """
 
