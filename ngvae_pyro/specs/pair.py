@@ -351,7 +351,8 @@ class SlidingGuideSpec(NormalGammaGuideSpec):
     """Base of the relaxed posteriors: ``sharpness`` is the slope r at the end of training.
 
     The relaxed rate of a latent with weight p has a part sigmoid(-r (p - 1/2)) of the uninformative
-    one, which bounds its precision: with r = 20 and a concentration of 10 at 2,200, with 40 not.
+    one, which bounds its precision: with a concentration of 10 at 2,200 for r = 20, no longer for
+    r = 40.
     """
 
     schedule_keys: ClassVar[frozenset[str]] = NormalGammaGuideSpec.schedule_keys | {
