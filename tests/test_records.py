@@ -308,6 +308,7 @@ def test_scores_of_a_single_factor_are_no_numbers(here):
     blobs("blobs.npz", latents_values=label, latents_names=np.array(["label"]))
     words = ["compare", *SMALL, "--data", "blobs.npz", "--jobs", "1", "--out", "c", "--steps", "2"]
     words += ["--set", "data.held_out=0.5", "--pairs", "gaussian+gaussian"]
+    words += ["--set", "model.decoder.kind=mlp"]
     said = ngvae(*words)
     note = "– Disentanglement: needs at least two known factors that vary."
     notes = "– DCI disentanglement, beta-VAE score, Modularity: needs at least two known factors"

@@ -147,11 +147,12 @@ def test_a_run_of_an_older_version_keeps_its_precisions(no_drawing, tmp_path, gu
     )
     config = tomllib.loads((out / "config.toml").read_text())
     assert config["guide"].pop("freedom") == 0.0
-    for key in ("freedom", "rescale"):
+    for key in ("freedom", "rescale", "slab", "sharpening"):
         del config["guide"]["schedule"][key]
     (out / "config.toml").write_text(tomli_w.dumps(config))
     fit, spec = runs.load_run(out, device="cpu")
-    assert spec.guide.freedom == 0.0 and fit.guide.rate == (0.1, 100.0)
+    assert spec.guide.freedom == 0.0 and fit.guide.rate == fit.guide.spec.rate
+    assert spec.guide.schedule.slab.constant and spec.guide.schedule.sharpening.constant
     assert not {"freedom", "log_factor"} & set(fit.guide.state_dict())
     assert fit.model.likelihood.scale == pytest.approx(0.1) and not fit.model.likelihood.auto
     assert "informative" in ngvae("inspect", out)

@@ -51,7 +51,7 @@ def test_every_image_has_every_score(untrained, names):
 
 
 def test_scores_are_those_of_their_formulas(untrained):
-    result, known, images = untrained("normal_gamma", "relaxed")
+    result, known, images = untrained("normal_gamma", "fixed")
     known = scores.Reference(known.loc, known.covariance, torch.tensor([0.9, 0.1, 0.6, 0.2, 0.0]))
     found = scores.scores(result, images, known)
     code, x = codes(result, images), ImageData.to_unit(images.images)

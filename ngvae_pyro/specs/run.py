@@ -125,11 +125,20 @@ class FormSpec(Spec):
 
 
 def _older(values: Any) -> Any:
-    """A run's values under today's keys: of older versions, all informative rates were fixed."""
+    """A run's values under today's keys.
+
+    Of older versions, all informative rates were fixed, and neither the prior's slab nor the
+    sharpness changed at the end.
+    """
     guide = values.get("guide") if isinstance(values, Mapping) else None
-    if isinstance(guide, Mapping) and "rate" in guide and "freedom" not in guide:
-        return {**values, "guide": {**guide, "freedom": 0.0}}
-    return values
+    if not isinstance(guide, Mapping):
+        return values
+    if "rate" in guide and "freedom" not in guide:
+        guide = {**guide, "freedom": 0.0}
+    if isinstance(schedule := guide.get("schedule"), Mapping):
+        still = {key: {"initial": 1.0} for key in ("slab", "sharpening")}
+        guide = {**guide, "schedule": {**still, **schedule}}
+    return {**values, "guide": guide}
 
 
 class SavedRun(RunSpec):
