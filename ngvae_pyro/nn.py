@@ -153,7 +153,7 @@ class SumOfProducts(nn.Module):
     Where something is along an axis, and how large, is in the weights of that axis, H + W numbers
     instead of H W. So few latents are soon drawn well: decoding seven-factor sprites of 32x32 from
     their true factors (1,200 steps), the MSE was 5e-4, and 3.2e-3 with a perceptron of twice as
-    many layers, whose step takes half as long again.
+    many layers, whose step takes a quarter longer (``benchmarks/decoders.py``).
 
     Args:
         width: Numbers in h.
