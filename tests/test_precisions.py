@@ -122,6 +122,26 @@ def test_the_fit_leaves_all_else_and_the_noise_as_they_were():
     assert torch.equal(again.guide.log_factor, own.guide.log_factor)
 
 
+@pytest.mark.parametrize(("guide", "end"), [("relaxed", 40.0), ("fixed", 20.0)])
+def test_the_sharpness_bounds_precisions_until_the_end(guide, end):
+    own = trainer(guide=guide)
+    own.schedule = own.guide.spec.schedule
+    found = [own.annealed("sharpness", fraction) for fraction in (0.0, 0.15, 0.26, 0.96, 0.98, 1.0)]
+    assert found == [10.0, 10.0, 20.0, 20.0, end, end]
+    (a1, a2), (b1, b2) = own.guide.spec.concentration, own.guide.spec.rate
+    with torch.no_grad():
+        own.guide.encoder.head.weight.zero_()
+        own.guide.encoder.head.bias[3:] = 20.0
+        reached = []
+        for sharpness in (20.0, 40.0):
+            own.guide.sharpness.fill_(sharpness)
+            q = own.guide.posterior(own.monitor_images)
+            reached.append(q.precision.mean[0, 0].item())
+    rest = math.exp(-10.0)
+    assert reached[0] == pytest.approx((a1 + rest * a2) / (b1 + rest * b2), rel=1e-3)
+    assert reached[1] == pytest.approx(10_000.0, rel=1e-3)
+
+
 def test_a_guide_with_fixed_precisions_keeps_them():
     own = trainer(guide="fixed")
     before = own.state()
