@@ -447,7 +447,7 @@ def _sets() -> dict[str, Set]:
         *("", "-faint60-noise05"),
     )
     arc = Set("triangle_arc", 5, True, about, triangle, {**where, "hue": (0.0, 2 * np.pi / 3)})
-    table.add(replace(arc, note="the hue goes from red to green, not round"), "-noise05")
+    table.add(replace(arc, note="the hue goes from red to green, not round"), "", "-noise05")
 
     about = "200 samples of shifted and scaled Gaussians (RRAE: Mounayer et al., 2024)"
     one = {"place": (0.25, 0.75), "height": (0.5, 1.5)}
@@ -512,13 +512,13 @@ def _sets() -> dict[str, Set]:
     spans |= {"brightness": (0.4, 1.0)}
     table.add(
         Set("crosses", 5, True, "a grey cross", crosses, spans),
-        *("", "-noise05", "-faint60-noise10", "-2000", "-K30"),
+        *("", "-noise05", "-noise10", "-faint60-noise10", "-2000", "-K30"),
     )
     spans = {"horizon": (0.5, 0.8), "sky": (0.3, 1.0), "field": (0.2, 1.0), "sun": (0.2, 0.8)}
     spans |= {"size": (0.06, 0.16)}
     table.add(
         Set("horizons", 5, True, "sky, sun and a field, in colour", horizons, spans),
-        *("", "-noise10", "-faint30", "-faint60-noise10", "-2000"),
+        *("", "-noise10", "-faint30", "-faint30-noise05", "-faint60-noise10", "-2000"),
     )
     spans = {"width": (0.3, 0.45), "eyes": (0.1, 0.18), "gaze": (-0.04, 0.04)}
     spans |= {"brows": (0.18, 0.26), "smile": (-0.12, 0.12), "shade": (0.5, 1.0)}

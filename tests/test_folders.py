@@ -11,7 +11,6 @@ import signal
 import socket
 import stat
 import sys
-import time
 from contextlib import suppress
 from hashlib import sha256
 from types import SimpleNamespace
@@ -636,14 +635,7 @@ def test_a_record_names_only_what_is_in_its_folder(run, train, name):
 def test_a_signal_before_there_is_anything_to_keep_has_its_exit_code(monkeypatch, signum):
     """Typer by itself says 130 of any."""
     monkeypatch.setattr(sys, "argv", ["ngvae", "variants"])
-
-    def signalled(kind):
-        os.kill(os.getpid(), signum)
-        # Another thread may be the one that gets it, and this one hears of it a little later.
-        for _ in range(1000):
-            time.sleep(0.01)
-
-    monkeypatch.setattr(cli.variants, "folder", signalled)
+    monkeypatch.setattr(cli.variants, "folder", lambda kind: os.kill(os.getpid(), signum))
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 128 + signum

@@ -304,6 +304,9 @@ class Trainer:
         self.step += 1
         if self.step == self.spec.steps:
             self.set_slab()
+            # Likewise: a ramp that ends late may not have ended at the last step.
+            for name in self.guide.annealed:
+                getattr(self.guide, name).fill_(self.annealed(name, 1.0))
         if self.step % SHOWN_EVERY == 0:
             self.bar.advance(self.step)
 
