@@ -190,7 +190,7 @@ def test_forks_and_recordings_were_among_them(data, tmp_path, monkeypatch, recor
     monkeypatch.setattr(svi.Trainer, "train_step", watched)
     fit = train(data, tmp_path / "run", ("normal_gamma", "mixture"), SMALL)
     assert fit.moves and {recorded for _, recorded in seen} == {False, True}
-    assert len({acted for acted, _ in seen}) > 2
+    assert len({acted for acted, _ in seen}) >= 5 and fit.extra_steps > 0
 
 
 def test_a_training_goes_on_only_where_it_may(data, tmp_path, monkeypatch):

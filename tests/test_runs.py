@@ -151,7 +151,8 @@ def test_a_run_of_an_older_version_keeps_its_precisions(no_drawing, tmp_path, gu
         del config["guide"]["schedule"][key]
     (out / "config.toml").write_text(tomli_w.dumps(config))
     fit, spec = runs.load_run(out, device="cpu")
-    assert spec.guide.freedom == 0.0 and fit.guide.rate == fit.guide.spec.rate
+    rate = {"fixed": (0.1, 100.0), "mixture": (1e-3, 100.0)}[guide]
+    assert spec.guide.freedom == 0.0 and fit.guide.rate == rate
     assert spec.guide.schedule.slab.constant and spec.guide.schedule.sharpening.constant
     assert not {"freedom", "log_factor"} & set(fit.guide.state_dict())
     assert fit.model.likelihood.scale == pytest.approx(0.1) and not fit.model.likelihood.auto

@@ -117,7 +117,9 @@ def precisions(guide):
 def test_a_rate_stays_within_its_freedom(data, freedom):
     model, _ = pair(data)
     guide = load_guide("relaxed", model, encoder=SMALL, freedom=freedom)
-    torch.testing.assert_close(precisions(guide), torch.full((3,), 10_000.0))
+    # 10,000, as float32 has it.
+    declared = 10.0 / torch.full((3,), 1e-3)
+    assert torch.equal(precisions(guide), declared)
     with torch.no_grad():
         guide.log_factor.copy_(torch.tensor([-1e9, 0.0, 1e9]))
     ends = torch.tensor([math.exp(freedom), 1.0, math.exp(-freedom)])
@@ -125,7 +127,7 @@ def test_a_rate_stays_within_its_freedom(data, freedom):
     assert guide.rate[1] == guide.spec.rate[1]
     # While latents are selected they all have the declared one.
     guide.freedom.zero_()
-    torch.testing.assert_close(precisions(guide), torch.full((3,), 10_000.0))
+    assert torch.equal(precisions(guide), declared)
 
 
 @pytest.mark.parametrize("family", ["relaxed", "mixture", "flat", "generalized", "score"])

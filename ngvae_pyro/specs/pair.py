@@ -27,6 +27,7 @@ from ngvae_pyro.specs.base import (
     Label,
     LearningRate,
     PositiveWeight,
+    Rank,
     Rates,
     Sharpness,
     Spec,
@@ -49,16 +50,16 @@ from ngvae_pyro.specs.schedule import (
 
 
 class SeparableSpec(Spec):
-    """Sum of ``rank`` products of a row's, a column's and a channel's weights (a decoder's).
+    """Decoder only: a sum of ``rank`` products of a row's, a column's and a channel's weights.
 
     All weights are linear in the output of a residual perceptron with ``depth`` hidden layers of
-    ``width`` units. What moves along an axis of the image, or grows along it, changes only the
-    weights of that axis. Data of one row, such as vectors, have nothing to multiply, and are drawn
-    by the perceptron alone.
+    ``width`` units; the formula and its source are in :class:`ngvae_pyro.nn.SumOfProducts`. What
+    moves along an axis of the image, or grows along it, changes only the weights of that axis. Data
+    of one row, such as vectors, have nothing to multiply, and are drawn by the perceptron alone.
     """
 
     kind: Literal["separable"] = "separable"
-    rank: Channels = 32
+    rank: Rank = 32
     width: Width = 256
     depth: Depth = 4
 
@@ -322,11 +323,10 @@ class NormalGammaGuideSpec(BaseGuideSpec):
 
     ``concentration`` and ``rate`` are pairs (informative, uninformative). A concentration of 10
     costs an informative latent 2.3 nats less than the slides' 1000, and says as much of z.
-    ``freedom`` is the
-    logarithm of the largest factor by which each latent's own rate of the informative component,
-    which is learned, may differ from the declared one, either way; 0 keeps that one for all. A
-    declared ``schedule`` changes only the keys that it names. ``label`` is the guide's name in
-    tables and figures, by default the name of the variant.
+    ``freedom`` is the logarithm of the largest factor by which each latent's own rate of the
+    informative component, which is learned, may differ from the declared one, either way; 0 keeps
+    that one for all. A declared ``schedule`` changes only the keys that it names. ``label`` is the
+    guide's name in tables and figures, by default the name of the variant.
     """
 
     schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {

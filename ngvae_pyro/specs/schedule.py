@@ -123,11 +123,9 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="after")
     def _ends_at_the_elbo(self) -> Self:
-        ramps = (name for name, value in self if isinstance(value, Ramp))
-        for name in ramps:
-            ramp = getattr(self, name)
-            if ramp.final != 1.0:
-                raise ValueError(f"{name}.final must be 1, got {ramp.final:g}")
+        for name, value in self:
+            if isinstance(value, Ramp) and value.final != 1.0:
+                raise ValueError(f"{name}.final must be 1, got {value.final:g}")
         least, most = SLAB_FACTORS
         if not least <= self.slab.initial <= most:
             raise ValueError(
@@ -147,7 +145,7 @@ SELECT = ScheduleSpec(
     z=Ramp(initial=40.0, begin=0.1, end=0.3, shape="geometric"),
     precision=Ramp(initial=0.0, begin=0.15, end=0.26),
     sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
-    # While it has half of its slope a latent may change its mind, and precisions are bounded.
+    # At half of its slope latents still change their minds, but precisions are bounded.
     sharpening=Ramp(initial=0.5, begin=0.96, end=0.98, shape="geometric"),
     freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
     # While latents are selected Gamma(1, 1e-4), under which low precisions are dear.
