@@ -180,6 +180,50 @@ class SumOfProducts(nn.Module):
         return out
 
 
+class Products(nn.Module):
+    """Features h (B, width) to images (B, C, H, W): a sum of products, and patches beside it.
+
+    The patches are linear in silu(f + conv(silu(f))), with a 3x3 convolution. f are F features on
+    the grid of :class:`Patches`, each a sum of F products like those of :class:`SumOfProducts`:
+    f_ijc = F^-1/2 sum_r row_ir column_jr channel_rc. So edges are drawn that follow neither rows
+    nor columns, and things that cover others. Decoding 32x32 ellipses from their true factors (800
+    steps), the MSE was 4e-4, and 2e-3 by the sum of products alone.
+
+    Args:
+        width: Numbers in h.
+        image_shape: (C, H, W).
+        rank: Of the sum of products.
+        channels: F.
+    """
+
+    def __init__(self, width: int, image_shape: Sequence[int], rank: int, channels: int) -> None:
+        super().__init__()
+        self.whole = SumOfProducts(width, image_shape, rank)
+        self.patches = FromPatches(image_shape)
+        rows, columns = self.patches.grid
+        self.rows = nn.Linear(width, rows * channels)
+        self.columns = nn.Linear(width, columns * channels)
+        self.channels = nn.Linear(width, channels * channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.out = nn.Linear(channels, self.patches.size)
+
+    def features(self, h: Tensor) -> Tensor:
+        """The features f (B, rows, columns, F)."""
+        size = self.conv.in_channels
+        rows = self.rows(h).unflatten(-1, (-1, 1, size)) * size**-0.5
+        columns = self.columns(h).unflatten(-1, (1, -1, size))
+        channels = self.channels(h).unflatten(-1, (size, size))
+        f: Tensor = ((rows * columns).flatten(1, 2) @ channels).unflatten(1, self.patches.grid)
+        return f
+
+    def forward(self, h: Tensor) -> Tensor:
+        # Channels last, as a CPU convolves fastest and linear layers take them.
+        f = self.features(h)
+        more = self.conv(nn.functional.silu(f).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out: Tensor = self.whole(h) + self.patches(self.out(nn.functional.silu(f + more)))
+        return out
+
+
 class Network(nn.Module):
     """A trunk that may compute in bfloat16, next to a float32 layer at the latents.
 
@@ -296,7 +340,10 @@ class Decoder(Network):
         if spec.kind == "mlp" or spec.kind == "separable":
             trunk = [nn.SiLU(), *(ResidualLayer(spec.width) for _ in range(spec.depth - 1))]
             if spec.kind == "separable" and image_shape[1] > 1:
-                trunk.append(SumOfProducts(spec.width, image_shape, spec.rank))
+                size = spec.width, image_shape, spec.rank
+                trunk.append(
+                    Products(*size, spec.channels) if spec.channels else SumOfProducts(*size)
+                )
             else:
                 trunk.append(nn.Linear(spec.width, math.prod(image_shape)))
         elif spec.kind == "resnet_v2":
@@ -414,14 +461,20 @@ def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
 def activations(spec: AnyDecoder, image_shape: Sequence[int]) -> int:
     """About how many numbers a network keeps for the gradients of one image (C, H, W)."""
     pixels = math.prod(image_shape)
-    if spec.kind == "mlp":
+    if spec.kind == "mlp" or (spec.kind == "separable" and image_shape[1] == 1):
         # Each layer keeps the outputs of its norm, linear map, silu and sum.
         return 4 * spec.depth * spec.width + 2 * pixels
-    if spec.kind == "separable":
+    if spec.kind == "separable" and image_shape[1] > 1:
         channels, height, wide = image_shape
         # Likewise, and the weights of rows, columns and channels, and rows for each channel.
-        weights = spec.rank * ((2 + channels) * height + wide + channels) if height > 1 else 0
-        return 4 * spec.depth * spec.width + weights + 2 * pixels
+        weights = spec.rank * ((2 + channels) * height + wide + channels)
+        whole = 4 * spec.depth * spec.width + weights + 2 * pixels
+        if not spec.channels:
+            return whole
+        rows, columns = Patches(image_shape).grid
+        # The same of the features, each of their products, and what the convolution keeps.
+        weights = spec.channels * (2 * rows + columns + spec.channels)
+        return whole + weights + 6 * spec.channels * rows * columns + pixels
     if spec.kind == "residual_conv":
         cells = math.prod(Patches(image_shape).grid)
         # Likewise, and what goes into the grid or comes out of it.

@@ -46,7 +46,8 @@ def built(data, decoder=SMALL, family="gaussian"):
             if isinstance(part, torch.nn.LayerNorm):
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.uniform_(-0.5, 0.5)
-        last = [p for p in model.decoder.trunk if hasattr(p, "bias")][-1]
+        layers = (getattr(part, "whole", part) for part in model.decoder.trunk)
+        last = [layer for layer in layers if hasattr(layer, "bias")][-1]
         if family == "gaussian":
             last.bias.add_(0.5)
         else:

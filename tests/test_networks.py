@@ -1,5 +1,7 @@
 """The networks with convolutions, and the patch discriminator."""
 
+import math
+
 import pytest
 import torch
 from torch.func import jacfwd, vmap
@@ -13,6 +15,7 @@ from ngvae_pyro.nn import (
     FromPatches,
     PatchDiscriminator,
     PreActivationBlock,
+    Products,
     ResidualConvolution,
     SumOfProducts,
     ToPatches,
@@ -93,6 +96,30 @@ def test_an_image_is_a_sum_of_products(shape):
     assert (image > 1e-9).sum() == min(4, *shape[1:])
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 33), (1, 28, 28), (2, 5, 9)])
+def test_patches_are_what_a_convolution_makes_of_products(shape):
+    part, h = Products(6, shape, 4, 5).double(), torch.randn(2, 6, dtype=torch.float64)
+    (rows, columns), (high, wide) = part.patches.grid, part.patches.patch
+    along, across = part.rows(h).reshape(2, rows, 5), part.columns(h).reshape(2, columns, 5)
+    channels = part.channels(h).reshape(2, 5, 5)
+    f = torch.einsum("bir,bjr,brc->bcij", along, across, channels) / math.sqrt(5)
+    silu = torch.nn.functional.silu
+    g = silu(f + torch.nn.functional.conv2d(silu(f), part.conv.weight, part.conv.bias, padding=1))
+    cells = torch.einsum("bcij,oc->bijo", g, part.out.weight) + part.out.bias
+    expected = part.whole(h)
+    for i in range(shape[1]):
+        for j in range(shape[2]):
+            cell = cells[:, i // high, j // wide].reshape(2, high, wide, shape[0])
+            expected[:, :, i, j] += cell[:, i % high, j % wide]
+    assert (part(h) - expected).abs().max() < 1e-12
+
+
+def test_without_channels_products_alone_draw():
+    without = Decoder(SeparableSpec(width=16, depth=2, channels=0), (3, 12, 12), 4)
+    assert isinstance(without.trunk[-1], SumOfProducts)
+    assert isinstance(Decoder(SeparableSpec(width=16), (3, 12, 12), 4).trunk[-1], Products)
+
+
 def test_data_of_one_row_are_drawn_by_the_perceptron_alone():
     torch.manual_seed(0)
     separable = Decoder(SeparableSpec(width=16, depth=3), (1, 1, 40), 5)
@@ -121,7 +148,7 @@ def numbers_kept(module, decode, x):
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 28, 28), (2, 30, 45)])
-@pytest.mark.parametrize("changes", [{}, {"rank": 8, "depth": 1}])
+@pytest.mark.parametrize("changes", [{}, {"channels": 0}, {"rank": 8, "depth": 1, "channels": 40}])
 def test_products_keep_about_the_numbers_that_memory_is_checked_for(shape, changes):
     spec = SeparableSpec(**changes)
     decoder, x = Decoder(spec, shape, 6), torch.rand(4, *shape)

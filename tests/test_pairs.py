@@ -28,7 +28,7 @@ NETWORKS = {
     "conv": ConvSpec(channels=4, width=16),
     "resnet_v2": ResNetV2Spec(channels=4, width=16, blocks=2),
     "residual_conv": ResidualConvSpec(channels=4, width=16),
-    "separable": SeparableSpec(rank=4, width=16, depth=2),
+    "separable": SeparableSpec(rank=4, channels=3, width=16, depth=2),
 }
 LATENT_SITES = {"normal_gamma": ["precision", "z"], "normal_gamma_joint": ["precision", "z"]}
 

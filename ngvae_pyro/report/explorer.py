@@ -1,10 +1,10 @@
 """The explorer of a run's report: a slider for each informative latent, and the image they make.
 
 The page holds the decoder's weights and computes E[x | z] itself, so that all latents can move at
-once without any network access. It supports the decoders without
-convolutions (:class:`ngvae_pyro.specs.SeparableSpec`, :class:`ngvae_pyro.specs.MLPSpec`). For a
-convolutional one, or one that is too large for a page, it holds images decoded beforehand instead,
-with one latent moved at a time.
+once without any network access. It supports the decoders
+of :class:`ngvae_pyro.specs.SeparableSpec` and :class:`ngvae_pyro.specs.MLPSpec`. For any other, or
+one that is too large for a page, it holds images decoded beforehand instead, with one latent moved
+at a time.
 """
 
 import base64
@@ -26,7 +26,7 @@ from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
-from ngvae_pyro.nn import Decoder, ResidualLayer, SumOfProducts
+from ngvae_pyro.nn import Decoder, Products, ResidualLayer, SumOfProducts
 from ngvae_pyro.report.plots import ROWS, are_vectors
 
 # Largest size of the explorer's data in the page, including base64.
@@ -108,8 +108,9 @@ class Layer:
         return self.weights.size
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> "Layer":
+    def of(cls, weight: Tensor, bias: Tensor | None) -> "Layer":
         """Convert a float layer."""
+        assert bias is not None
         values = weight.detach().double().cpu().numpy()
         # For a row of zeros any positive scale will do.
         scale = np.maximum(np.abs(values).max(1), 1e-30) / MOST
@@ -128,8 +129,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Products:
-    """The last layer of a separable decoder, :class:`ngvae_pyro.nn.SumOfProducts`, in integers.
+class WholeImages:
+    """The last layer of a decoder by products, :class:`ngvae_pyro.nn.SumOfProducts`, in integers.
 
     Attributes:
         factors: The linear layers of rows, of columns, and of channels where there are several.
@@ -147,11 +148,11 @@ class Products:
         return sum(factor.size for factor in self.factors)
 
     @classmethod
-    def of(cls, part: SumOfProducts) -> "Products":
+    def of(cls, part: SumOfProducts) -> "WholeImages":
         """Convert a float layer."""
         linear = [part.rows, part.columns, *([part.channels] if part.channels else [])]
-        factors = tuple(Layer.of(each.weight, each.bias) for each in linear)
-        return cls(factors, part.rank, part.bias.detach().flatten().cpu().numpy().astype("<f4"))
+        bias = part.bias.detach().flatten().cpu().numpy().astype("<f4")
+        return cls(tuple(map(_layer, linear)), part.rank, bias)
 
     def __call__(self, h: np.ndarray) -> np.ndarray:
         """Apply the layer to features (N, width), as the page does."""
@@ -167,6 +168,83 @@ class Products:
         """What the page has of it, for JSON."""
         factors = [factor.packed() for factor in self.factors]
         return {"factors": factors, "rank": self.rank, "bias": self.bias.tolist()}
+
+
+@dataclass(frozen=True)
+class WholeAndPatches:
+    """The last layer of the default decoder, :class:`ngvae_pyro.nn.Products`, in integers.
+
+    Attributes:
+        whole: The sum of products.
+        factors: The linear layers of the features' rows, columns and channels.
+        conv: The convolution, its kernels (F, F * 9) as the rows of a layer.
+        out: The linear layer from features to patches.
+        grid: Rows and columns of patches.
+        patch: Height and width of one.
+        shape: (C, H, W) of the images.
+    """
+
+    whole: WholeImages
+    factors: tuple[Layer, ...]
+    conv: Layer
+    out: Layer
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    shape: tuple[int, int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        layers = (*self.factors, self.conv, self.out)
+        return self.whole.size + sum(layer.size for layer in layers)
+
+    @classmethod
+    def of(cls, part: Products) -> "WholeAndPatches":
+        """Convert a float layer."""
+        factors = tuple(map(_layer, (part.rows, part.columns, part.channels)))
+        kernels = Layer.of(part.conv.weight.flatten(1), part.conv.bias)
+        grid, patch = ((pair[0], pair[1]) for pair in (part.patches.grid, part.patches.patch))
+        shape = (part.patches.channels, part.patches.sides[0], part.patches.sides[1])
+        whole = WholeImages.of(part.whole)
+        return cls(whole, factors, kernels, _layer(part.out), grid, patch, shape)
+
+    def __call__(self, h: np.ndarray) -> np.ndarray:
+        """Apply the layer to features (N, width), as the page does."""
+        size = len(self.conv.bias)
+        rows, columns, channels = (factor(h) for factor in self.factors)
+        rows = rows.reshape(len(h), -1, 1, size) / np.sqrt(size)
+        products = rows * columns.reshape(len(h), 1, -1, size)
+        f = products @ channels.reshape(len(h), 1, size, size)
+        # Windows (N, rows, columns, F, 3, 3) of the cells around each.
+        padded = np.pad(_silu(f), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+        f = f + self.conv(windows.reshape(*f.shape[:3], -1))
+        colours, height, width = self.shape
+        parts = self.out(_silu(f)).reshape(len(h), *self.grid, *self.patch, colours)
+        tiled = parts.transpose(0, 5, 1, 3, 2, 4).reshape(
+            len(h), colours, self.grid[0] * self.patch[0], -1
+        )
+        found: np.ndarray = tiled[:, :, :height, :width].reshape(len(h), -1)
+        return found + self.whole(h)
+
+    def packed(self) -> dict[str, Any]:
+        """What the page has of it, for JSON."""
+        return {
+            "whole": self.whole.packed(),
+            "features": [factor.packed() for factor in self.factors],
+            "conv": self.conv.packed(),
+            "out": self.out.packed(),
+            "grid": self.grid,
+            "patch": self.patch,
+        }
+
+
+def _layer(part: nn.Linear) -> Layer:
+    return Layer.of(part.weight, part.bias)
+
+
+# What the last layer of a decoder in the page may be.
+AnyLayer = Layer | WholeImages | WholeAndPatches
 
 
 @torch.no_grad()
@@ -270,24 +348,26 @@ def _places(own: Tensor, latents: list[int], reach: Tensor) -> Tensor:
 # The decoder in the page ------------------------------------------------------------------------
 
 
-def layers_of(decoder: Decoder) -> list[Layer | Products]:
-    """The layers of a decoder without convolutions, from the latents to the image.
+def layers_of(decoder: Decoder) -> list[AnyLayer]:
+    """The layers of a perceptron or a decoder by products, from the latents to the image.
 
     In h + silu(W (gain norm(h) + shift) + b), the gain and the shift are absorbed into W and b.
     """
-    layers: list[Layer | Products] = [Layer.of(decoder.stem.weight, decoder.stem.bias)]
+    layers: list[AnyLayer] = [_layer(decoder.stem)]
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
             layers.append(Layer.of(weight * part.norm.weight, bias + weight @ part.norm.bias))
         elif isinstance(part, nn.Linear):
-            layers.append(Layer.of(part.weight, part.bias))
+            layers.append(_layer(part))
         elif isinstance(part, SumOfProducts):
-            layers.append(Products.of(part))
+            layers.append(WholeImages.of(part))
+        elif isinstance(part, Products):
+            layers.append(WholeAndPatches.of(part))
     return layers
 
 
-def decode(layers: list[Layer | Products], z: np.ndarray) -> np.ndarray:
+def decode(layers: list[AnyLayer], z: np.ndarray) -> np.ndarray:
     """Decode latents (N, K) to (N, D) with the arithmetic of ``explorer.js``."""
     h = _silu(layers[0](z))
     for layer in layers[1:-1]:

@@ -53,13 +53,16 @@ class SeparableSpec(Spec):
     """Decoder only: a sum of ``rank`` products of a row's, a column's and a channel's weights.
 
     All weights are linear in the output of a residual perceptron with ``depth`` hidden layers of
-    ``width`` units; the formula and its source are in :class:`ngvae_pyro.nn.SumOfProducts`. What
-    moves along an axis of the image, or grows along it, changes only the weights of that axis. Data
-    of one row, such as vectors, have nothing to multiply, and are drawn by the perceptron alone.
+    ``width`` units. What moves along an axis of the image, or grows along it, changes only the
+    weights of that axis. Beside it, ``channels`` such features on a grid of patches go through a
+    convolution; with none of them an image is the sum of products alone. The formulas and their
+    source are in :class:`ngvae_pyro.nn.SumOfProducts` and :class:`ngvae_pyro.nn.Products`. Data of
+    one row, such as vectors, have nothing to multiply, and are drawn by the perceptron alone.
     """
 
     kind: Literal["separable"] = "separable"
     rank: Rank = 32
+    channels: Annotated[int, Field(ge=0, le=10_000)] = 16
     width: Width = 256
     depth: Depth = 4
 

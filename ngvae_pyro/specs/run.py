@@ -127,11 +127,16 @@ class FormSpec(Spec):
 def _older(values: Any) -> Any:
     """A run's values under today's keys.
 
-    Of older versions, all informative rates were fixed, and neither the prior's slab nor the
-    sharpness changed at the end.
+    Of older versions, all informative rates were fixed, neither the prior's slab nor the sharpness
+    changed at the end, and products alone made the images of a separable decoder.
     """
-    guide = values.get("guide") if isinstance(values, Mapping) else None
-    if not isinstance(guide, Mapping):
+    if not isinstance(values, Mapping):
+        return values
+    if isinstance(model := values.get("model"), Mapping):
+        decoder = model.get("decoder")
+        if isinstance(decoder, Mapping) and decoder.get("kind") == "separable":
+            values = {**values, "model": {**model, "decoder": {"channels": 0, **decoder}}}
+    if not isinstance(guide := values.get("guide"), Mapping):
         return values
     if "rate" in guide and "freedom" not in guide:
         guide = {**guide, "freedom": 0.0}

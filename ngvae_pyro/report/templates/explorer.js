@@ -16,7 +16,7 @@
   let moved = null;
 
   // The decoder: linear layers, of which all but the first and the last are residual ones; the last
-  // may be a sum of products of rows, columns and channels.
+  // may be a sum of products of rows, columns and channels, with patches beside it.
   function bytes(text) {
     const letters = atob(text), found = new Uint8Array(letters.length);
     for (let i = 0; i < letters.length; i++) found[i] = letters.charCodeAt(i);
@@ -69,9 +69,62 @@
     }
     return out;
   }
-  const layers = (data.layers || []).map((layer) => (
-    layer.factors ? {...layer, factors: layer.factors.map(unpacked)} : unpacked(layer)
-  ));
+  // Patches are linear in silu(f + conv(silu(f))) of features f on a grid, channels last.
+  function patches({features, conv, out, grid, patch}, h, image) {
+    const [along, across, hues] = features.map((factor) => linear(factor, h));
+    const [rows, columns] = grid, [high, wide] = patch, size = conv.bias.length;
+    const f = new Float32Array(rows * columns * size);
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++) {
+        for (let r = 0; r < size; r++) {
+          const product = along[i * size + r] * across[j * size + r] / Math.sqrt(size);
+          for (let c = 0; c < size; c++) {
+            f[(i * columns + j) * size + c] += product * hues[r * size + c];
+          }
+        }
+      }
+    }
+    const active = silu(f), cell = new Float32Array(size), around = new Float32Array(9 * size);
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++) {
+        around.fill(0);
+        for (let u = 0; u < 3; u++) {
+          for (let v = 0; v < 3; v++) {
+            const y = i + u - 1, x = j + v - 1;
+            if (y < 0 || y >= rows || x < 0 || x >= columns) continue;
+            for (let c = 0; c < size; c++) {
+              around[9 * c + 3 * u + v] = active[(y * columns + x) * size + c];
+            }
+          }
+        }
+        const more = linear(conv, around);
+        for (let c = 0; c < size; c++) cell[c] = f[(i * columns + j) * size + c] + more[c];
+        const pixels = linear(out, silu(cell));
+        for (let u = 0, at = 0; u < high; u++) {
+          for (let v = 0; v < wide; v++) {
+            const y = i * high + u, x = j * wide + v;
+            for (let c = 0; c < channels; c++, at++) {
+              if (y < height && x < width) image[(c * height + y) * width + x] += pixels[at];
+            }
+          }
+        }
+      }
+    }
+    return image;
+  }
+  const drawn = {
+    linear,
+    products,
+    patches: (layer, h) => patches(layer, h, products(layer.whole, h)),
+  };
+  function read(layer) {
+    if (layer.factors) return {...layer, kind: "products", factors: layer.factors.map(unpacked)};
+    if (!layer.whole) return {...unpacked(layer), kind: "linear"};
+    const features = layer.features.map(unpacked), whole = read(layer.whole);
+    const [conv, out] = [layer.conv, layer.out].map(unpacked);
+    return {...layer, kind: "patches", whole, features, conv, out};
+  }
+  const layers = (data.layers || []).map(read);
   function decode(z) {
     let h = silu(linear(layers[0], z));
     for (const layer of layers.slice(1, -1)) {
@@ -79,7 +132,7 @@
       h = h.map((v, i) => v + more[i]);
     }
     const last = layers[layers.length - 1];
-    return (last.factors ? products : linear)(last, h).map(means[data.mean]);
+    return drawn[last.kind](last, h).map(means[data.mean]);
   }
 
   // Pictures, of three kinds.
