@@ -15,6 +15,7 @@ from ngvae_pyro import evaluation, runs
 from ngvae_pyro.data.forms import standardising
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.fitted import Fit
+from ngvae_pyro.nn import Products
 from ngvae_pyro.report import explorer
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report.explorer import explore
@@ -46,6 +47,8 @@ def built(data, decoder=SMALL, family="gaussian"):
             if isinstance(part, torch.nn.LayerNorm):
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.uniform_(-0.5, 0.5)
+        if isinstance(model.decoder.trunk[-1], Products):
+            torch.nn.init.normal_(model.decoder.trunk[-1].out.weight, std=0.1)
         layers = (getattr(part, "whole", part) for part in model.decoder.trunk)
         last = [layer for layer in layers if hasattr(layer, "bias")][-1]
         if family == "gaussian":

@@ -99,6 +99,9 @@ def test_an_image_is_a_sum_of_products(shape):
 @pytest.mark.parametrize("shape", [(3, 20, 33), (1, 28, 28), (2, 5, 9)])
 def test_patches_are_what_a_convolution_makes_of_products(shape):
     part, h = Products(6, shape, 4, 5).double(), torch.randn(2, 6, dtype=torch.float64)
+    assert torch.equal(part(h), part.whole(h))
+    torch.nn.init.normal_(part.out.weight)
+    torch.nn.init.normal_(part.out.bias)
     (rows, columns), (high, wide) = part.patches.grid, part.patches.patch
     along, across = part.rows(h).reshape(2, rows, 5), part.columns(h).reshape(2, columns, 5)
     channels = part.channels(h).reshape(2, 5, 5)
