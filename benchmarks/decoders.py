@@ -25,6 +25,7 @@ from ngvae_pyro.specs import MLPSpec, ResidualConvSpec, SeparableSpec
 
 DECODERS = {
     "separable": SeparableSpec(),
+    "separable, 0 channels": SeparableSpec(channels=0),
     "mlp": MLPSpec(depth=8),
     "residual_conv, 16 channels, 1 block": ResidualConvSpec(channels=16, blocks=1, depth=8),
     "residual_conv": ResidualConvSpec(depth=8),

@@ -26,10 +26,8 @@ LAST, RISE = 0.1, 11.0
 # By how much the dimension of the codes is below the count where latents are folded. Of 2,200
 # images of seven factors, all told, it was 6.4 to 6.8.
 FOLDED = 0.75
-# What is said of folded images besides, where a decoder draws without convolutions. Frames of thin
-# lines with noise, five factors, had ten latents with the default and seven with convolutions.
-DRAWN_WHOLE = ("separable", "mlp")
-DRAW_BETTER = ", or let convolutions draw images (model.decoder.kind=residual_conv)"
+# What is said of folded images besides, where a perceptron draws them, which needs more latents.
+DRAW_BETTER = ", or let the default decoder draw images (model.decoder.kind=separable)"
 # What one more informative latent is seen at; the halved standard deviation makes a factor worth
 # four times as many nats.
 SHARPER = 0.5
@@ -213,7 +211,7 @@ def judge(
                 f"the codes of the {count} informative latents lie on a surface of "
                 f"{dimension:.1f} dimensions",
                 "a circle takes two latents, and so may a factor whose images change along a long "
-                "arc; count them as one" + DRAW_BETTER * (model.decoder.kind in DRAWN_WHOLE),
+                "arc; count them as one" + DRAW_BETTER * (model.decoder.kind == "mlp"),
             )
         )
     if short := _short(steps, history, selects):

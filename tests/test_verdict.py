@@ -76,9 +76,9 @@ def test_more_latents_than_dimensions_are_folded():
     found = verdict(dimension=6.2)
     assert found.word == "folded" and not found.findings[0].changes
     assert "7 informative latents lie on a surface of 6.2 dimensions" in found.findings[0].text
-    assert found.findings[0].reason.endswith("(model.decoder.kind=residual_conv)")
-    conv = verdict(dimension=6.2, model=ModelSpec(decoder={"kind": "residual_conv"}))
-    assert conv.findings[0].reason.endswith("count them as one")
+    assert found.findings[0].reason.endswith("count them as one")
+    perceptron = verdict(dimension=6.2, model=ModelSpec(decoder={"kind": "mlp"}))
+    assert perceptron.findings[0].reason.endswith("(model.decoder.kind=separable)")
     # As of seven factors that are all told.
     assert verdict(dimension=6.4).settled and verdict(dimension=8.0).settled
     # A vanilla VAE pays no price for a second latent of the same factor.
