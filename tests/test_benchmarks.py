@@ -99,3 +99,19 @@ def test_axes_that_are_dependent_are_refused(curved):
     axes, found = curved.straighten(codes, np.eye(2), seed=0)
     assert found["reading"] == "refused"
     np.testing.assert_allclose(metrics.mcc(axes.apply(codes), codes), 1.0)
+
+
+def test_a_decoder_learns_from_the_factors():
+    """From those of a blob, the last of two trainings being the longer; angles are circles."""
+    with script("decoders", "sets") as decoders:
+        found = decoders.numbers({"x": np.array([1.0, 2.0, 3.0]), "angle": np.array([0.0, 1, 2])})
+        assert found.shape == (3, 3) and found.mean(0).abs().max() < 1e-6
+        drawn, factors = decoders.sets.find("grey_blob").render(2000)
+        images = ImageData.to_unit(decoders.as_images(drawn, "grey_blob").images)
+        spec = decoders.SeparableSpec(rank=8, channels=4, width=16, depth=2)
+        short, long = (
+            decoders.trained(spec, images, decoders.numbers(factors), steps)[0]
+            for steps in (1, 200)
+        )
+    # Of the last tenth, which it has not seen.
+    assert long < 0.5 * images[1800:].var(0, correction=0).mean() < short
