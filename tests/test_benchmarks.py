@@ -108,10 +108,7 @@ def test_a_decoder_learns_from_the_factors():
         assert found.shape == (3, 3) and found.mean(0).abs().max() < 1e-6
         drawn, factors = decoders.sets.find("grey_blob").render(2000)
         images = ImageData.to_unit(decoders.as_images(drawn, "grey_blob").images)
-        spec = decoders.SeparableSpec(rank=8, channels=4, width=16, depth=2)
-        short, long = (
-            decoders.trained(spec, images, decoders.numbers(factors), steps)[0]
-            for steps in (1, 200)
-        )
+        spec, told = decoders.SeparableSpec(rank=8, channels=4, width=32), decoders.numbers(factors)
+        short, long = (decoders.trained(spec, images, told, steps)[0] for steps in (1, 300))
     # Of the last tenth, which it has not seen.
     assert long < 0.5 * images[1800:].var(0, correction=0).mean() < short
