@@ -125,8 +125,9 @@ def test_the_fit_leaves_all_else_and_the_noise_as_they_were():
 @pytest.mark.parametrize(("guide", "end"), [("relaxed", 40.0), ("fixed", 20.0)])
 def test_the_sharpness_bounds_precisions_until_the_end(guide, end):
     own = trainer(guide=guide)
-    own.schedule = own.guide.spec.schedule
-    found = [own.annealed("sharpness", fraction) for fraction in (0.0, 0.15, 0.26, 0.96, 0.98, 1.0)]
+    declared, schedule = own.guide.spec.sharpness, own.guide.spec.schedule
+    times = 0.0, 0.15, 0.26, 0.96, 0.98, 1.0
+    found = [declared * schedule.factor("sharpness", time) for time in times]
     assert found == [10.0, 10.0, 20.0, 20.0, end, end]
     (a1, a2), (b1, b2) = own.guide.spec.concentration, own.guide.spec.rate
     with torch.no_grad():

@@ -134,6 +134,11 @@ class ScheduleSpec(Spec):
             )
         return self
 
+    def factor(self, name: str, fraction: float) -> float:
+        """By what the number of this name is multiplied at a fraction of training."""
+        ramp: Ramp = getattr(self, name)
+        return ramp(fraction) * (self.sharpening(fraction) if name == "sharpness" else 1.0)
+
     @property
     def in_use(self) -> list[str]:
         """The keys whose values differ from the defaults."""

@@ -78,6 +78,23 @@ HEED_EVERY = 10
 MOST_INPUTS = 12_288
 
 
+class Annealed:
+    """A buffer of the guide or the model, a number of the spec times a factor of the schedule."""
+
+    def __init__(
+        self,
+        buffer: Tensor,
+        declared: float | tuple[float, ...],
+        factor: Callable[[float], float],
+    ) -> None:
+        self.buffer, self.factor = buffer, factor
+        self.declared = torch.tensor(declared).to(buffer)
+
+    def set(self, factor: float | Tensor) -> None:
+        """Set the buffer to the declared number times a factor."""
+        self.buffer.copy_(self.declared * factor)
+
+
 class SiteWeights(Messenger):
     """Multiplies the log probability of named sites, in model and guide alike.
 
@@ -212,22 +229,24 @@ class Trainer:
         columns = [partial(self.learning_rate, group["initial_lr"]) for group in groups]
         ramps = {name: ramp for name, ramp in self.site_ramps.items() if not ramp.constant}
         columns += ramps.values()
-        self.declared_slab: Tensor | None = None
+        guide, factor = self.guide, self.schedule.factor
+        self.annealed = [
+            Annealed(getattr(guide, name), getattr(guide.spec, name), partial(factor, name))
+            for name in guide.annealed
+        ]
         if isinstance(self.model, NormalGammaVAE) and not self.schedule.slab.constant:
             prior = self.model.spec.prior
             assert isinstance(prior, NormalGammaPriorSpec)
-            self.declared_slab = torch.tensor(prior.slab).to(self.model.slab)
-            self.set_slab()
-            columns.append(self.schedule.slab)
-        columns += [partial(self.annealed, name) for name in self.guide.annealed]
+            self.annealed.append(Annealed(self.model.slab, prior.slab, self.schedule.slab))
+        self.anneal()
+        columns += [number.factor for number in self.annealed]
         columns.append(float)
         row = torch.empty(1, len(columns), device=self.device)
         numbers = iter(row[0])
         for group in groups:
             group["lr"] = next(numbers)
         self.weights = {name: next(numbers) for name in ramps}
-        self.slab_factor = next(numbers) if self.declared_slab is not None else None
-        self.buffers = {name: next(numbers) for name in self.guide.annealed}
+        self.factors = [next(numbers) for _ in self.annealed]
         self.elbo.fraction = next(numbers)
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
         return Steps(
@@ -250,37 +269,26 @@ class Trainer:
         """Learning rate at a fraction of training: constant, then falling linearly to 0."""
         return initial * min(1.0, (1.0 - fraction) / (1.0 - self.spec.decay_begin + 1e-12))
 
-    def annealed(self, name: str, fraction: float) -> float:
-        """A number of the guide that the schedule multiplies, at a fraction of training."""
-        value: float = getattr(self.guide.spec, name) * getattr(self.schedule, name)(fraction)
-        return value * self.schedule.sharpening(fraction) if name == "sharpness" else value
-
     def phase(self) -> Hashable:
         """A value that, together with the tensors, determines the operations of the next step."""
         return self.guide.phase, self.elbo.advance(self.step / self.spec.steps)
 
     def batch_loss(self, x: Tensor) -> Tensor:
         """-ELBO per image of a batch, with the weights of the schedule."""
-        for name, value in self.buffers.items():
-            getattr(self.guide, name).copy_(value)
-        if self.slab_factor is not None:
-            self.set_slab(self.slab_factor)
+        for number, factor in zip(self.annealed, self.factors, strict=True):
+            number.set(factor)
         x = x.contiguous(memory_format=self.memory_format)
         with SiteWeights(self.weights):
             if self.shared_loss is not None:
                 return self.shared_loss(x)
             return self.elbo.differentiable_loss(self.model, self.guide, x) / len(x)
 
-    def set_slab(self, factor: Tensor | None = None) -> None:
-        """Set the prior's slab, by default to what it was in the last step, or is after all."""
-        if self.declared_slab is None:
-            return
-        assert isinstance(self.model, NormalGammaVAE)
-        if factor is None:
-            # A short training may have no step after the end of the ramp.
-            last = self.step if self.step == self.spec.steps else max(self.step - 1, 0)
-            factor = self.declared_slab.new_tensor(self.schedule.slab(last / self.spec.steps))
-        self.model.slab.copy_(self.declared_slab * factor)
+    def anneal(self) -> None:
+        """Set what is annealed to what it was in the last step, or is after all of them."""
+        # A short training may have no step after the end of a ramp.
+        last = self.step if self.step == self.spec.steps else max(self.step - 1, 0)
+        for number in self.annealed:
+            number.set(number.factor(last / self.spec.steps))
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """The loss of a batch and its gradients with respect to the parameters."""
@@ -303,10 +311,7 @@ class Trainer:
         self.steps(self.step)
         self.step += 1
         if self.step == self.spec.steps:
-            self.set_slab()
-            # Likewise: a ramp that ends late may not have ended at the last step.
-            for name in self.guide.annealed:
-                getattr(self.guide, name).fill_(self.annealed(name, 1.0))
+            self.anneal()
         if self.step % SHOWN_EVERY == 0:
             self.bar.advance(self.step)
 
@@ -420,7 +425,7 @@ class Trainer:
         if self.on_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = state["step"]
-        self.set_slab()
+        self.anneal()
 
     def train_and_judge(self, steps: int) -> tuple[float, list[dict[str, Any]]]:
         """Train a branch of a fork for some steps.
