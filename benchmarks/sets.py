@@ -24,7 +24,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import kinds
@@ -97,12 +97,15 @@ class Set:
         return math.inf if self.bernoulli else self.noise / self.contrast
 
     def check(self) -> None:
-        """Raise a UserError if the package that draws it is not installed."""
-        if self.needs and find_spec(self.needs) is None:
+        """Raise a UserError if the package that draws it, or one that it needs, is missing."""
+        try:
+            if self.needs:
+                import_module(self.needs)
+        except ImportError as error:
             raise UserError(
-                f"{self.name}: needs {self.needs}, which is not installed: "
-                "pip install -e '.[bench]'"
-            )
+                f"{self.name}: needs {self.needs}, which cannot be imported "
+                f"({one_line(error)}): pip install -e '.[bench]'"
+            ) from error
 
     def render(
         self, n: int, seed: int = 0, hold: Sequence[str] = ()
