@@ -11,6 +11,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
+from ngvae_pyro.nn import Products
 from ngvae_pyro.specs import (
     ConvSpec,
     LikelihoodSpec,
@@ -60,6 +61,11 @@ def test_every_parameter_receives_a_gradient(x, names, network):
     model = load_model(names[0], decoder=spec, likelihood=likelihood, latent_size=5)
     encoder = NETWORKS["mlp"] if network == "separable" else spec
     guide = load_guide(names[1], model, encoder=encoder)
+    for part in model.decoder.modules():
+        if isinstance(part, Products):
+            # It begins at nothing, and passes no gradient on in the first step.
+            assert not part.out.weight.any()
+            torch.nn.init.normal_(part.out.weight)
     Trace_ELBO().differentiable_loss(model, guide, x).backward()
     for module in (model, guide):
         for name, parameter in module.named_parameters():

@@ -219,7 +219,8 @@ def test_rows_move_one_latent_each(fit, data):
     support = Support.of(fit, data)
     z = support.loc[7].repeat(5, 1)
     z[:, 2] = torch.linspace(*support.reach(fit, 2, 7), 5)
-    assert torch.equal(found[0], traversals.decode(fit, z))
+    # A convolution of ten images differs from one of five in the last bits.
+    assert torch.allclose(found[0], traversals.decode(fit, z), rtol=0.0, atol=1e-6)
     again = fit.traverse(IMAGES.numpy(), [2, 0], steps=5, base=7)
     assert isinstance(again, np.ndarray) and np.array_equal(again, found.numpy())
     assert torch.equal(fit.traverse(IMAGES, np.array([2, 0]), steps=5, base=7), found)
