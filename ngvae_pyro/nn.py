@@ -467,7 +467,7 @@ def activations(spec: AnyDecoder, image_shape: Sequence[int]) -> int:
     if spec.kind == "mlp" or (spec.kind == "separable" and image_shape[1] == 1):
         # Each layer keeps the outputs of its norm, linear map, silu and sum.
         return 4 * spec.depth * spec.width + 2 * pixels
-    if spec.kind == "separable" and image_shape[1] > 1:
+    if spec.kind == "separable":
         channels, height, wide = image_shape
         # Likewise, and the weights of rows, columns and channels, and rows for each channel.
         weights = spec.rank * ((2 + channels) * height + wide + channels)

@@ -20,6 +20,7 @@ from ngvae_pyro import runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az
 from ngvae_pyro.cli import main
 from ngvae_pyro.evaluation import diagnostics
+from ngvae_pyro.nn import SumOfProducts
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS
 
 
@@ -157,6 +158,19 @@ def test_a_run_of_an_older_version_keeps_its_precisions(no_drawing, tmp_path, gu
     assert not {"freedom", "log_factor"} & set(fit.guide.state_dict())
     assert fit.model.likelihood.scale == pytest.approx(0.1) and not fit.model.likelihood.auto
     assert "informative" in ngvae("inspect", out)
+
+
+def test_a_decoder_of_before_patches_has_none(no_drawing, tmp_path):
+    out = tmp_path / "run"
+    words = ["gaussian", "gaussian", "--out", out, *SHORT, "--set", "model.decoder.channels=0"]
+    ngvae("train", *words)
+    config = tomllib.loads((out / "config.toml").read_text())
+    assert config["model"]["decoder"].pop("channels") == 0
+    (out / "config.toml").write_text(tomli_w.dumps(config))
+    fit, spec = runs.load_run(out, device="cpu")
+    assert spec.model.decoder.channels == 0 and isinstance(
+        fit.model.decoder.trunk[-1], SumOfProducts
+    )
 
 
 def test_brackets_in_a_path_are_shown(no_drawing, tmp_path):
