@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.machine import resolve_device, seeded
+from ngvae_pyro.model import units
 from ngvae_pyro.nn import Decoder, Encoder
 from ngvae_pyro.specs import RunSpec
 from ngvae_pyro.training.steps import NonFiniteLoss
@@ -101,6 +102,8 @@ def trained(spec: RunSpec, data: ImageData) -> ImplicitRank:
     device = resolve_device(spec.fit.device)
     with seeded(spec.fit.seed, device):
         network = ImplicitRank(spec, data.image_shape).to(device)
+    for part in (network.encoder, network.decoder):
+        part.set_units(*units(data))
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     fit = spec.fit
     batches = Batches(data, fit.batch_size, fit.seed, device, fit.resident_bytes, fit.workers)

@@ -143,7 +143,8 @@ def test_messages_do_not_go_by_way_of_a_gpu(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs a machine with one GPU")
 def test_two_processes_on_one_gpu_are_refused_in_one_line(tmp_path):
-    words = ["train", "gaussian", "gaussian", *SHORT, "--device", "cuda", "--out", tmp_path / "x"]
+    words = ["train", "gaussian", "gaussian", *SHORT, "--out", tmp_path / "x"]
+    words[words.index("cpu")] = "cuda"
     _, log = torchrun("-m", "ngvae_pyro", *words, code=1)
     lines = [text for text in log.splitlines() if text.startswith("ngvae: ")]
     assert len(lines) == 1 and "torch sees 1 CUDA devices" in lines[0]

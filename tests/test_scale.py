@@ -106,6 +106,49 @@ def test_scales_that_are_declared_or_learned_are_left_alone(likelihood):
     assert trainer.model.likelihood.scale == before
 
 
+@pytest.mark.parametrize("kind", ["images", "vectors"])
+def test_data_of_another_contrast_train_alike(kind):
+    """x and a x + b have the same posterior and the same ELBO, but for log a a value."""
+    shape = (3, 8, 8) if kind == "images" else (1, 1, 20)
+    where = torch.rand(400, 1, 1, 1)
+    plain = 0.8 * torch.rand(shape) * where + 0.2 * torch.rand(400, *shape)
+    spec = SPEC.model_copy(update={"steps": 30, "monitor_every": 30})
+    codes, losses = [], []
+    for contrast, offset in ((1.0, 0.0), (0.125, 0.5)):
+        data = ImageData("any", offset + contrast * plain)
+        torch.manual_seed(1)
+        model, guide = pair(data)
+        # Networks have values around 0, ten times as far from it as the scale.
+        seen = (data.images - guide.encoder.loc) / guide.encoder.unit
+        assert seen.mean().item() == pytest.approx(0.0, abs=1e-3)
+        assert seen.var(0).sum().item() == pytest.approx(2 * SIGNAL * 0.1**2, rel=0.01)
+        result = fit(model, guide, data, spec, progress=False)
+        codes.append(guide.codes(data.images[:8]).loc)
+        losses.append(result.history[-1]["loss"] - plain[0].numel() * math.log(contrast))
+    assert torch.allclose(*codes, atol=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_logits_have_no_units_and_images_of_a_shape_have_those_of_the_unit_interval(data):
+    model, guide = pair(data, family="bernoulli")
+    assert (model.decoder.loc, model.decoder.unit) == (0.0, 1.0)
+    assert guide.encoder.unit == pytest.approx(resolution(data) / 0.1)
+    model, guide = pair(data.image_shape)
+    for network in (model.decoder, guide.encoder):
+        assert (network.loc, network.unit) == (0.0, 1.0)
+
+
+def test_weights_of_before_there_were_units_are_loaded(data):
+    model, guide = pair(data)
+    for module, name in ((model, "decoder"), (guide, "encoder")):
+        weights = module.state_dict()
+        old = {k: v for k, v in weights.items() if k not in (f"{name}.loc", f"{name}.unit")}
+        assert len(old) == len(weights) - 2
+        module.load_state_dict(old)
+        network = getattr(module, name)
+        assert (network.loc, network.unit) == (0.0, 1.0)
+
+
 # The precisions of the latents ---------------------------------------------------------------
 
 

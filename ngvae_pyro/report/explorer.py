@@ -148,11 +148,11 @@ class WholeImages:
         return sum(factor.size for factor in self.factors)
 
     @classmethod
-    def of(cls, part: SumOfProducts) -> "WholeImages":
-        """Convert a float layer."""
-        linear = [part.rows, part.columns, *([part.channels] if part.channels else [])]
-        bias = part.bias.detach().flatten().cpu().numpy().astype("<f4")
-        return cls(tuple(map(_layer, linear)), part.rank, bias)
+    def of(cls, part: SumOfProducts, loc: Tensor, unit: Tensor) -> "WholeImages":
+        """Convert a float layer, its outputs times unit and plus loc."""
+        linear = [_layer(part.columns), *([_layer(part.channels)] if part.channels else [])]
+        bias = (loc + unit * part.bias).detach().flatten().cpu().numpy().astype("<f4")
+        return cls((_layer(part.rows, unit=unit), *linear), part.rank, bias)
 
     def __call__(self, h: np.ndarray) -> np.ndarray:
         """Apply the layer to features (N, width), as the page does."""
@@ -199,14 +199,14 @@ class WholeAndPatches:
         return self.whole.size + sum(layer.size for layer in layers)
 
     @classmethod
-    def of(cls, part: Products) -> "WholeAndPatches":
-        """Convert a float layer."""
+    def of(cls, part: Products, loc: Tensor, unit: Tensor) -> "WholeAndPatches":
+        """Convert a float layer, its outputs times unit and plus loc."""
         factors = tuple(map(_layer, (part.rows, part.columns, part.channels)))
         kernels = Layer.of(part.conv.weight.flatten(1), part.conv.bias)
         grid, patch = ((pair[0], pair[1]) for pair in (part.patches.grid, part.patches.patch))
         shape = (part.patches.channels, part.patches.sides[0], part.patches.sides[1])
-        whole = WholeImages.of(part.whole)
-        return cls(whole, factors, kernels, _layer(part.out), grid, patch, shape)
+        whole = WholeImages.of(part.whole, loc, unit)
+        return cls(whole, factors, kernels, _layer(part.out, unit=unit), grid, patch, shape)
 
     def __call__(self, h: np.ndarray) -> np.ndarray:
         """Apply the layer to features (N, width), as the page does."""
@@ -239,8 +239,9 @@ class WholeAndPatches:
         }
 
 
-def _layer(part: nn.Linear) -> Layer:
-    return Layer.of(part.weight, part.bias)
+def _layer(part: nn.Linear, loc: Tensor | float = 0.0, unit: Tensor | float = 1.0) -> Layer:
+    """A float layer, its outputs times unit and plus loc."""
+    return Layer.of(unit * part.weight, loc + unit * part.bias)
 
 
 # What the last layer of a decoder in the page may be.
@@ -354,16 +355,18 @@ def layers_of(decoder: Decoder) -> list[AnyLayer]:
     In h + silu(W (gain norm(h) + shift) + b), the gain and the shift are absorbed into W and b.
     """
     layers: list[AnyLayer] = [_layer(decoder.stem)]
+    # The last layer makes them.
+    units = decoder.loc, decoder.unit
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
             layers.append(Layer.of(weight * part.norm.weight, bias + weight @ part.norm.bias))
         elif isinstance(part, nn.Linear):
-            layers.append(_layer(part))
+            layers.append(_layer(part, *units))
         elif isinstance(part, SumOfProducts):
-            layers.append(WholeImages.of(part))
+            layers.append(WholeImages.of(part, *units))
         elif isinstance(part, Products):
-            layers.append(WholeAndPatches.of(part))
+            layers.append(WholeAndPatches.of(part, *units))
     return layers
 
 
