@@ -147,7 +147,7 @@ class ScheduleSpec(Spec):
 
 
 SELECT = ScheduleSpec(
-    z=Ramp(initial=40.0, begin=0.1, end=0.3, shape="geometric"),
+    z=Ramp(initial=40.0, begin=0.04, end=0.3, shape="geometric"),
     precision=Ramp(initial=0.0, begin=0.15, end=0.26),
     sharpness=Ramp(initial=0.5, begin=0.15, end=0.26),
     # At half of its slope latents still change their minds, but precisions are bounded.
@@ -155,12 +155,12 @@ SELECT = ScheduleSpec(
     freedom=Ramp(initial=0.0, begin=0.3, end=0.4),
     # While latents are selected Gamma(1, 1e-4), under which low precisions are dear.
     slab=Ramp(initial=10.0, begin=0.96, end=0.98, shape="geometric"),
-    signal_nats=60.0,
+    signal_nats=15.0,
     moves=(
         Move(kind="birth", at=0.33, steps=200),
-        Move(kind="unfolding", at=0.38, steps=800),
-        Move(kind="death", at=0.38, steps=800),
-        Move(kind="growth", at=0.5, steps=400),
+        Move(kind="growth", at=0.38, steps=400),
+        Move(kind="unfolding", at=0.45, steps=800),
+        Move(kind="death", at=0.45, steps=800),
         Move(kind="unfolding", at=0.6, steps=400),
         Move(kind="birth", at=0.7, steps=200),
     ),
