@@ -12,6 +12,7 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import GUIDES, load_guide
 from ngvae_pyro.model import MODELS, load_model
+from ngvae_pyro.training import actions
 from ngvae_pyro.variants import names, spec_of
 
 
@@ -40,6 +41,12 @@ def no_drawing():
     """The runs of a file of tests are :func:`support.undrawn`."""
     with undrawn():
         yield
+
+
+@pytest.fixture
+def deaths(monkeypatch):
+    """Deaths are tried whatever the dimension of the codes, which of hardly trained ones is any."""
+    monkeypatch.setattr(actions, "_are_folded", lambda trainer: True)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
 from ngvae_pyro.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints, Snapshot
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_drawing", "deaths")
 
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (

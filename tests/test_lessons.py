@@ -47,7 +47,8 @@ def bent():
     """A training whose images have one factor, which its guide has bent over latents 3 and 1."""
     at = (ANGLES + 2.0)[:, None] * 3.0 + 2.0
     images = (-0.5 * ((torch.arange(16.0) - at) / 1.5).square()).exp().view(-1, 1, 4, 4)
-    data = ImageData("bump", (255 * images).round().byte())
+    # Not bytes: their rounding is as large as what is between neighbours.
+    data = ImageData("bump", images)
     network = MLPSpec(width=64, depth=2)
     model = load_model("normal_gamma", data, latent_size=4, decoder=network)
     guide = load_guide("relaxed", model, encoder=network)

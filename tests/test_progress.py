@@ -140,6 +140,7 @@ def train(small_pair, data, console, monkeypatch, moves=(), **settings):
     return result, bars[-1]
 
 
+@pytest.mark.usefixtures("deaths")
 def test_a_log_file_has_a_line_a_tenth_and_one_for_each_move(small_pair, data, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     # Untrained, every latent is half informative, and each of them may be tried.
@@ -164,6 +165,7 @@ def test_a_log_file_has_a_line_a_tenth_and_one_for_each_move(small_pair, data, m
     assert steps == sorted(steps)
 
 
+@pytest.mark.usefixtures("deaths")
 def test_the_counter_goes_on_every_ten_steps_in_moves_too(small_pair, data, monkeypatch):
     seen = []
     update = TrainingBar.advance

@@ -123,6 +123,7 @@ def test_channels_last_is_the_same_within_float_error(data, network):
 
 
 @pytest.mark.skipif(not EXACT, reason="forks decide by the last bit")
+@pytest.mark.usefixtures("deaths")
 def test_a_whole_fit_is_the_same(data):
     """Forks, looks and what else sets the state back, with the recording held throughout."""
     histories = []

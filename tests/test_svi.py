@@ -134,6 +134,7 @@ def test_history_has_what_the_bar_shows(small_pair, data):
         assert row["informative"] == sum(p > 0.5 for p in row["probs"])
 
 
+@pytest.mark.usefixtures("deaths")
 def test_history_goes_on_through_moves(small_pair, data):
     """Rows of a move are those of the branch that was kept."""
     move = Move(kind="death", at=0.1, steps=5)  # untrained, every latent is half informative
@@ -141,6 +142,7 @@ def test_history_goes_on_through_moves(small_pair, data):
     assert [row["step"] for row in result.history] == [0, 4, 8, 12] and result.moves
 
 
+@pytest.mark.usefixtures("deaths")
 @pytest.mark.parametrize("accepted", [True, False])
 def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     small_pair, data, monkeypatch, accepted
@@ -168,6 +170,7 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     assert (rows == plain) == (not accepted)
 
 
+@pytest.mark.usefixtures("deaths")
 def test_looks_change_no_bit_of_the_training(small_pair, data):
     """Those within moves among them: with and without looks the weights are the same."""
     moves = (Move(kind="death", at=0.2, steps=10), Move(kind="birth", at=0.6, steps=6))
@@ -297,6 +300,19 @@ def test_death_silences_a_latent(trainer):
         assert torch.equal(trainer.model.decoder(z), trainer.model.decoder(codes.loc))
     assert (codes.loc[:, k] == 0).all()
     assert codes.variance[:, k].mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_death_is_tried_where_codes_have_fewer_dimensions(trainer, monkeypatch):
+    """Of latents that each tell something none is superfluous."""
+    count = int(trainer.codes(trainer.monitor_images).informative.sum())
+    tried = []
+    fork = lambda self, trainer, jump, move: tried.append(move) or move  # noqa: E731
+    monkeypatch.setattr(Propose, "fork", fork)
+    for dimension, expected in ((count, 0), (count - 0.7, 0), (None, 0), (count - 0.8, 1)):
+        monkeypatch.setattr("ngvae_pyro.dimension.of_codes", lambda loc, found=dimension: found)
+        tried.clear()
+        Propose(0.0, "death", 4).apply(trainer)
+        assert len(tried) == expected
 
 
 @pytest.mark.parametrize("kind", ["birth", "death"])

@@ -24,7 +24,8 @@ mixtures; Hughes and Sudderth, 2013):
   multiplies the decoder's column by it, which leaves the reconstruction unchanged, and sets
   p near 1, and the latent's own precision to what the leak is worth: the same code, less noise.
 - *death*. The jump sets loc to 0 and p near 0, and the decoder's column to 0 (its mean
-  contribution goes into the bias).
+  contribution goes into the bias). It is tried where latents are more than the dimensions of the
+  surface of their codes: of as many each tells something, and a fork could only err.
 - *growth*. A factor that no latent tells moves all images away from their reconstructions. A silent
   latent is taught the principal component of these residuals.
 - *unfolding*. A factor that is bent over several latents leaves codes on a surface of fewer
@@ -70,6 +71,7 @@ from ngvae_pyro.training.lessons import (
     residuals,
     teach,
 )
+from ngvae_pyro.verdict import FOLDED
 
 if TYPE_CHECKING:
     from ngvae_pyro.training.trainer import Trainer
@@ -203,6 +205,8 @@ class Propose(Fork):
     def apply(self, trainer: "Trainer") -> None:
         tried: set[int] = set()
         while self.length(trainer, trainer.step) > 0:
+            if self.kind == "death" and not _are_folded(trainer):
+                return
             latents, loc = self.candidates(trainer)
             latents = [k for k in latents if k not in tried]
             if not latents:
@@ -244,13 +248,10 @@ class Unfold(Fork):
     needs = SwitchableLatents
 
     def apply(self, trainer: "Trainer") -> None:
-        # Imported only when needed, because importing scikit-learn takes a second.
-        from ngvae_pyro.dimension import CODES, of_codes
-
         if self.length(trainer, trainer.step) <= 0:
             return
-        loc, _, latents = _look(trainer, CODES)
-        if (found := of_codes(loc[:, latents])) is None:
+        found, latents = _dimension(trainer)
+        if found is None:
             return
         size = max(1, round(found))
         while size in {move.size for move in trainer.fit.moves if not move.accepted}:
@@ -545,6 +546,20 @@ def _look(trainer: "Trainer", count: int = LOOK_AT) -> tuple[Tensor, Tensor, Ten
     latents = is_informative(probs).nonzero().flatten()
     precision = torch.cat([code.precision for code in codes]).mean(0)
     return torch.cat([code.loc for code in codes]), precision, latents
+
+
+def _dimension(trainer: "Trainer") -> tuple[float | None, Tensor]:
+    """Dimension of the informative latents' codes, if that can be told, and their indices (M,)."""
+    # Imported only when needed, because importing scikit-learn takes a second.
+    from ngvae_pyro.dimension import CODES, of_codes
+
+    loc, _, latents = _look(trainer, CODES)
+    return of_codes(loc[:, latents]), latents
+
+
+def _are_folded(trainer: "Trainer") -> bool:
+    found, latents = _dimension(trainer)
+    return found is not None and len(latents) - found > FOLDED
 
 
 def _switch(trainer: "Trainer", latent: int, on: bool, loc: Tensor) -> None:
