@@ -58,32 +58,36 @@ def resolution(data: ImageData) -> float:
     Args:
         data: The training images.
     """
-    _, variance = _moments(data)
-    return max(math.sqrt(variance / (2.0 * SIGNAL)), LEAST_SCALE)
+    return _mean_and_resolution(data)[1]
 
 
 def units(data: ImageData) -> tuple[float, float]:
     """The loc and the unit in which networks have data: (x - loc) / unit.
 
-    loc is the mean of all values, and unit is resolution / 0.1, so that all data are as far from
-    it, in their units, as the default sprites are, and are read at 0.1. That makes a training the
-    same for x and a x + b, but for rounding.
+    loc is the mean of all values, and unit is resolution / 0.1, so that images vary as much, in
+    their units, as the default sprites do, and are read at 0.1. That makes a training the same for
+    x and a x + b, but for rounding. It does not take away a pattern that is the same in all images:
+    what varies faintly around one still trains slowly. Vectors, whose columns are standardised, are
+    taken as they are.
 
     Args:
         data: The training images.
     """
-    mean, _ = _moments(data)
-    return mean.mean().item(), resolution(data) / UNKNOWN_SCALE
+    if data.form.layout == "vectors":
+        return 0.0, 1.0
+    mean, finest = _mean_and_resolution(data)
+    return mean, finest / UNKNOWN_SCALE
 
 
-def _moments(data: ImageData) -> tuple[Tensor, float]:
-    """The mean image (C, H, W), and the variance of images around it, summed over all values."""
+def _mean_and_resolution(data: ImageData) -> tuple[float, float]:
+    """The mean of all values of the images, and their resolution."""
     parts = data.images[:RESOLUTION_IMAGES].split(1024)
     count = sum(map(len, parts))
     # In float64 and in two passes, because images may hardly differ from their mean.
     mean = torch.stack([ImageData.to_unit(part).double().sum(0) for part in parts]).sum(0) / count
     squares = sum((ImageData.to_unit(part).double() - mean).square().sum().item() for part in parts)
-    return mean, squares / count
+    finest = max(math.sqrt(squares / count / (2.0 * SIGNAL)), LEAST_SCALE)
+    return mean.mean().item(), finest
 
 
 class Likelihood(nn.Module):
@@ -163,8 +167,6 @@ class VAE(PyroModule):
 
     # Whether z is a count.
     discrete = False
-    # The loc and the unit in which networks have the data that it was made for.
-    units = 0.0, 1.0
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -414,8 +416,9 @@ def load_model(
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
         images: The data, as :func:`ngvae_pyro.data.as_images` reads them, or their shape (C, H, W).
             The likelihood ``auto`` depends on the data, and is gaussian if only a shape is given.
-            So do the units of the networks (:func:`units`), which are those of images in [0, 1]
-            then.
+            So do the units of the networks (:func:`units`): of a shape they have data as they are,
+            which is slow to train where these vary little, also if :func:`ngvae_pyro.fit` is given
+            them later.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:
@@ -431,8 +434,6 @@ def load_model(
     if data is not None and model.likelihood.auto:
         model.likelihood.resolve(data)
     if data is not None:
-        model.units = units(data)
-        # The outputs of a decoder for other families are logits.
-        if model.likelihood.family == "gaussian":
-            model.decoder.set_units(*model.units)
+        model.decoder.set_units(*units(data))
+    model.decoder.of_logits = model.likelihood.family != "gaussian"
     return model

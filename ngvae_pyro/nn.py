@@ -233,9 +233,10 @@ class Network(nn.Module):
     A posterior with precision 10,000 has a standard deviation of 0.01, which is the resolution of
     bfloat16 at a loc of 2; so the layer that outputs loc and the one that takes z stay in float32.
 
-    The trunk has images in units of the data, (x - loc) / unit, so that data of any contrast train
-    alike: a step of Adam moves weights by the learning rate, whatever the size of what they make.
-    Seven-factor sprites at 0.3 of their contrast were counted as four without, and as seven with.
+    The trunk has images in units of the data, (x - loc) / unit, if it is told these
+    (:func:`ngvae_pyro.model.units`), so that images of any contrast train alike: a step of Adam
+    moves weights by the learning rate, whatever the size of what they make. Seven-factor sprites at
+    0.3 of their contrast were counted as four without, and as seven with.
     """
 
     trunk: nn.Sequential
@@ -255,10 +256,10 @@ class Network(nn.Module):
         weights.setdefault(f"{prefix}unit", torch.ones(()))
         super()._load_from_state_dict(weights, prefix, *rest)
 
-    def set_units(self, loc: float, unit: float) -> None:
+    def set_units(self, loc: float | Tensor, unit: float | Tensor) -> None:
         """Set what the trunk has as 0, and how far from it what it has as 1 is."""
-        self.loc.fill_(loc)
-        self.unit.fill_(unit)
+        self.loc.copy_(torch.as_tensor(loc))
+        self.unit.copy_(torch.as_tensor(unit))
 
     def through_trunk(self, x: Tensor) -> Tensor:
         """The trunk's output in float32, for an input with one batch axis."""
@@ -361,6 +362,8 @@ class Decoder(Network):
         latent_size: int,
     ) -> None:
         super().__init__()
+        # Logits are in no units.
+        self.of_logits = False
         self.image_shape = tuple(image_shape)
         self.stem = nn.Linear(latent_size, spec.width)
         if spec.kind == "mlp" or spec.kind == "separable":
@@ -416,7 +419,9 @@ class Decoder(Network):
     def forward(self, z: Tensor) -> Tensor:
         # Fold leading axes (draws, particles), because transposed convolutions take one batch axis.
         h = self.stem(z)
-        out = self.loc + self.unit * self.through_trunk(h.reshape(-1, h.shape[-1]))
+        out = self.through_trunk(h.reshape(-1, h.shape[-1]))
+        if not self.of_logits:
+            out = self.loc + self.unit * out
         return out.reshape(*z.shape[:-1], *self.image_shape)
 
 

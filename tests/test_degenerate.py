@@ -89,8 +89,8 @@ def test_a_training_on_images_that_hardly_vary_ends_and_is_measured(model, guide
     assert result.steps == STEPS
     numbers = diagnostics.evaluate(result, data)
     if kind == "one pixel":
-        # A factor, however faint.
-        assert numbers["informative"] >= 1
+        # A factor, however faint; in so few steps some latents are switched off.
+        assert 0 < numbers["informative"] < 4
     elif model != "gaussian":
         assert numbers["informative"] == 0
     spec = RunSpec(data={"name": "x.npz"})

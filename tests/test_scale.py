@@ -7,6 +7,7 @@ import torch
 from support import SMALL
 from torch import nn
 
+import ngvae_pyro as ng
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
@@ -106,10 +107,9 @@ def test_scales_that_are_declared_or_learned_are_left_alone(likelihood):
     assert trainer.model.likelihood.scale == before
 
 
-@pytest.mark.parametrize("kind", ["images", "vectors"])
-def test_data_of_another_contrast_train_alike(kind):
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 20)])
+def test_data_of_another_contrast_train_alike(shape):
     """x and a x + b have the same posterior and the same ELBO, but for log a a value."""
-    shape = (3, 8, 8) if kind == "images" else (1, 1, 20)
     where = torch.rand(400, 1, 1, 1)
     plain = 0.8 * torch.rand(shape) * where + 0.2 * torch.rand(400, *shape)
     spec = SPEC.model_copy(update={"steps": 30, "monitor_every": 30})
@@ -131,9 +131,29 @@ def test_data_of_another_contrast_train_alike(kind):
 
 def test_logits_have_no_units_and_images_of_a_shape_have_those_of_the_unit_interval(data):
     model, guide = pair(data, family="bernoulli")
-    assert (model.decoder.loc, model.decoder.unit) == (0.0, 1.0)
     assert guide.encoder.unit == pytest.approx(resolution(data) / 0.1)
+    z = torch.randn(4, 3)
+    logits = model.decoder(z)
+    model.decoder.set_units(0.0, 1.0)
+    assert torch.equal(model.decoder(z), logits)
     model, guide = pair(data.image_shape)
+    for network in (model.decoder, guide.encoder):
+        assert (network.loc, network.unit) == (0.0, 1.0)
+
+
+def test_a_model_that_is_read_back_keeps_its_units(data):
+    model, _ = pair(data)
+    again, _ = pair(data.image_shape)
+    again.load_state_dict(model.state_dict())
+    guide = load_guide("relaxed", again, encoder=SMALL)
+    assert model.decoder.loc != 0.0 and model.decoder.unit != 1.0
+    for network in (again.decoder, guide.encoder):
+        assert (network.loc, network.unit) == (model.decoder.loc, model.decoder.unit)
+
+
+def test_vectors_have_units_of_their_own():
+    rows = ng.data.as_images(torch.randn(300, 4).numpy() * 7.0 + 3.0)
+    model, guide = pair(rows)
     for network in (model.decoder, guide.encoder):
         assert (network.loc, network.unit) == (0.0, 1.0)
 

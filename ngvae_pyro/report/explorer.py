@@ -148,7 +148,7 @@ class WholeImages:
         return sum(factor.size for factor in self.factors)
 
     @classmethod
-    def of(cls, part: SumOfProducts, loc: Tensor, unit: Tensor) -> "WholeImages":
+    def of(cls, part: SumOfProducts, loc: float, unit: float) -> "WholeImages":
         """Convert a float layer, its outputs times unit and plus loc."""
         linear = [_layer(part.columns), *([_layer(part.channels)] if part.channels else [])]
         bias = (loc + unit * part.bias).detach().flatten().cpu().numpy().astype("<f4")
@@ -199,7 +199,7 @@ class WholeAndPatches:
         return self.whole.size + sum(layer.size for layer in layers)
 
     @classmethod
-    def of(cls, part: Products, loc: Tensor, unit: Tensor) -> "WholeAndPatches":
+    def of(cls, part: Products, loc: float, unit: float) -> "WholeAndPatches":
         """Convert a float layer, its outputs times unit and plus loc."""
         factors = tuple(map(_layer, (part.rows, part.columns, part.channels)))
         kernels = Layer.of(part.conv.weight.flatten(1), part.conv.bias)
@@ -239,7 +239,7 @@ class WholeAndPatches:
         }
 
 
-def _layer(part: nn.Linear, loc: Tensor | float = 0.0, unit: Tensor | float = 1.0) -> Layer:
+def _layer(part: nn.Linear, loc: float = 0.0, unit: float = 1.0) -> Layer:
     """A float layer, its outputs times unit and plus loc."""
     return Layer.of(unit * part.weight, loc + unit * part.bias)
 
@@ -356,7 +356,7 @@ def layers_of(decoder: Decoder) -> list[AnyLayer]:
     """
     layers: list[AnyLayer] = [_layer(decoder.stem)]
     # The last layer makes them.
-    units = decoder.loc, decoder.unit
+    units = (0.0, 1.0) if decoder.of_logits else (decoder.loc.item(), decoder.unit.item())
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias

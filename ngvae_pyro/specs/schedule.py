@@ -160,10 +160,11 @@ SELECT = ScheduleSpec(
         Move(kind="birth", at=0.33, steps=200),
         Move(kind="growth", at=0.38, steps=400),
         Move(kind="unfolding", at=0.45, steps=800),
-        Move(kind="death", at=0.45, steps=800),
         Move(kind="growth", at=0.6, steps=400),
         Move(kind="unfolding", at=0.6, steps=400),
         Move(kind="birth", at=0.65, steps=400),
+        # Rarely right, so it has what time is left.
+        Move(kind="death", at=0.65, steps=800),
     ),
     silence=0.8,
     independent=0.98,

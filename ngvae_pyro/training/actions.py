@@ -554,7 +554,7 @@ def _dimension(trainer: "Trainer") -> tuple[float | None, Tensor]:
     from ngvae_pyro.dimension import CODES, of_codes
 
     loc, _, latents = _look(trainer, CODES)
-    return of_codes(loc[:, latents]), latents
+    return trainer.team.agreed(of_codes(loc[:, latents])), latents
 
 
 def _are_folded(trainer: "Trainer") -> bool:
