@@ -192,7 +192,9 @@ class Guide(PyroModule):
             # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
-        self.encoder.set_units(model.decoder.loc, model.decoder.unit)
+        # A decoder may be any module; without units the encoder has data as they are.
+        if isinstance(model.decoder, Decoder):
+            self.encoder.set_units(model.decoder.loc, model.decoder.unit)
 
     @classmethod
     def objective(cls, spec: Any, fit: FitSpec, model: VAE, data_size: int) -> TraceELBO:

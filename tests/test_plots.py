@@ -28,7 +28,9 @@ def fit():
     torch.manual_seed(0)
     model = ng.load_model("normal_gamma", (1, 8, 8), latent_size=4, decoder=SMALL)
     guide = ng.load_guide("relaxed", model, encoder=SMALL)
-    return ng.fit(model, guide, IMAGES, FitSpec(steps=40), progress=False)
+    # Under the declared weight all latents would still be the prior after so few steps.
+    schedule = guide.spec.schedule.model_copy(update={"signal_nats": 60.0})
+    return ng.fit(model, guide, IMAGES, FitSpec(steps=40), schedule=schedule, progress=False)
 
 
 @pytest.fixture(scope="module")
