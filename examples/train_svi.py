@@ -1,4 +1,4 @@
-"""A Normal-Gamma VAE in plain Pyro. Seeds 0 to 3 find 4, 6, 4 and 6 of the seven factors; the rest
+"""A Normal-Gamma VAE in plain Pyro. Seeds 0 to 3 find four of the seven factors each; the rest
 leaks through a wide loc at precision 1, which the births in `ngvae_pyro.fit` repair."""
 
 import argparse
