@@ -63,7 +63,8 @@ class Move(Spec):
     """A trial jump of the posterior at the fraction ``at`` of training.
 
     ``birth`` lets a latent that leaks information become informative, ``death`` makes an
-    informative one uninformative, ``growth`` lets one begin with what the reconstructions miss, and
+    informative one uninformative and is tried where the codes have fewer dimensions than there are
+    informative latents, ``growth`` lets one begin with what the reconstructions miss, and
     ``unfolding`` replaces all informative ones by fewer where their codes have a smaller dimension;
     see :mod:`ngvae_pyro.training.actions`. Both branches, with and without the jump, are trained
     for ``steps`` steps and the one with the higher ELBO is kept.
