@@ -61,33 +61,32 @@ def resolution(data: ImageData) -> float:
     return _mean_and_resolution(data)[1]
 
 
-def units(data: ImageData) -> tuple[float, float]:
-    """The loc and the unit in which networks have data: (x - loc) / unit.
+def units(data: ImageData) -> tuple[Tensor, float]:
+    """The loc (C, H, W) and the unit in which networks have data: (x - loc) / unit.
 
-    loc is the mean of all values, and unit is resolution / 0.1, so that images vary as much, in
-    their units, as the default sprites do, and are read at 0.1. That makes a training the same for
-    x and a x + b, but for rounding. It does not take away a pattern that is the same in all images:
-    what varies faintly around one still trains slowly. Vectors, whose columns are standardised, are
-    taken as they are.
+    loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
+    units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
+    a x + b, with any number a and any image b, but for rounding. Vectors, whose columns are
+    standardised, are taken as they are.
 
     Args:
         data: The training images.
     """
     if data.form.layout == "vectors":
-        return 0.0, 1.0
+        return torch.zeros(data.image_shape), 1.0
     mean, finest = _mean_and_resolution(data)
     return mean, finest / UNKNOWN_SCALE
 
 
-def _mean_and_resolution(data: ImageData) -> tuple[float, float]:
-    """The mean of all values of the images, and their resolution."""
+def _mean_and_resolution(data: ImageData) -> tuple[Tensor, float]:
+    """The mean image (C, H, W), and the resolution."""
     parts = data.images[:RESOLUTION_IMAGES].split(1024)
     count = sum(map(len, parts))
     # In float64 and in two passes, because images may hardly differ from their mean.
     mean = torch.stack([ImageData.to_unit(part).double().sum(0) for part in parts]).sum(0) / count
     squares = sum((ImageData.to_unit(part).double() - mean).square().sum().item() for part in parts)
     finest = max(math.sqrt(squares / count / (2.0 * SIGNAL)), LEAST_SCALE)
-    return mean.mean().item(), finest
+    return mean.float(), finest
 
 
 class Likelihood(nn.Module):

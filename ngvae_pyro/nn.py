@@ -233,10 +233,14 @@ class Network(nn.Module):
     A posterior with precision 10,000 has a standard deviation of 0.01, which is the resolution of
     bfloat16 at a loc of 2; so the layer that outputs loc and the one that takes z stay in float32.
 
-    The trunk has images in units of the data, (x - loc) / unit, if it is told these
-    (:func:`ngvae_pyro.model.units`), so that images of any contrast train alike: a step of Adam
-    moves weights by the learning rate, whatever the size of what they make. Seven-factor sprites at
-    0.3 of their contrast were counted as four without, and as seven with.
+    The trunk has images in units of the data, (x - loc) / unit with loc their mean image, if it is
+    told these (:func:`ngvae_pyro.model.units`), so that images of any contrast on any background
+    train alike: a step of Adam moves weights by the learning rate, whatever the size of what they
+    make. Seven-factor sprites at 0.3 of their contrast were counted as four without, and as seven
+    with.
+
+    Args:
+        image_shape: (C, H, W), the shape of loc.
     """
 
     trunk: nn.Sequential
@@ -244,20 +248,20 @@ class Network(nn.Module):
     unit: Tensor
     compute_dtype = torch.float32
 
-    def __init__(self) -> None:
+    def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
         # Saved with the weights, which mean nothing without them.
-        self.register_buffer("loc", torch.zeros(()))
+        self.register_buffer("loc", torch.zeros(tuple(image_shape)))
         self.register_buffer("unit", torch.ones(()))
 
     def _load_from_state_dict(self, weights: Any, prefix: str, *rest: Any) -> None:
         # Networks of older versions had images as they are.
-        weights.setdefault(f"{prefix}loc", torch.zeros(()))
+        weights.setdefault(f"{prefix}loc", torch.zeros_like(self.loc))
         weights.setdefault(f"{prefix}unit", torch.ones(()))
         super()._load_from_state_dict(weights, prefix, *rest)
 
     def set_units(self, loc: float | Tensor, unit: float | Tensor) -> None:
-        """Set what the trunk has as 0, and how far from it what it has as 1 is."""
+        """Set what image the trunk has as 0, and how far from it what it has as 1 is."""
         self.loc.copy_(torch.as_tensor(loc))
         self.unit.copy_(torch.as_tensor(unit))
 
@@ -292,7 +296,7 @@ class Encoder(Network):
         latent_size: int,
         outputs: int,
     ) -> None:
-        super().__init__()
+        super().__init__(image_shape)
         self.outputs = outputs
         if spec.kind == "mlp":
             trunk = [
@@ -361,7 +365,7 @@ class Decoder(Network):
         image_shape: Sequence[int],
         latent_size: int,
     ) -> None:
-        super().__init__()
+        super().__init__(image_shape)
         # Logits are in no units.
         self.of_logits = False
         self.image_shape = tuple(image_shape)
@@ -420,9 +424,8 @@ class Decoder(Network):
         # Fold leading axes (draws, particles), because transposed convolutions take one batch axis.
         h = self.stem(z)
         out = self.through_trunk(h.reshape(-1, h.shape[-1]))
-        if not self.of_logits:
-            out = self.loc + self.unit * out
-        return out.reshape(*z.shape[:-1], *self.image_shape)
+        out = out.reshape(*z.shape[:-1], *self.image_shape)
+        return out if self.of_logits else self.loc + self.unit * out
 
 
 class PatchDiscriminator(nn.Module):

@@ -43,10 +43,10 @@ pytestmark = pytest.mark.usefixtures("no_drawing", "deaths")
 
 FACTOR = GaussianGuideSpec(objective=FactorSpec(width=16, depth=2))
 MOVES = (
-    Move(kind="birth", at=0.2, steps=4),
-    Move(kind="growth", at=0.3, steps=4),
-    Move(kind="death", at=0.4, steps=4),
-    Move(kind="unfolding", at=0.6, steps=4),
+    Move(kind="birth", at=0.2, steps=2),
+    Move(kind="growth", at=0.3, steps=2),
+    Move(kind="death", at=0.4, steps=2),
+    Move(kind="unfolding", at=0.6, steps=2),
 )
 
 

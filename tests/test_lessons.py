@@ -1,5 +1,7 @@
 """Codes that are unrolled or begun anew, and a pair that learns them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -94,7 +96,7 @@ def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
         bent.train_step()
     plain = bent.state()
     bent.set_state(start)
-    losses = iter([3.0, 1.0, 2.0])
+    losses = iter([9.0, 1.0, 5.0])
     monkeypatch.setattr(bent, "loss", lambda: next(losses))
     monkeypatch.setattr(lessons, "LESSON", 2)
     monkeypatch.setattr(actions, "STEPS", 2)
@@ -208,14 +210,15 @@ def test_a_latent_begins_with_what_is_missing(blind):
 
 
 def test_a_lesson_alone_does_not_win(bent, monkeypatch):
-    """The branch without a jump is judged after as many steps."""
+    """The branch without a jump is judged after as many steps, in overtime too."""
     judged, train_and_judge = [], bent.train_and_judge
     monkeypatch.setattr(bent, "train_and_judge", lambda n: judged.append(n) or train_and_judge(n))
     monkeypatch.setattr(lessons, "LESSON", 6)
+    monkeypatch.setattr(actions, "CLOSE", math.inf)
     start = bent.step
     Grow(0.0, steps=4).fork(bent, lambda: None, MoveRecord("growth", 0, start, 0.0, 0.0))
-    assert judged == [4, 6, 4]
-    assert bent.step == start + 4 and bent.fit.extra_steps == 4 + 6 + 6
+    assert judged == [4, 6, 4, 4, 6, 4]
+    assert bent.step == start + 8 and bent.fit.extra_steps == (4 + 6 + 6) + (4 + 6)
     # There may be no such time at the end.
     assert Grow(0.0, steps=4).later(bent, bent.spec.steps - 4) == 0
 

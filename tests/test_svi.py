@@ -157,7 +157,7 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     monkeypatch.setattr(
         Propose, "candidates", lambda own, it: ([2], it.codes(it.monitor_images).loc)
     )
-    losses = iter([2.0, 1.0] if accepted else [1.0, 2.0])
+    losses = iter([20.0, 10.0] if accepted else [10.0, 20.0])
     move = Move(kind="death", at=0.1, steps=12)
     schedule = ScheduleSpec(moves=(move,), rescale=())
     result = run(small_pair, data, never, schedule=schedule)
@@ -324,7 +324,7 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
         trainer.train_step()
     plain = trainer.state()
     trainer.set_state(start)
-    losses = iter([1.0, 2.0])
+    losses = iter([1.0, 5.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
     fork, move = Propose(0.0, kind, 4), MoveRecord(kind, 0, 0, math.nan, math.nan)
     jump = partial(_switch, trainer, 0, kind == "birth", loc)
@@ -337,13 +337,48 @@ def test_a_refused_move_leaves_no_trace(trainer, kind, monkeypatch):
 
 
 def test_an_accepted_move_goes_on_with_the_jump(trainer, monkeypatch):
-    losses = iter([2.0, 1.0])
+    losses = iter([5.0, 1.0])
     monkeypatch.setattr(trainer, "loss", lambda: next(losses))
     jump = partial(_switch, trainer, 3, False, torch.randn(50))
     move = MoveRecord("death", 3, trainer.step, math.nan, math.nan)
     record = Propose(0.0, "death", 1).fork(trainer, jump, move)
     assert record.accepted and trainer.step == record.step + 1
     assert trainer.model.decoder.stem.weight[:, 3].abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("losses", "accepted"),
+    [([10.0, 12.9, 9.0, 8.0], True), ([10.0, 7.1, 8.0, 9.0], False), ([1.0, 1.0, 1.0, 1.0], False)],
+)
+def test_a_close_decision_has_overtime(trainer, monkeypatch, losses, accepted):
+    """Both branches go on, each from where it was, and the jump is not taken again."""
+    jumps, start = [], trainer.state()
+    for _ in range(4):
+        trainer.train_step()
+    plain = trainer.state()
+    trainer.set_state(start)
+    monkeypatch.setattr(trainer, "loss", partial(next, iter(losses)))
+
+    def jump():
+        jumps.append(trainer.step)
+        _switch(trainer, 0, True, torch.randn(50))
+
+    move = MoveRecord("birth", 0, 0, math.nan, math.nan)
+    record = Propose(0.0, "birth", 2).fork(trainer, jump, move)
+    assert jumps == [start["step"]] and record.accepted == accepted
+    assert (record.loss_without, record.loss_with) == tuple(losses[2:])
+    assert trainer.step == start["step"] + 4 and trainer.fit.extra_steps == 4
+    same = all(torch.equal(v, plain["model"][k]) for k, v in trainer.state()["model"].items())
+    assert same == (not accepted)
+
+
+def test_there_is_no_overtime_where_there_is_no_time(trainer, monkeypatch):
+    """At the end of the training a close decision stands."""
+    trainer.step = trainer.spec.steps - 2
+    monkeypatch.setattr(trainer, "loss", partial(next, iter([2.0, 1.0])))
+    move = MoveRecord("birth", 0, trainer.step, math.nan, math.nan)
+    assert Propose(0.0, "birth", 2).fork(trainer, lambda: None, move).accepted
+    assert trainer.step == trainer.spec.steps and trainer.fit.extra_steps == 2
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class WholeImages:
     Attributes:
         factors: The linear layers of rows, of columns, and of channels where there are several.
         rank: Number of products.
-        bias: (channels,), float32.
+        bias: (channels * H * W,), float32, the decoder's and the mean image.
     """
 
     factors: tuple[Layer, ...]
@@ -148,8 +148,8 @@ class WholeImages:
         return sum(factor.size for factor in self.factors)
 
     @classmethod
-    def of(cls, part: SumOfProducts, loc: float, unit: float) -> "WholeImages":
-        """Convert a float layer, its outputs times unit and plus loc."""
+    def of(cls, part: SumOfProducts, loc: Tensor, unit: float) -> "WholeImages":
+        """Convert a float layer, its outputs times unit and plus the image loc."""
         linear = [_layer(part.columns), *([_layer(part.channels)] if part.channels else [])]
         bias = (loc + unit * part.bias).detach().flatten().cpu().numpy().astype("<f4")
         return cls((_layer(part.rows, unit=unit), *linear), part.rank, bias)
@@ -162,12 +162,12 @@ class WholeImages:
         of_channels = channels[0] if channels else np.ones((len(h), self.rank))
         of_channels = of_channels.reshape(len(h), -1, 1, self.rank)
         found: np.ndarray = (of_channels * rows[:, None]) @ columns[:, None]
-        return (found + self.bias[:, None, None]).reshape(len(h), -1)
+        return found.reshape(len(h), -1) + self.bias
 
     def packed(self) -> dict[str, Any]:
         """What the page has of it, for JSON."""
         factors = [factor.packed() for factor in self.factors]
-        return {"factors": factors, "rank": self.rank, "bias": self.bias.tolist()}
+        return {"factors": factors, "rank": self.rank, "bias": _base64(self.bias.tobytes())}
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class WholeAndPatches:
         return self.whole.size + sum(layer.size for layer in layers)
 
     @classmethod
-    def of(cls, part: Products, loc: float, unit: float) -> "WholeAndPatches":
-        """Convert a float layer, its outputs times unit and plus loc."""
+    def of(cls, part: Products, loc: Tensor, unit: float) -> "WholeAndPatches":
+        """Convert a float layer, its outputs times unit and plus the image loc."""
         factors = tuple(map(_layer, (part.rows, part.columns, part.channels)))
         kernels = Layer.of(part.conv.weight.flatten(1), part.conv.bias)
         grid, patch = ((pair[0], pair[1]) for pair in (part.patches.grid, part.patches.patch))
@@ -239,7 +239,7 @@ class WholeAndPatches:
         }
 
 
-def _layer(part: nn.Linear, loc: float = 0.0, unit: float = 1.0) -> Layer:
+def _layer(part: nn.Linear, loc: Tensor | float = 0.0, unit: float = 1.0) -> Layer:
     """A float layer, its outputs times unit and plus loc."""
     return Layer.of(unit * part.weight, loc + unit * part.bias)
 
@@ -356,17 +356,19 @@ def layers_of(decoder: Decoder) -> list[AnyLayer]:
     """
     layers: list[AnyLayer] = [_layer(decoder.stem)]
     # The last layer makes them.
-    units = (0.0, 1.0) if decoder.of_logits else (decoder.loc.item(), decoder.unit.item())
+    loc, unit = decoder.loc, decoder.unit.item()
+    if decoder.of_logits:
+        loc, unit = torch.zeros_like(loc), 1.0
     for part in decoder.trunk:
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
             layers.append(Layer.of(weight * part.norm.weight, bias + weight @ part.norm.bias))
         elif isinstance(part, nn.Linear):
-            layers.append(_layer(part, *units))
+            layers.append(_layer(part, loc.flatten(), unit))
         elif isinstance(part, SumOfProducts):
-            layers.append(WholeImages.of(part, *units))
+            layers.append(WholeImages.of(part, loc, unit))
         elif isinstance(part, Products):
-            layers.append(WholeAndPatches.of(part, *units))
+            layers.append(WholeAndPatches.of(part, loc, unit))
     return layers
 
 

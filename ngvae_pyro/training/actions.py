@@ -36,7 +36,7 @@ the new codes in some hundred steps of their own before the fork begins.
 
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
-continues. Leaks are a cheap way to pay for little, so both branches are judged with each strong one
+continues. If that is close, both are trained for as long again. Leaks are a cheap way to pay for little, so both branches are judged with each strong one
 switched on or off, and late in the training all are ended so (:func:`resolve`).
 
 At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data equally well, those
@@ -88,6 +88,9 @@ WORTH_A_TRIAL = 1.0
 # Nats from which a direction of the residuals is worth a trial: half of what an informative latent
 # costs, because what a factor does to the images lies along several directions.
 WORTH_A_BEGINNING = 6.0
+
+# Nats by which one branch has to be ahead of the other, or both go into overtime.
+CLOSE = 3.0
 
 # The losses of a move before its fork.
 UNKNOWN = math.nan, math.nan
@@ -153,12 +156,16 @@ class Fork(Action):
         end = step + self.length(trainer, step)
         return min(self.lesson(trainer), trainer.spec.steps - end)
 
-    def spent(self, trainer: "Trainer", step: int) -> int:
-        """Steps of a fork that begins at a step, besides those by which the training goes on."""
-        return self.length(trainer, step) + self.lesson(trainer) + self.later(trainer, step)
+    def spent(self, trainer: "Trainer", step: int, overtime: bool = False) -> int:
+        """Steps of a fork, or of its overtime, from a step on, besides those that train on."""
+        lesson = 0 if overtime else self.lesson(trainer)
+        return self.length(trainer, step) + lesson + self.later(trainer, step)
 
     def fork(self, trainer: "Trainer", jump: Callable[[], None], move: MoveRecord) -> MoveRecord:
         """Fork the training at its present step.
+
+        Where the losses differ by less than CLOSE, both branches are trained for as many steps
+        again, and judged then: what a jump begins with is rough, and gains for longer than the rest.
 
         Args:
             trainer: The training, which then continues with the better branch.
@@ -168,23 +175,33 @@ class Fork(Action):
         Returns:
             The record with the losses, which has also become a part of the fit.
         """
-        before = trainer.state()
-        steps = self.length(trainer, trainer.step)
-        trainer.bar.trying(str(move), trainer.step, steps, 0)
-        loss_without, rows_without = trainer.train_and_judge(steps)
-        without = trainer.state()
-        if later := self.later(trainer, before["step"]):
-            loss_without, _ = trainer.train_and_judge(later)
-        trainer.set_state(before)
-        trainer.bar.trying(str(move), trainer.step, steps, 1)
-        jump()
-        loss_with, rows_with = trainer.train_and_judge(steps)
-        record = replace(move, loss_without=loss_without, loss_with=loss_with)
-        if not record.accepted:
-            trainer.set_state(without)
-        trainer.fit.extra_steps += self.spent(trainer, before["step"])
+        ends = [trainer.state()] * 2
+        rows: tuple[list[Any], list[Any]] = ([], [])
+        losses: list[float] = []
+        for overtime in (False, True):
+            start = ends[0]["step"]
+            if (steps := self.length(trainer, start)) <= 0:
+                break
+            losses.clear()
+            for branch in (0, 1):
+                trainer.set_state(ends[branch])
+                trainer.bar.trying(str(move), start, steps, branch)
+                if branch and not overtime:
+                    jump()
+                loss, more = trainer.train_and_judge(steps)
+                rows[branch].extend(more)
+                ends[branch] = trainer.state()
+                if not branch and (later := self.later(trainer, start)):
+                    loss, _ = trainer.train_and_judge(later)
+                losses.append(loss)
+            trainer.fit.extra_steps += self.spent(trainer, start, overtime)
+            if abs(losses[0] - losses[1]) >= CLOSE:
+                break
+        without, with_it = losses
+        record = replace(move, loss_without=without, loss_with=with_it)
+        trainer.set_state(ends[record.accepted])
         trainer.fit.moves.append(record)
-        trainer.record(rows_with if record.accepted else rows_without)
+        trainer.record(rows[record.accepted])
         trainer.bar.decided(record, trainer.step)
         return record
 

@@ -63,7 +63,8 @@
             const hue = hues ? hues[c * rank + r] : 1;
             sum += hue * along[i * rank + r] * across[r * width + j];
           }
-          out[at++] = bias[c] + sum / Math.sqrt(rank);
+          out[at] = bias[at] + sum / Math.sqrt(rank);
+          at++;
         }
       }
     }
@@ -118,7 +119,10 @@
     patches: (layer, h) => patches(layer, h, products(layer.whole, h)),
   };
   function read(layer) {
-    if (layer.factors) return {...layer, kind: "products", factors: layer.factors.map(unpacked)};
+    if (layer.factors) {
+      const bias = new Float32Array(bytes(layer.bias));
+      return {kind: "products", factors: layer.factors.map(unpacked), rank: layer.rank, bias};
+    }
     if (!layer.whole) return {...unpacked(layer), kind: "linear"};
     const features = layer.features.map(unpacked), whole = read(layer.whole);
     const [conv, out] = [layer.conv, layer.out].map(unpacked);
