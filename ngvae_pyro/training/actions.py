@@ -36,8 +36,9 @@ the new codes in some hundred steps of their own before the fork begins.
 
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
-continues. If that is close, both are trained for as long again. Leaks are a cheap way to pay for little, so both branches are judged with each strong one
-switched on or off, and late in the training all are ended so (:func:`resolve`).
+continues. If that is close, both are trained for as long again. Leaks are a cheap way to pay for
+little, so both branches are judged with each strong one switched on or off, and late in the
+training all are ended so (:func:`resolve`).
 
 At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data equally well, those
 in which the informative latents are independent.
@@ -165,7 +166,7 @@ class Fork(Action):
         """Fork the training at its present step.
 
         Where the losses differ by less than CLOSE, both branches are trained for as many steps
-        again, and judged then: what a jump begins with is rough, and gains for longer than the rest.
+        again, and judged then: what a jump begins with is rough, and gains longer than the rest.
 
         Args:
             trainer: The training, which then continues with the better branch.
