@@ -192,8 +192,8 @@ class Guide(PyroModule):
             # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
-        # A decoder may be any module; without units the encoder has data as they are.
-        if isinstance(model.decoder, Decoder):
+        # A decoder may be any module.
+        if isinstance(model.decoder, Decoder) and model.decoder.has_units:
             self.encoder.set_units(model.decoder.loc, model.decoder.unit)
 
     @classmethod

@@ -247,6 +247,8 @@ class Network(nn.Module):
     loc: Tensor
     unit: Tensor
     compute_dtype = torch.float32
+    # Whether the units are known. If not, a training sets those of its data.
+    has_units = False
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -258,12 +260,14 @@ class Network(nn.Module):
         # Networks of older versions had images as they are.
         weights.setdefault(f"{prefix}loc", torch.zeros_like(self.loc))
         weights.setdefault(f"{prefix}unit", torch.ones(()))
+        self.has_units = True
         super()._load_from_state_dict(weights, prefix, *rest)
 
     def set_units(self, loc: float | Tensor, unit: float | Tensor) -> None:
         """Set what image the trunk has as 0, and how far from it what it has as 1 is."""
         self.loc.copy_(torch.as_tensor(loc))
         self.unit.copy_(torch.as_tensor(unit))
+        self.has_units = True
 
     def through_trunk(self, x: Tensor) -> Tensor:
         """The trunk's output in float32, for an input with one batch axis."""

@@ -159,6 +159,28 @@ def test_a_model_that_is_read_back_keeps_its_units(data):
         assert network.unit == model.decoder.unit
 
 
+def test_a_model_of_a_shape_gets_the_units_of_the_first_data_it_is_trained_on(data):
+    model, guide = pair(data.image_shape)
+    told, _ = pair(data)
+    Trainer(model, guide, data, SPEC, ScheduleSpec())
+    for network in (model.decoder, guide.encoder):
+        assert torch.equal(network.loc, told.decoder.loc)
+        assert network.unit == told.decoder.unit
+    # Its weights mean nothing with other units.
+    others = ImageData("others", 0.1 * torch.rand(60, *data.image_shape))
+    for again in (model, told):
+        Trainer(again, load_guide("relaxed", again, encoder=SMALL), others, SPEC, ScheduleSpec())
+        assert torch.equal(again.decoder.loc, pair(data)[0].decoder.loc)
+
+
+def test_weights_that_are_read_back_keep_having_no_units(data):
+    again, _ = pair(data.image_shape)
+    again.load_state_dict(pair(data.image_shape)[0].state_dict())
+    guide = load_guide("relaxed", again, encoder=SMALL)
+    Trainer(again, guide, data, SPEC, ScheduleSpec())
+    assert untold(again.decoder) and untold(guide.encoder)
+
+
 def test_vectors_have_units_of_their_own():
     rows = ng.data.as_images(torch.randn(300, 4).numpy() * 7.0 + 3.0)
     model, guide = pair(rows)

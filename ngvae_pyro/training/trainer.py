@@ -32,7 +32,8 @@ from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import VAE, NormalGammaVAE, check_likelihood
+from ngvae_pyro.model import VAE, NormalGammaVAE, check_likelihood, units
+from ngvae_pyro.nn import Network
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
 from ngvae_pyro.specs import (
@@ -185,6 +186,11 @@ class Trainer:
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         if self.model.likelihood.auto:
             self.resolution = self.model.likelihood.resolve(data)
+        networks = [m for m in (*model.modules(), *guide.modules()) if isinstance(m, Network)]
+        if unknown := [network for network in networks if not network.has_units]:
+            loc, unit = units(data)
+            for network in unknown:
+                network.set_units(loc, unit)
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
