@@ -66,7 +66,7 @@ def units(data: ImageData) -> tuple[Tensor, float]:
 
     loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
     units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
-    a x + b, with any number a and any image b, but for rounding. Vectors, whose columns are
+    a x + b, with any number a > 0 and any image b, but for rounding. Vectors, whose columns are
     standardised, are taken as they are.
 
     Args:

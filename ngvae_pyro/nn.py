@@ -257,8 +257,9 @@ class Network(nn.Module):
         self.register_buffer("unit", torch.ones(()))
 
     def _load_from_state_dict(self, weights: Any, prefix: str, *rest: Any) -> None:
-        # Networks of older versions had images as they are.
-        weights.setdefault(f"{prefix}loc", torch.zeros_like(self.loc))
+        # Networks of older versions had images as they are, or as differences from one number.
+        loc = weights.get(f"{prefix}loc", torch.zeros(()))
+        weights[f"{prefix}loc"] = loc if loc.dim() else loc.expand_as(self.loc)
         weights.setdefault(f"{prefix}unit", torch.ones(()))
         self.has_units = True
         super()._load_from_state_dict(weights, prefix, *rest)

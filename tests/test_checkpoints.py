@@ -138,6 +138,25 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         assert all(left[key].equal(right[key]) for key in right)
 
 
+@pytest.mark.parametrize("after", [14, 18, 22, 30])
+def test_a_training_goes_on_after_overtime(data, tmp_path, monkeypatch, after):
+    """Cut before a move, inside of the fork and of its overtime, and after it."""
+    pair, close = ("normal_gamma", "relaxed"), "ngvae_pyro.training.actions.CLOSE"
+    cut(monkeypatch)
+    monkeypatch.setattr(close, 0.0)
+    least = train(data, tmp_path / "least", pair, SMALL, fast=False)
+    monkeypatch.setattr(close, float("inf"))
+    whole = train(data, tmp_path / "whole", pair, SMALL, fast=False)
+    assert least.moves and whole.extra_steps > least.extra_steps
+    cut(monkeypatch, after)
+    with pytest.raises(Interrupted):
+        train(data, tmp_path / "parts", pair, SMALL, fast=False)
+    cut(monkeypatch)
+    parts = train(data, tmp_path / "parts", pair, SMALL, resume=True, fast=False)
+    assert parts.moves == whole.moves and parts.extra_steps == whole.extra_steps
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_rotation_is_resumed_to_the_bit(data, tmp_path, monkeypatch, recorded_soon, fast):
     """Cut before it and after it; of so short a training it would not be free."""

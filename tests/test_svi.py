@@ -25,10 +25,12 @@ from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, MLPSpec, Move, Ramp, ScheduleSpec
 from ngvae_pyro.training.actions import (
     BecomeExact,
+    Grow,
     Propose,
     Rescale,
     Resolve,
     Rotate,
+    Unfold,
     _switch,
     resolve,
 )
@@ -144,8 +146,9 @@ def test_history_goes_on_through_moves(small_pair, data):
 
 @pytest.mark.usefixtures("deaths")
 @pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize(("steps", "overtime"), [(12, []), (6, [12.0, 12.0])])
 def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
-    small_pair, data, monkeypatch, accepted
+    small_pair, data, monkeypatch, accepted, steps, overtime
 ):
     """Without the jump they are those of the plain training, and with it they are not."""
     never = SHORT.model_copy(update={"monitor_every": 3, "steps": 30})
@@ -153,12 +156,13 @@ def test_rows_of_a_move_are_those_of_the_branch_that_is_kept(
     still = ScheduleSpec(rescale=())
     plain = run(small_pair, data, never, schedule=still).history
     # The loss of death for each latent, and of the branches without and with it.
-    monkeypatch.setattr(Trainer, "loss", lambda own: 1.0 if own.step < 15 else next(losses))
+    judged = {3 + steps, 15}
+    monkeypatch.setattr(Trainer, "loss", lambda own: next(losses) if own.step in judged else 1.0)
     monkeypatch.setattr(
         Propose, "candidates", lambda own, it: ([2], it.codes(it.monitor_images).loc)
     )
-    losses = iter([20.0, 10.0] if accepted else [10.0, 20.0])
-    move = Move(kind="death", at=0.1, steps=12)
+    losses = iter(overtime + ([20.0, 10.0] if accepted else [10.0, 20.0]))
+    move = Move(kind="death", at=0.1, steps=steps)
     schedule = ScheduleSpec(moves=(move,), rescale=())
     result = run(small_pair, data, never, schedule=schedule)
     assert [m.accepted for m in result.moves] == [accepted]
@@ -372,13 +376,28 @@ def test_a_close_decision_has_overtime(trainer, monkeypatch, losses, accepted):
     assert same == (not accepted)
 
 
-def test_there_is_no_overtime_where_there_is_no_time(trainer, monkeypatch):
-    """At the end of the training a close decision stands."""
-    trainer.step = trainer.spec.steps - 2
+@pytest.mark.parametrize("left", [0, 1])
+def test_there_is_no_overtime_where_there_is_no_time(trainer, monkeypatch, left):
+    """A close decision stands before a shorter one is made."""
+    trainer.step = trainer.spec.steps - 2 - left
     monkeypatch.setattr(trainer, "loss", partial(next, iter([2.0, 1.0])))
     move = MoveRecord("birth", 0, trainer.step, math.nan, math.nan)
     assert Propose(0.0, "birth", 2).fork(trainer, lambda: None, move).accepted
-    assert trainer.step == trainer.spec.steps and trainer.fit.extra_steps == 2
+    assert trainer.step == trainer.spec.steps - left and trainer.fit.extra_steps == 2
+
+
+def test_overtime_leaves_time_for_the_moves_that_it_delays(trainer):
+    """It would end at 2,400; then come the growth, and where it is due until then the unfolding."""
+    trainer.spec = trainer.spec.model_copy(update={"steps": 4000})
+    birth, growth, resolved = Propose(0.5, "birth", 200), Grow(0.55, steps=400), Resolve(0.8)
+    for due, expected in ((0.6, 200), (0.59, 0)):
+        unfolding = Unfold(due, steps=500)
+        trainer.actions = [birth, growth, unfolding, Propose(0.7, "death", 800), resolved]
+        assert birth.overtime(trainer, 2200) == expected
+        trainer.acted = 2
+        assert unfolding.overtime(trainer, 2600) == 0
+        trainer.acted = 0
+    assert birth.overtime(trainer, 1900) == 200
 
 
 @pytest.fixture

@@ -67,7 +67,8 @@ class Move(Spec):
     informative latents, ``growth`` lets one begin with what the reconstructions miss, and
     ``unfolding`` replaces all informative ones by fewer where their codes have a smaller dimension;
     see :mod:`ngvae_pyro.training.actions`. Both branches, with and without the jump, are trained
-    for ``steps`` steps and the one with the higher ELBO is kept.
+    for ``steps`` steps, and as many again if that is close and there is time, and the one with the
+    higher ELBO is kept.
     """
 
     kind: MoveKind

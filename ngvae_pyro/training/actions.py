@@ -36,9 +36,9 @@ the new codes in some hundred steps of their own before the fork begins.
 
 Training is then forked: a fixed number of steps with and without the jump, on the same batches
 and the same noise, and the branch with the higher ELBO on a fixed part of the training data
-continues. If that is close, both are trained for as long again. Leaks are a cheap way to pay for
-little, so both branches are judged with each strong one switched on or off, and late in the
-training all are ended so (:func:`resolve`).
+continues. If that is close and there is time, both are trained for as long again. Leaks are a cheap
+way to pay for little, so both branches are judged with each strong one switched on or off, and late
+in the training all are ended so (:func:`resolve`).
 
 At the end :mod:`ngvae_pyro.axes` chooses, among coordinates that fit the data equally well, those
 in which the informative latents are independent.
@@ -132,18 +132,31 @@ class Fork(Action):
     Args:
         at: When, as a fraction of the steps of the training.
         kind: What the jump is called.
-        steps: How many steps each branch is trained for.
+        steps: How many steps each branch is trained for, and again if that does not decide.
     """
 
     kind: MoveKind
     steps: int = 100
 
-    def length(self, trainer: "Trainer", step: int) -> int:
-        """Steps of a fork that begins at a step: it ends before leaks do, which needs time too."""
+    def end(self, trainer: "Trainer") -> int:
+        """The last step at which a fork may end: before leaks do, which needs time too."""
         last = trainer.spec.steps
         ends = [round(a.at * last) for a in trainer.actions if isinstance(a, Resolve)]
-        end = min((end for end in ends if end >= self.at * last), default=last)
-        return min(self.steps, end - step)
+        return min((end for end in ends if end >= self.at * last), default=last)
+
+    def length(self, trainer: "Trainer", step: int) -> int:
+        """Steps of a fork that begins at a step."""
+        return min(self.steps, self.end(trainer) - step)
+
+    def overtime(self, trainer: "Trainer", step: int) -> int:
+        """Steps of an overtime that begins at a step, if it is close: those of a fork, or none.
+
+        None where there is no time for as many, or where forks that it delays would be cut short.
+        """
+        end = step + self.steps
+        due = (a for a in trainer.actions[trainer.acted + 1 :] if isinstance(a, Fork))
+        delayed = sum(a.steps for a in due if a.at * trainer.spec.steps < end)
+        return self.steps if end + delayed <= self.end(trainer) else 0
 
     def lesson(self, trainer: "Trainer") -> int:
         """Steps by which the jump trains encoder and decoder, besides those of the fork."""
@@ -166,7 +179,8 @@ class Fork(Action):
         """Fork the training at its present step.
 
         Where the losses differ by less than CLOSE, both branches are trained for as many steps
-        again, and judged then: what a jump begins with is rough, and gains longer than the rest.
+        again, if there is time, and judged then: what a jump begins with is rough, and gains longer
+        than the rest.
 
         Args:
             trainer: The training, which then continues with the better branch.
@@ -179,15 +193,14 @@ class Fork(Action):
         ends = [trainer.state()] * 2
         rows: tuple[list[Any], list[Any]] = ([], [])
         losses: list[float] = []
-        for overtime in (False, True):
-            start = ends[0]["step"]
-            if (steps := self.length(trainer, start)) <= 0:
-                break
+        steps = self.length(trainer, trainer.step)
+        for name in (str(move), f"{move}, overtime"):
+            start, first = ends[0]["step"], not losses
             losses.clear()
             for branch in (0, 1):
                 trainer.set_state(ends[branch])
-                trainer.bar.trying(str(move), start, steps, branch)
-                if branch and not overtime:
+                trainer.bar.trying(name, start, steps, branch)
+                if branch and first:
                     jump()
                 loss, more = trainer.train_and_judge(steps)
                 rows[branch].extend(more)
@@ -195,8 +208,9 @@ class Fork(Action):
                 if not branch and (later := self.later(trainer, start)):
                     loss, _ = trainer.train_and_judge(later)
                 losses.append(loss)
-            trainer.fit.extra_steps += self.spent(trainer, start, overtime)
-            if abs(losses[0] - losses[1]) >= CLOSE:
+            trainer.fit.extra_steps += self.spent(trainer, start, overtime=not first)
+            steps = self.overtime(trainer, ends[0]["step"])
+            if not steps or abs(losses[0] - losses[1]) >= CLOSE:
                 break
         without, with_it = losses
         record = replace(move, loss_without=without, loss_with=with_it)
@@ -215,7 +229,8 @@ class Propose(Fork):
         at: When, as a fraction of the steps of the training.
         kind: ``birth`` lets a latent that leaks become informative, ``death`` makes an informative
             one uninformative.
-        steps: How many steps each branch of a fork is trained for.
+        steps: How many steps each branch of a fork is trained for, and again if that does not
+            decide.
     """
 
     needs = SwitchableLatents

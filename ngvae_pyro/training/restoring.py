@@ -121,10 +121,8 @@ def _of_moves(trainer: "Trainer", moves: Sequence[SavedMove], position: Position
             yield f"{key}.step: expected at most {position.step}, got {record.step}"
         spent = [m.spent(trainer, record.step) for m in declared[record.kind]]
         # A close decision has overtime, after as many steps as the fork has.
-        again = [
-            max(0, m.spent(trainer, record.step + m.length(trainer, record.step), overtime=True))
-            for m in declared[record.kind]
-        ]
+        ends = [(m, record.step + m.length(trainer, record.step)) for m in declared[record.kind]]
+        again = [max(0, m.spent(trainer, end, overtime=True)) for m, end in ends]
         least, most = least + min(spent), most + max(map(sum, zip(spent, again, strict=True)))
     if not least <= position.extra_steps <= most:
         expected = f"{least}" if least == most else f"{least} to {most}"

@@ -186,11 +186,11 @@ class Trainer:
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
         if self.model.likelihood.auto:
             self.resolution = self.model.likelihood.resolve(data)
-        networks = [m for m in (*model.modules(), *guide.modules()) if isinstance(m, Network)]
-        if unknown := [network for network in networks if not network.has_units]:
+        if isinstance(model.decoder, Network) and not model.decoder.has_units:
             loc, unit = units(data)
-            for network in unknown:
-                network.set_units(loc, unit)
+            for module in (*model.modules(), *guide.modules()):
+                if isinstance(module, Network) and not module.has_units:
+                    module.set_units(loc, unit)
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
