@@ -1,6 +1,8 @@
 """The only module that depends on which generation of ArviZ is installed (0.23 or 1.x)."""
 
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,27 @@ import numpy as np
 from ngvae_pyro import files
 from ngvae_pyro.extras import needed
 
+# How often the import of ArviZ is tried.
+IMPORTS = 8
+
+
+def _imported() -> Any:
+    """ArviZ, in any number of processes at once.
+
+    On the first import of a day 0.23 writes a notice's date to a temporary file that all processes
+    of a user share, and renames it: of several that do so together all but one find it gone, and
+    fail. The next time the notice is not due.
+    """
+    for _ in range(IMPORTS - 1):
+        with suppress(FileNotFoundError):
+            return import_module("arviz")
+    return import_module("arviz")
+
+
 with needed("arviz"), warnings.catch_warnings():
     # 0.23 announces its successor once a day; users of this package need not act on it.
     warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing", FutureWarning)
-    import arviz as az
+    az = _imported()
     import h5netcdf  # noqa: F401, writes the files; here, so that a lack of it shows at once
     import h5py  # noqa: F401, for h5netcdf
     import xarray as xr
