@@ -207,7 +207,7 @@ def test_what_is_optional_is_imported_as_such():
 
 
 def test_arviz_is_imported_by_several_processes_at_once(tmp_path):
-    """Another process has just renamed the file that 0.23 is about to rename, as it did once a day."""
+    """Another one has just renamed the file that 0.23 renames on the first import of a day."""
     code = """
 import pathlib
 rename = pathlib.Path.replace
