@@ -27,6 +27,12 @@ def pairs():
 PAIRS = [*pairs(), *(("normal_gamma_joint", guide) for guide in ("relaxed", "mixture"))]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """For the fixtures of whole files too, whose runs are resumed with as many threads."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
