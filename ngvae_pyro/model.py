@@ -416,8 +416,9 @@ def load_model(
         images: The data, as :func:`ngvae_pyro.data.as_images` reads them, or their shape (C, H, W).
             The likelihood ``auto`` depends on the data, and is gaussian if only a shape is given.
             So do the units of the networks (:func:`units`): of a shape they have data as they are,
-            until :func:`ngvae_pyro.fit` is given some. Without it, data that vary little are slow
-            to train.
+            until :func:`ngvae_pyro.fit` is given some. In a loop of one's own, data that vary
+            little are slow to train then, and a ``fit`` after it begins with other units than the
+            weights have learned.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
 
     Raises:
