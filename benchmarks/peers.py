@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.likelihoods import units
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import units
 from ngvae_pyro.nn import Decoder, Encoder
 from ngvae_pyro.specs import RunSpec
 from ngvae_pyro.training.steps import NonFiniteLoss

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ngvae_pyro import runs, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData, number_array
-from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.evaluation import diagnostics, evidence
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import (
@@ -71,6 +71,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         learning_rate: Learning rate of Adam.
         scale: Standard deviation of the gaussian likelihood: of a pixel in [0, 1], or of a vector's
             entry in standard deviations of its column. Smaller ones find more latents.
+        likelihood: Its family, such as ``negative_binomial`` for counts, or a dictionary with the
+            keys of :class:`ngvae_pyro.specs.LikelihoodSpec`; None for that of the model.
         held_out: Fraction of the rows that is not trained on, but at least one row.
         device: auto, cpu, cuda or cuda:N.
         random_state: Seed of the split, the weights and the noise: an int in [0, 2**32), used as
@@ -107,6 +109,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         batch_size: int | None = None,
         learning_rate: float | None = None,
         scale: float | None = None,
+        likelihood: str | Mapping[str, Any] | None = None,
         held_out: float | None = None,
         device: str | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
@@ -119,6 +122,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.scale = scale
+        self.likelihood = likelihood
         self.held_out = held_out
         self.device = device
         self.random_state = random_state
@@ -163,7 +167,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _train(self, X: Any) -> None:
         """Train, and set all attributes."""
-        images = self._images(X, None)
+        likelihood = self._model_spec().likelihood
+        images = self._images(X, None, likelihood.counts)
         rows = len(images)
         if rows < 3:
             raise UserError(
@@ -196,7 +201,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         values = _given(name=data, held_out=self.held_out)
         variants.check_variant("NGVAE: model", self.model, "models")
         variants.check_variant("NGVAE: guide", self.guide, "guides")
-        model_spec = _model_spec(self.model, self.n_components, self.scale)
+        model_spec = self._model_spec()
         guide_spec = variants.spec_of("guides", self.guide, {})
         return RunSpec(
             model_name=_name(self.model, model_spec.prior.family),
@@ -207,13 +212,18 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             data=parse(DataSpec, values, "NGVAE"),
         )
 
-    def _images(self, X: Any, trained: Fit | None) -> ImageData:
+    def _model_spec(self) -> ModelSpec:
+        """The spec of the model, with the parameters that are keys of it."""
+        return _model_spec(self.model, self.n_components, self.scale, self.likelihood)
+
+    def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:
         """Convert the rows to images, after scikit-learn's own checks of tables."""
         if not isinstance(X, (ImageData, Dataset, str, Path)):
             X = self._array(X, trained)
-        images = as_images(X, "X") if trained is None else trained.as_images(X, "X")
-        if trained is None:
-            self.n_features_in_ = images.images[0].numel()
+        if trained is not None:
+            return trained.as_images(X, "X")
+        images = as_images(X, "X", counts=counts)
+        self.n_features_in_ = images.images[0].numel()
         return images
 
     def _array(self, X: Any, trained: Fit | None) -> np.ndarray:
@@ -348,7 +358,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         Returns:
             (N,) float64: the log density of the standardised columns, or of intensities in [0, 1],
-            minus sum log scale; nothing is subtracted for bernoulli likelihoods.
+            minus sum log scale. Nothing is subtracted where x is discrete: black and white,
+            classes, and counts.
 
         Raises:
             UserError: As :meth:`transform`, and for rows whose density overflows float32.
@@ -359,7 +370,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         with near(images.name), np.errstate(over="ignore", invalid="ignore"):
             found = evidence.log_likelihood(self.fit_, images, seed=self.fit_.spec.seed)
         check_finite(found.values, images.name)
-        if self.model_.likelihood.family == "bernoulli":
+        if self.model_.likelihood.discrete:
             return found.values
         return found.values - self.fit_.form.log_volume(images.images[0].numel())
 
@@ -409,8 +420,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             scale = likelihood.scale
         model: str | Spec = spec.model
         if spec.model_name in variants.names("models"):
-            declared = _model_spec(spec.model_name, size, scale)
-            resolved = declared.likelihood.resolved(likelihood.family == "bernoulli")
+            declared = _model_spec(spec.model_name, size, scale, None)
+            resolved = declared.likelihood.like(likelihood)
             if declared.model_copy(update={"likelihood": resolved}) == spec.model:
                 model = spec.model_name
         guide: str | Spec = spec.guide
@@ -499,16 +510,23 @@ def _fitted(estimator: NGVAE) -> list[str]:
 
 
 def _model_spec(
-    model: str | Path | Spec, n_components: int | None, scale: float | None
+    model: str | Path | Spec,
+    n_components: int | None,
+    scale: float | None,
+    likelihood: str | Mapping[str, Any] | None,
 ) -> ModelSpec:
     """The spec of a model, with the keys that are parameters of the estimator applied."""
     changes: dict[str, Any] = _given(latent_size=n_components)
-    if scale is not None:
-        changes["likelihood"] = _given(scale=scale)
+    own = {"family": likelihood} if isinstance(likelihood, str) else (likelihood or {})
+    expect("NGVAE: likelihood", own, Mapping, "the name of a family, or a dictionary of keys")
+    if keys := {**_given(**own), **_given(scale=scale)}:
+        changes["likelihood"] = keys
     try:
         spec: ModelSpec = variants.spec_of("models", model, changes)
     except UserError as error:
-        for key, parameter in (("latent_size", "n_components"), ("likelihood.scale", "scale")):
+        names = {"latent_size": "n_components", "likelihood.scale": "scale"}
+        names |= {"likelihood.family": "likelihood", "likelihood": "likelihood"}
+        for key, parameter in names.items():
             source, found, expected = str(error).partition(f": {key}: ")
             if found and source.startswith("changes to "):
                 raise UserError(f"NGVAE: {parameter}: {expected}") from None

@@ -200,11 +200,21 @@ class Fit:
         return _like(z, decoded(self, read_latents(z, "z", self.model.latent_size), "z"))
 
     @torch.no_grad()
-    def means(self, z: Tensor) -> Tensor:
-        """E[x | z] for latents (N, K), as images (N, C, H, W) on the CPU."""
+    def means(self, z: Tensor, data: ImageData | None = None) -> Tensor:
+        """E[x | z] for latents (N, K), as images (N, C, H, W) on the CPU.
+
+        Args:
+            z: Latents.
+            data: The N images that they are of, if any, for their exposure where they are counts.
+        """
+        means = []
         with evaluating(self.model):
-            outputs = (self.model.decoder(few.to(self.device)) for few in z.split(BATCH))
-            means = [self.model.likelihood(output).mean.cpu() for output in outputs]
+            for start in range(0, len(z), BATCH):
+                output = self.model.decoder(z[start : start + BATCH].to(self.device))
+                x = None
+                if data is not None:
+                    x = ImageData.to_unit(data.images[start : start + BATCH].to(self.device))
+                means.append(self.model.likelihood(output, x).mean.cpu())
         return torch.cat(means) if means else torch.zeros(0, *self.model.image_shape)
 
     @overload
@@ -222,7 +232,7 @@ class Fit:
             UserError: As :meth:`encode`.
         """
         data = self.as_images(images)
-        return _like(images, decoded(self, locs(self, data), data.name))
+        return _like(images, decoded(self, locs(self, data), data.name, data))
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """E[x | z] for n draws of z from the prior, without the noise of the likelihood.
@@ -540,19 +550,20 @@ def locs(fit: Fit, data: ImageData) -> Tensor:
     return loc
 
 
-def decoded(fit: Fit, z: Tensor, what: str) -> Tensor:
+def decoded(fit: Fit, z: Tensor, what: str, data: ImageData | None = None) -> Tensor:
     """E[x | z] for latents (N, K), finite, in the layout and units of the training data.
 
     Args:
         fit: The trained pair.
         z: Latents on the CPU.
         what: What they are, or belong to, for the message.
+        data: As of :meth:`Fit.means`.
 
     Raises:
         UserError: For latents too far from those in training.
     """
     with near(what):
-        arrays = fit.form.arrays(fit.means(z))
+        arrays = fit.form.arrays(fit.means(z, data))
     check_finite(arrays, what)
     return arrays
 

@@ -192,8 +192,16 @@ class Guide(PyroModule):
             # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
-        # A decoder may be any module.
-        if isinstance(model.decoder, Decoder) and model.decoder.has_units:
+        self.encoder.of_counts = model.likelihood.counts
+        if model.seen is not None:
+            self.encoder.set_units(*model.seen)
+        elif (
+            # A decoder may be any module.
+            isinstance(model.decoder, Decoder)
+            and model.decoder.has_units
+            and not model.likelihood.counts
+        ):
+            # The weights were read back, without an encoder.
             self.encoder.set_units(model.decoder.loc, model.decoder.unit)
 
     @classmethod

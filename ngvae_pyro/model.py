@@ -5,7 +5,6 @@ variational autoencoders by modelling the latent space as a mixture of normal-ga
 distributions", AI and physics conference.
 """
 
-import math
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -22,138 +21,18 @@ from ngvae_pyro.contexts import float32
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
-from ngvae_pyro.distributions.pixels import GaussianPixels
 from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.likelihoods import LIKELIHOODS, Units, check_likelihood
 from ngvae_pyro.nn import Decoder
 from ngvae_pyro.specs import (
-    LEAST_SCALE,
     ArdPriorSpec,
     GaussianPriorSpec,
-    LikelihoodSpec,
     ModelSpec,
     NormalGammaPriorSpec,
     PoissonPriorSpec,
     Spec,
 )
 from ngvae_pyro.variants import spec_of
-
-# What the data carry above their mean image, in nats per image, at their resolution: an informative
-# latent, which costs about 12, then has to account for a four-hundredth of their variance. On the
-# default sprites, where the price was chosen, the resolution is 0.1.
-SIGNAL = 5200.0
-# Images from which the resolution is computed; its error is below one percent.
-RESOLUTION_IMAGES = 20_000
-# Standard deviation of a pixel where nothing is known of the data but their shape.
-UNKNOWN_SCALE = 0.1
-
-
-def resolution(data: ImageData) -> float:
-    """The finest standard deviation of a pixel at which data are read, in the units of images.
-
-    scale = sqrt(sum over pixels of Var(x) / (2 SIGNAL)), at which images carry 5,200 nats above
-    their mean, whatever their size, contrast and units: what accounts for less than about 0.2 % of
-    their variance is not looked for. It is the floor of an ``auto`` scale, which is the standard
-    deviation of the noise where that is larger.
-
-    Args:
-        data: The training images.
-    """
-    return _mean_and_resolution(data)[1]
-
-
-def units(data: ImageData) -> tuple[Tensor, float]:
-    """The loc (C, H, W) and the unit in which networks have data: (x - loc) / unit.
-
-    loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
-    units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
-    a x + b, with any number a > 0 and any image b, but for rounding. Vectors, whose columns are
-    standardised, are taken as they are.
-
-    Args:
-        data: The training images.
-    """
-    if data.form.layout == "vectors":
-        return torch.zeros(data.image_shape), 1.0
-    mean, finest = _mean_and_resolution(data)
-    return mean, finest / UNKNOWN_SCALE
-
-
-def _mean_and_resolution(data: ImageData) -> tuple[Tensor, float]:
-    """The mean image (C, H, W), and the resolution."""
-    parts = data.images[:RESOLUTION_IMAGES].split(1024)
-    count = sum(map(len, parts))
-    # In float64 and in two passes, because images may hardly differ from their mean.
-    mean = torch.stack([ImageData.to_unit(part).double().sum(0) for part in parts]).sum(0) / count
-    squares = sum((ImageData.to_unit(part).double() - mean).square().sum().item() for part in parts)
-    finest = max(math.sqrt(squares / count / (2.0 * SIGNAL)), LEAST_SCALE)
-    return mean.float(), finest
-
-
-class Likelihood(nn.Module):
-    """p(x | decoder output): one event per image, pixels independent.
-
-    ``gaussian``: Normal(output, scale), with one standard deviation for all pixels (the slides'
-    Normal(x; mu(z), sigma)), from the data, fixed or learned. ``bernoulli`` and
-    ``continuous_bernoulli``: the output is the logit; both accept intensities in [0, 1], though
-    only the second is normalised over them (Loaiza-Ganem and Cunningham, 2019). The family ``auto``
-    is resolved by :func:`load_model`, which may know the images; here it is gaussian.
-
-    Args:
-        spec: Family and scale.
-    """
-
-    def __init__(self, spec: LikelihoodSpec) -> None:
-        super().__init__()
-        spec = spec.resolved(binary=False)
-        self.family = spec.family
-        # Whether the scale comes from the data.
-        self.auto = False
-        if spec.family == "gaussian":
-            self.auto = spec.scale == "auto"
-            log_scale = torch.tensor(UNKNOWN_SCALE if self.auto else spec.scale).log()
-            if spec.learned:
-                self.log_scale = nn.Parameter(log_scale)
-            else:
-                self.register_buffer("log_scale", log_scale)
-
-    def forward(self, output: Tensor) -> TorchDistribution:
-        if self.family == "gaussian":
-            return GaussianPixels(output, self.log_scale.exp())
-        if self.family == "bernoulli":
-            # Grey values in [0, 1] are not Bernoulli outcomes; their log_prob is the
-            # cross-entropy that VAEs are commonly trained with.
-            fn = dist.Bernoulli(logits=output, validate_args=False)
-        else:
-            fn = dist.ContinuousBernoulli(logits=output)
-        pixels: TorchDistribution = fn.to_event(3)
-        return pixels
-
-    @property
-    def scale(self) -> float | None:
-        """Standard deviation of a pixel, in units of the images; None for Bernoulli families."""
-        return self.log_scale.exp().item() if self.family == "gaussian" else None
-
-    @torch.no_grad()
-    def resolve(self, data: ImageData) -> float:
-        """Set an ``auto`` scale to the resolution of the data, and return that."""
-        found = resolution(data)
-        self.log_scale.fill_(math.log(found))
-        return found
-
-    @torch.no_grad()
-    def signal(self, x: Tensor) -> float:
-        """Information in images x (N, C, H, W) beyond their mean image, in nats per image.
-
-        For the Gaussian it is the sum over pixels of Var(x) / (2 scale^2), for the Bernoulli
-        families the drop in cross-entropy from the mean image to the image itself.
-        """
-        if self.family == "gaussian":
-            return (x.var(0).sum() / (2.0 * (2.0 * self.log_scale).exp())).item()
-        mean = x.mean(0).expand_as(x)
-        entropy = nn.functional.binary_cross_entropy
-        return (
-            (entropy(mean, x, reduction="sum") - entropy(x, x, reduction="sum")) / len(x)
-        ).item()
 
 
 class VAE(PyroModule):
@@ -166,6 +45,8 @@ class VAE(PyroModule):
 
     # Whether z is a count.
     discrete = False
+    # In what units an encoder has the training data, once these are known.
+    seen: Units | None = None
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -173,7 +54,8 @@ class VAE(PyroModule):
         self.image_shape = tuple(image_shape)
         self.latent_size = spec.latent_size
         self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size)
-        self.likelihood = Likelihood(spec.likelihood)
+        likelihood = spec.likelihood.resolved()
+        self.likelihood = LIKELIHOODS[likelihood.family](likelihood, image_shape)
         # A buffer keeps track of the device and dtype that `.to` has moved the model to.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
@@ -191,7 +73,14 @@ class VAE(PyroModule):
         """Run p(x, z, precision) on images x (B, C, H, W) in [0, 1], or draw ``size`` of them."""
         with pyro.plate("data", size if x is None else len(x)):
             z = self.sample_latents()
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            return pyro.sample("x", self.likelihood(self.decoder(z), x), obs=x)
+
+    def learn_units(self, data: ImageData) -> None:
+        """Take the units of the networks from the training data, unless they are known."""
+        own, output = self.likelihood.units(data)
+        self.seen = own
+        if not self.decoder.has_units:
+            self.decoder.set_units(*output)
 
 
 class NormalGammaVAE(VAE):
@@ -374,10 +263,10 @@ MODELS: dict[type[Spec], type[VAE]] = {
 }
 
 
-def _of_images(images: Any) -> tuple[tuple[int, ...], ImageData | None]:
+def _of_images(images: Any, counts: bool) -> tuple[tuple[int, ...], ImageData | None]:
     """Shape (C, H, W) of images, and the images, if they are more than a shape."""
     if not isinstance(images, (tuple, list)):
-        found = as_images(images)
+        found = as_images(images, counts=counts)
         return found.image_shape, found
     sizes = list(images)
     if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
@@ -386,18 +275,9 @@ def _of_images(images: Any) -> tuple[tuple[int, ...], ImageData | None]:
     return tuple(sizes), None
 
 
-def check_likelihood(model: VAE, data: ImageData) -> None:
-    """Refuse a likelihood of intensities in [0, 1] for data that are not intensities.
-
-    Raises:
-        UserError: If they do not fit; the message names the family that does.
-    """
-    family = model.likelihood.family
-    if data.form.layout == "vectors" and family != "gaussian":
-        raise UserError(
-            f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
-            f"got {family}, which is of values in [0, 1]"
-        )
+def _columns(data: ImageData | None) -> int:
+    vectors = data is not None and data.form.layout == "vectors"
+    return data.image_shape[-1] if data is not None and vectors else 0
 
 
 @float32()
@@ -415,8 +295,9 @@ def load_model(
         variant: Name in ``models/``, path to a TOML file, or a :class:`ModelSpec`.
         images: The data, as :func:`ngvae_pyro.data.as_images` reads them, or their shape (C, H, W).
             The likelihood ``auto`` depends on the data, and is gaussian if only a shape is given.
-            So do the units of the networks (:func:`units`): of a shape they have data as they are,
-            until :func:`ngvae_pyro.fit` is given some. In a loop of one's own, data that vary
+            So do the units of the networks (:meth:`ngvae_pyro.likelihoods.Likelihood.units`): of a
+            shape they have data as they are, until :func:`ngvae_pyro.fit` is given some. In a loop
+            of one's own, data that vary
             little are slow to train then, and a ``fit`` after it begins with other units than the
             weights have learned.
         changes: Keys of the spec to change, e.g. ``latent_size=30``.
@@ -427,13 +308,15 @@ def load_model(
     """
     spec = spec_of("models", variant, changes)
     expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")
-    image_shape, data = _of_images(images)
-    binary = data is not None and data.binary
-    spec = spec.model_copy(update={"likelihood": spec.likelihood.resolved(binary)})
+    image_shape, data = _of_images(images, counts=spec.likelihood.counts)
+    likelihood = spec.likelihood.resolved(
+        binary=data is not None and data.binary, columns=_columns(data)
+    )
+    spec = spec.model_copy(update={"likelihood": likelihood})
     model = MODELS[type(spec.prior)](spec, image_shape)
-    if data is not None and model.likelihood.auto:
-        model.likelihood.resolve(data)
+    model.decoder.of_logits = not model.likelihood.in_units
     if data is not None:
-        model.decoder.set_units(*units(data))
-    model.decoder.of_logits = model.likelihood.family != "gaussian"
+        check_likelihood(model.likelihood, data)
+        model.likelihood.learn(data)
+        model.learn_units(data)
     return model

@@ -303,6 +303,8 @@ class Encoder(Network):
     ) -> None:
         super().__init__(image_shape)
         self.outputs = outputs
+        # Whether images are counts, of which the trunk has log(1 + x).
+        self.of_counts = False
         if spec.kind == "mlp":
             trunk = [
                 nn.Flatten(),
@@ -348,6 +350,8 @@ class Encoder(Network):
         self.head = nn.Linear(spec.width, outputs * latent_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.of_counts:
+            x = x.log1p()
         out: Tensor = self.head(self.through_trunk((x - self.loc) / self.unit))
         return out.chunk(self.outputs, -1)
 

@@ -17,7 +17,8 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation.evidence import LogLikelihood, laplace, log_likelihood
 from ngvae_pyro.fitted import Fit, site_terms
 from ngvae_pyro.guide import Codes, load_guide
-from ngvae_pyro.model import Likelihood, load_model
+from ngvae_pyro.likelihoods import GaussianLikelihood
+from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec
 
 K, SIDE, SCALE = 3, 4, 0.3
@@ -59,7 +60,7 @@ def linear():
         spec=SimpleNamespace(decoder=MLPSpec(width=1, depth=1)),
         marginal=torch.distributions.Normal(torch.zeros(K), 1.0),
         decoder=decoder,
-        likelihood=Likelihood(LikelihoodSpec(scale=SCALE)),
+        likelihood=GaussianLikelihood(LikelihoodSpec(scale=SCALE), (1, SIDE, SIDE)),
     )
     fit = SimpleNamespace(
         model=model,

@@ -31,8 +31,10 @@ def test_expanded_it_is_the_same_density():
 
 
 def test_values_and_scales_are_checked():
-    with pytest.raises(ValueError, match="Expected scale to be one number"):
-        GaussianPixels(torch.zeros(1, 8, 8), torch.ones(8))
+    with pytest.raises(ValueError, match="Expected scale to be one number or to broad"):
+        GaussianPixels(torch.zeros(1, 8, 8), torch.ones(7))
+    with pytest.raises(ValueError, match="Expected scale to be one number or to broad"):
+        GaussianPixels(torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
     with pytest.raises(ValueError, match="scale"):
         GaussianPixels(torch.zeros(1, 8, 8), torch.tensor(-1.0), validate_args=True)
     with pytest.raises(ValueError, match="support|constraint"):

@@ -11,7 +11,8 @@ import ngvae_pyro as ng
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.guide import load_guide
-from ngvae_pyro.model import SIGNAL, load_model, resolution
+from ngvae_pyro.likelihoods import SIGNAL, resolution
+from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import LEAST_SCALE, FitSpec, ScheduleSpec
 from ngvae_pyro.training.actions import Rescale
 from ngvae_pyro.training.trainer import Trainer, fit

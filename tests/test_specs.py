@@ -106,7 +106,7 @@ def test_price_is_minus_log_probs():
         (
             ModelSpec,
             {"likelihood": {"family": "bernoulli", "scale": 0.2}},
-            "likelihood: scale belongs to the gaussian likelihood, not to bernoulli",
+            "likelihood: scale belongs to the gaussian or student_t likelihood, not to bernoulli",
         ),
         (ModelSpec, {"decoder": {"kind": "conv", "depth": 2}}, "unknown key 'decoder.depth'"),
         (

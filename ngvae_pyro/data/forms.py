@@ -51,6 +51,7 @@ class Form:
         units = "bytes" if self.in_bytes else "[0, 1]"
         if self.loc is not None and self.scale is not None:
             units = f"{self.loc:g} to {self.loc + self.scale:g}" if self.loc.ndim == 0 else "own"
+            units = "counts" if self.raw else units
         return f"Form({SHAPES[self.layout]}, units: {units})"
 
     @property
@@ -62,6 +63,12 @@ class Form:
     def unit(self) -> bool:
         """Whether values need no map: images in [0, 1], or bytes that count in 255ths."""
         return self.loc is None
+
+    @property
+    def raw(self) -> bool:
+        """Whether the model has the values as they are, in units of their own: counts."""
+        own = self.loc is not None and self.scale is not None
+        return own and not np.any(self.loc) and bool(np.all(self.scale == 1.0))
 
     def same_units(self, other: "Form") -> bool:
         """Whether both map an array to the same numbers."""
@@ -155,6 +162,20 @@ class Form:
             return numbers * math.log(255) if self.in_bytes else 0.0
         logs = np.log(self.scale)
         return float(logs.sum() if logs.ndim else numbers * logs)
+
+
+def counting(counts: np.ndarray, layout: Layout, where: str) -> Form:
+    """The form of counts, which a model has as they are.
+
+    Raises:
+        UserError: For anything but whole numbers from 0 on.
+    """
+    low, _ = _range(counts, where, axis=None)
+    if low < 0 or not np.all(counts == np.floor(counts)):
+        got = f"{low:g}" if low < 0 else f"{counts[counts != np.floor(counts)].flat[0]:g}"
+        raise UserError(f"{where}: expected counts, whole numbers from 0 on, got {got}")
+    shape = counts.shape[1:] if layout == "vectors" else ()
+    return Form(layout, loc=np.zeros(shape), scale=np.ones(shape))
 
 
 def standardising(vectors: np.ndarray, where: str) -> Form:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.data.forms import Form, Layout, ranging, standardising
+from ngvae_pyro.data.forms import Form, Layout, counting, ranging, standardising
 from ngvae_pyro.errors import UserError, described, expect
 
 # Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
@@ -331,6 +331,35 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(new, "name", name)
         new._set(images.detach(), factors, factor_names, form)
         return new
+
+    @classmethod
+    def counts(
+        cls,
+        name: str,
+        counts: np.ndarray | Tensor,
+        factors: np.ndarray | Tensor | None = None,
+        factor_names: Sequence[str] = (),
+    ) -> "ImageData":
+        """Counts as they are, for a likelihood of counts.
+
+        Args:
+            name: As for the class.
+            counts: Whole numbers from 0 on, of any type, in one of the shapes of the class.
+            factors: As for the class.
+            factor_names: As for the class.
+
+        Raises:
+            UserError: As for the class, and for anything but counts.
+
+        >>> ImageData.counts("cells", np.arange(6).reshape(3, 2))
+        ImageData('cells', 3 vectors of 2, no factors)
+        """
+        where = f"{name}: counts"
+        array = number_array(counts, where)
+        layout = "vectors" if array.ndim == 2 else layout_of(array.shape, where)
+        if 0 in array.shape:
+            raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
+        return cls(name, array, factors, factor_names, counting(array, layout, where))
 
     def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
         # A single name is a string, which would otherwise be split into letters.

@@ -148,7 +148,9 @@ def load(
     return data.subset(order) if 2 * n <= len(data) else data.reordered(order)
 
 
-def as_images(data: Images, name: str = "images", form: Form | None = None) -> ImageData:
+def as_images(
+    data: Images, name: str = "images", form: Form | None = None, counts: bool = False
+) -> ImageData:
     """Convert any accepted kind of data to images in memory.
 
     Args:
@@ -160,6 +162,7 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
             units.
+        counts: Whether arrays hold counts, which are kept as they are, if no form is given.
 
     Raises:
         UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
@@ -169,12 +172,14 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
     if isinstance(data, ImageData):
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
-        return _in_memory(data, name, form)
+        return _in_memory(data, name, form, counts)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
+    if form is None and counts:
+        return ImageData.counts(name, number_array(data, name))
     if form is None:
         tensor, form = image_tensor(data, name, any_range=True)
     else:
@@ -185,7 +190,7 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
     return ImageData.stored(name, tensor, form=form)
 
 
-def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData:
+def _in_memory(dataset: Dataset[Any], name: str, form: Form | None, counts: bool) -> ImageData:
     """Load a torch data set; the numbers in its pairs become the factor ``label``."""
     if not isinstance(dataset, Sized):
         raise UserError(f"{name}: expected a Dataset of known length, got {described(dataset)}")
@@ -207,7 +212,7 @@ def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData
             )
         images[i] = found
         labels += item[1:2] if paired else []
-    data = as_images(images, name, form)
+    data = as_images(images, name, form, counts)
     numbers = all(isinstance(n, Real) or getattr(n, "ndim", 1) == 0 for n in labels)
     if len(labels) == count and numbers:
         factors = torch.tensor([float(label) for label in labels])[:, None]

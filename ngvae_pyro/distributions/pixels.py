@@ -1,34 +1,36 @@
-"""Likelihood of images with Gaussian pixels, in few passes over them."""
+"""Likelihoods of images: Gaussian pixels in few passes over them, and classes as channels."""
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent, Normal, TorchDistribution, constraints
 from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, one_hot
 from torch.types import _size
 
-__all__ = ["GaussianPixels"]
+__all__ = ["GaussianPixels", "OneHotPixels"]
 
 
 class GaussianPixels(Independent):
-    r"""Images whose pixels are independent and share one standard deviation.
+    r"""Images whose pixels are independent, with one standard deviation or several.
 
     .. math::
-        \log p(x) = -\frac{\lVert x - \mu \rVert^2}{2 \sigma^2} - N \log \sigma
+        \log p(x) = -\sum_i \frac{(x_i - \mu_i)^2}{2 \sigma_i^2} - \sum_i \log \sigma_i
         - \frac{N}{2} \log 2 \pi,
 
     where N is the number of pixels times channels. The distribution is that of
     ``Normal(loc, scale).to_event(3)``, whose density takes ten passes over the pixels, with a
-    logarithm and a division for each; this one takes two, and one more for its gradient.
+    logarithm and a division for each; with one standard deviation for all pixels this one takes
+    two, and one more for its gradient.
 
     Args:
         loc: Means mu, shape (..., C, H, W).
-        scale: Standard deviation sigma, positive, a tensor of one number, in units of x.
+        scale: Standard deviations sigma, positive, in units of x: one number, or a tensor that
+            broadcasts to (C, H, W).
 
     Raises:
-        ValueError: If scale is not positive, or is more than one number.
+        ValueError: If scale is not positive, or has another shape.
 
     Example:
         >>> d = GaussianPixels(torch.zeros(5, 3, 8, 8), torch.tensor(0.1))
@@ -39,8 +41,11 @@ class GaussianPixels(Independent):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
-        if scale.numel() != 1:
-            raise ValueError(f"Expected scale to be one number, got shape {tuple(scale.shape)}")
+        if scale.numel() != 1 and not _within(scale.shape, loc.shape[-3:]):
+            raise ValueError(
+                "Expected scale to be one number or to broadcast to the shape of an image, "
+                f"{tuple(loc.shape[-3:])}, got shape {tuple(scale.shape)}"
+            )
         self.scale = scale
         super().__init__(Normal(loc, scale, validate_args=validate_args), 3)
 
@@ -55,6 +60,72 @@ class GaussianPixels(Independent):
             self.base_dist._validate_sample(value)
         loc, value = torch.broadcast_tensors(self.base_dist.loc, value)
         # The kernel of mse_loss subtracts and squares in one pass, forwards and backwards.
-        squares = mse_loss(loc, value, reduction="none").sum((-3, -2, -1))
-        log_norm = self.scale.log() + 0.5 * math.log(2 * math.pi)
-        return -0.5 * squares / self.scale.square() - self.event_shape.numel() * log_norm
+        squares = mse_loss(loc, value, reduction="none")
+        if self.scale.numel() == 1:
+            squares = squares.sum((-3, -2, -1))
+            log_norm = self.scale.log() + 0.5 * math.log(2 * math.pi)
+            return -0.5 * squares / self.scale.square() - self.event_shape.numel() * log_norm
+        # One product of matrices in place of a pass over the pixels.
+        scale = self.scale.expand(self.event_shape).flatten()
+        log_norm = (scale.log() + 0.5 * math.log(2 * math.pi)).sum()
+        return -0.5 * squares.flatten(-3) @ scale.pow(-2) - log_norm
+
+
+def _within(shape: torch.Size, event_shape: torch.Size) -> bool:
+    if len(shape) > len(event_shape):
+        return False
+    pairs = zip(reversed(shape), reversed(event_shape), strict=False)
+    return all(own in (1, size) for own, size in pairs)
+
+
+class OneHotPixels(TorchDistribution):
+    r"""Images whose channels are classes: one channel is 1 at each place, and the others are 0.
+
+    .. math::
+        \log p(x) = \sum_{chw} x_{chw} \log \mathrm{softmax}_c(l_{chw})
+
+    Args:
+        logits: l, shape (..., C, H, W).
+
+    Example:
+        >>> d = OneHotPixels(torch.zeros(5, 2, 8, 8))
+        >>> d.batch_shape, d.event_shape
+        (torch.Size([5]), torch.Size([2, 8, 8]))
+        >>> d.log_prob(d.sample())[0]
+        tensor(-44.3614)
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.independent(constraints.real, 3)}
+    support = constraints.independent(constraints.boolean, 3)
+    has_enumerate_support = False
+
+    def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        shape = logits.shape
+        super().__init__(shape[:-3], shape[-3:], validate_args=validate_args)
+
+    def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
+        return type(self)(self.logits.expand(*batch_shape, *self.event_shape), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.softmax(-3)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1.0 - self.mean)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        with torch.no_grad():
+            probs = self.mean.movedim(-3, -1).expand(*sample_shape, *self._places())
+            classes = torch.multinomial(probs.flatten(0, -2), 1).view(probs.shape[:-1])
+            return one_hot(classes, probs.shape[-1]).movedim(-1, -3).to(self.logits.dtype)
+
+    def _places(self) -> torch.Size:
+        channels, *grid = self.event_shape
+        return self.batch_shape + torch.Size((*grid, channels))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.logits.log_softmax(-3)).sum((-3, -2, -1))

@@ -243,7 +243,9 @@ def posterior_draws(
     """
 
     def log_joint(z: Tensor) -> Tensor:
-        return model.marginal.log_prob(z).sum(-1) + model.likelihood(model.decoder(z)).log_prob(x)
+        return model.marginal.log_prob(z).sum(-1) + model.likelihood(model.decoder(z), x).log_prob(
+            x
+        )
 
     with torch.no_grad():
         # Subtracted, because differences of large sums would be dominated by their rounding.

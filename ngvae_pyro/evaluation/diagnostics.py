@@ -184,7 +184,7 @@ def reconstruct(fit: Fit, x: Tensor) -> Tensor:
         expected = ", ".join(map(str, ("B", *fit.model.image_shape)))
         raise UserError(f"x: expected images of shape ({expected}), got {tuple(x.shape)}")
     with evaluating(fit.model, fit.guide):
-        return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc)).mean
+        return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc), x).mean
 
 
 def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
@@ -230,7 +230,7 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
             terms, kl_terms = site_terms(fit.model, fit.guide, x)
             log_likelihood += terms.sum().item()
             with torch.no_grad():
-                mean = fit.model.likelihood(fit.model.decoder(loc.to(fit.device))).mean
+                mean = fit.model.likelihood(fit.model.decoder(loc.to(fit.device)), x).mean
             squared_error += (mean - x).square().sum().item()
             for name, term in kl_terms.items():
                 totals[name] = totals.get(name, 0.0) + term.sum(0).double().cpu()
@@ -308,7 +308,7 @@ def earned(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> list[float]
     mean = code.loc[:EARNING].mean(0).to(fit.device)
 
     def log_likelihood(z: Tensor) -> float:
-        return fit.model.likelihood(fit.model.decoder(z)).log_prob(x).double().mean().item()
+        return fit.model.likelihood(fit.model.decoder(z), x).log_prob(x).double().mean().item()
 
     with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
         z = fit.guide.draws(x, 1)[1][0]
@@ -463,7 +463,7 @@ def to_arviz(
         with seeded(seed, fit.device):
             precision, z = fit.guide.draws(x, chains * draws_per_chain)
         log_likelihood = torch.stack(
-            [fit.model.likelihood(fit.model.decoder(part)).log_prob(x) for part in z]
+            [fit.model.likelihood(fit.model.decoder(part), x).log_prob(x) for part in z]
         )
         code = fit.guide.codes(x)
     latents = [f"z{k}" for k in range(fit.model.latent_size)]

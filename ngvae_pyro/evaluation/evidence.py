@@ -94,9 +94,9 @@ def log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     images = min(len(x), rows)
     parts = []
     for start in range(0, len(x), images):
-        of_them = draws[:, start : start + images]
+        of_them, seen = draws[:, start : start + images], x[start : start + images]
         found = [
-            model.likelihood(model.decoder(few)).log_prob(x[start : start + images])
+            model.likelihood(model.decoder(few), seen).log_prob(seen)
             + model.marginal.log_prob(few).sum(-1)
             for few in of_them.split(max(1, rows // images))
         ]
@@ -162,11 +162,8 @@ def _climb(model: VAE, x: Tensor, z: Tensor, iterations: int, columns: int) -> P
     for _ in range(iterations):
         with forward_mode():
             j = torch.cat([jacobian(z, some) for some in axes], 1).double().mT
-        fn = model.likelihood(model.decoder(z)).base_dist
-        weight = (fn.scale**-2 if isinstance(fn, Normal) else fn.variance).flatten(1).double()
-        residual = (x - fn.mean).flatten(1).double()
-        # The score is the residual for a natural parameter, and F times it for a Normal's mean.
-        score = weight * residual if isinstance(fn, Normal) else residual
+        about = model.likelihood.about(model.decoder(z), x)
+        score, weight = (part.flatten(1).double() for part in about)
         information = j.mT @ (weight.unsqueeze(-1) * j)
         own = prior_precision(model, z.double(), information.diagonal(dim1=1, dim2=2))
         precision = own.diag_embed() + information
@@ -329,7 +326,7 @@ def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor
     modes = Modes(model, x, climb(model, x, start))
     latents, (drawn, output) = start.shape[-1], prior
     few = max(1, ROOM // (len(x) * row_bytes(model)))
-    log_p = torch.cat([model.likelihood(o.unsqueeze(1)).log_prob(x) for o in output.split(few)])
+    log_p = torch.cat([model.likelihood(o.unsqueeze(1), x).log_prob(x) for o in output.split(few)])
     value = (log_p + model.marginal.log_prob(drawn).sum(-1, keepdim=True)).T
     distance = torch.cdist(drawn, drawn)
     near = distance.topk(min(2 * latents + 1, len(drawn)), largest=False).indices

@@ -104,7 +104,7 @@ def in_batches(
             with seeded(seed + start, fit.device):
                 z = fit.guide.nested_draws(x, precisions, draws)
             groups, members = z.shape[:2]
-            likelihood = fit.model.likelihood(fit.model.decoder(z))
+            likelihood = fit.model.likelihood(fit.model.decoder(z), x)
             mean, noise = likelihood.mean, likelihood.variance.mean((0, 1))
         within = mean.var(1).mean(0)
         if groups == 1:

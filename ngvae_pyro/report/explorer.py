@@ -26,6 +26,7 @@ from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
+from ngvae_pyro.likelihoods import CategoricalLikelihood, CountsLikelihood
 from ngvae_pyro.nn import Decoder, Products, ResidualLayer, SumOfProducts
 from ngvae_pyro.report.plots import ROWS, are_vectors
 
@@ -388,6 +389,9 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The page's data including the decoder, with a note on it, or None and the reason."""
+    likelihood = fit.model.likelihood
+    if isinstance(likelihood, CategoricalLikelihood):
+        return None, "a page does not compute the probabilities of classes"
     layers = layers_of(fit.model.decoder)
     count = sum(layer.size for layer in layers)
     # Two bytes each, and base64 takes four letters for three bytes.
@@ -398,8 +402,7 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         expected = fit.model.decoder(z.to(fit.device)).cpu().double()
         # In float64: the mean of a continuous Bernoulli is a difference of large numbers.
         truth, means = (
-            fit.model.likelihood(x.view_as(expected).to(fit.device)).mean.cpu()
-            for x in (expected, output)
+            likelihood(x.view_as(expected).to(fit.device)).mean.cpu() for x in (expected, output)
         )
     vectors = are_vectors(truth)
     apart = means - truth if vectors else means.clamp(0, 1) - truth.clamp(0, 1)
@@ -409,7 +412,8 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
     found = {
         **page,
         "steps": STEPS,
-        "mean": fit.model.likelihood.family,
+        "mean": likelihood.family,
+        "times": likelihood.typical.item() if isinstance(likelihood, CountsLikelihood) else 1.0,
         "layers": [layer.packed() for layer in layers],
     }
     unit = "of a pixel's range"

@@ -172,8 +172,8 @@ def check_same(folder: Path, spec: RunSpec, given: bool = False) -> None:
     """
     saved = load_spec(folder)
     # The saved spec has the likelihood that the images decided.
-    binary = saved.model.likelihood.family == "bernoulli"
-    model = spec.model.model_copy(update={"likelihood": spec.model.likelihood.resolved(binary)})
+    likelihood = spec.model.likelihood.like(saved.model.likelihood)
+    model = spec.model.model_copy(update={"likelihood": likelihood})
     wanted = spec.model_copy(update={"model": model})
     if difference := first_difference(_material(saved, given), _material(wanted, given)):
         key, there, asked = difference

@@ -243,7 +243,7 @@ def _checked(factors: Any) -> list[float]:
 
 
 def _check_scaled(spec: RunSpec, images: ImageData, given: bool) -> None:
-    likelihood = spec.model.likelihood.resolved(images.binary)
+    likelihood = spec.model.likelihood.resolved(binary=images.binary)
     if likelihood.family != "gaussian":
         why = "its images hold only 0 and 1, and the" if images.binary else "the"
         named = f"ngvae train {spec.model_name} {spec.guide_name} --data {spec.data.name}"

@@ -217,54 +217,106 @@ PriorSpec = Annotated[
 LEAST_SCALE = 1e-4
 
 
+# Which keys of the spec belong to which likelihoods.
+LIKELIHOOD_KEYS: dict[str, tuple[str, ...]] = {
+    "gaussian": ("scale", "learned", "per"),
+    "student_t": ("scale", "learned", "df"),
+    "poisson": ("exposure",),
+    "negative_binomial": ("exposure",),
+}
+# Columns of vectors from which each has a scale of its own: one that is all noise then has 1 % or
+# less of what varies.
+MANY_COLUMNS = 100
+
+
 class LikelihoodSpec(Spec):
-    """Likelihood of a pixel in [0, 1] given the decoder's output.
+    """Likelihood of an image's values given the decoder's output.
 
     The family ``auto`` means bernoulli for images that hold only 0 and 1, and gaussian for all
-    others. ``scale`` is the standard deviation of the gaussian. Its default ``auto`` takes it from
-    the data: the resolution at which they carry 5,200 nats, or their noise where that is larger
-    (:func:`ngvae_pyro.model.resolution`). ``learned`` makes it a parameter (one for the whole data
-    set) that starts at this value, without a lower bound. The other families have neither key.
+    others. :mod:`ngvae_pyro.likelihoods` has all of them. A key that belongs to some families alone
+    is refused with the others:
+
+    - ``scale``, of gaussian and student_t: the standard deviation (of student_t the scale) in the
+      units of images. Its default ``auto`` takes it from the data: the resolution at which they
+      carry 5,200 nats, or their noise where that is larger. ``learned`` makes it a parameter that
+      starts at this value, without a lower bound.
+    - ``per``, of gaussian: whether ``all`` values have one scale, or each ``channel``, or each
+      ``value`` (of vectors: each column). By default each column of vectors of 100 columns or more,
+      and otherwise all.
+    - ``df``, of student_t: the degrees of freedom, above 2, so that there is a variance.
+    - ``exposure``, of poisson and negative_binomial: by what the rates of an image are multiplied,
+      ``none`` or the ``total`` of its counts; by default none for poisson, and the total for
+      negative_binomial.
     """
 
-    family: Literal["auto", "gaussian", "bernoulli", "continuous_bernoulli"] = "auto"
+    family: Literal[
+        "auto",
+        "gaussian",
+        "bernoulli",
+        "continuous_bernoulli",
+        "categorical",
+        "student_t",
+        "poisson",
+        "negative_binomial",
+    ] = "auto"
     scale: Annotated[float, Field(ge=LEAST_SCALE, le=1e4)] | Literal["auto"] = "auto"
     learned: bool = False
+    per: Literal["auto", "all", "channel", "value"] = "auto"
+    df: Annotated[float, Field(gt=2.0, le=1e4)] = 4.0
+    exposure: Literal["auto", "none", "total"] = "auto"
 
     @property
-    def _of_the_gaussian(self) -> list[str]:
-        return sorted(self.model_fields_set & {"scale", "learned"})
+    def counts(self) -> bool:
+        """Whether it is of counts."""
+        return self.family in ("poisson", "negative_binomial")
+
+    def _given(self) -> set[str]:
+        return self.model_fields_set - {"family"}
 
     @model_validator(mode="after")
-    def _scale_is_gaussian(self) -> Self:
-        if self.family not in ("auto", "gaussian") and (keys := self._of_the_gaussian):
-            raise ValueError(
-                f"{' and '.join(keys)} belongs to the gaussian likelihood, not to {self.family}"
-            )
+    def _keys_are_of_the_family(self) -> Self:
+        own = LIKELIHOOD_KEYS.get("gaussian" if self.family == "auto" else self.family, ())
+        for key in sorted(self._given() - set(own)):
+            owners = " or ".join(name for name, keys in LIKELIHOOD_KEYS.items() if key in keys)
+            raise ValueError(f"{key} belongs to the {owners} likelihood, not to {self.family}")
         return self
 
     @model_serializer(mode="wrap")
     def _own_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Drop the gaussian's keys from other families: on reading back they would be refused, or
-        # taken for values that somebody gave.
+        # Drop the keys of other families: on reading back they would be refused, or taken for
+        # values that somebody gave.
         values: dict[str, Any] = serialize(self)
-        if self.family == "gaussian":
-            return values
-        keys = {"family", *self._of_the_gaussian}
+        keys = {"family", *LIKELIHOOD_KEYS.get(self.family, ()), *self._given()}
         return {key: value for key, value in values.items() if key in keys}
 
-    def resolved(self, binary: bool) -> Self:
-        """A copy in which ``auto`` is replaced by the family that suits the images.
+    def resolved(self, *, binary: bool = False, columns: int = 0) -> Self:
+        """A copy in which every ``auto`` but that of the scale is what suits the data.
 
-        A ``scale`` or ``learned`` that was given selects the gaussian.
+        A key of the gaussian that was given selects that.
 
         Args:
-            binary: Whether the images hold only 0 and 1.
+            binary: Whether they are images that hold only 0 and 1.
+            columns: How many columns vectors have; 0 for images.
         """
-        if self.family != "auto":
-            return self
-        family = "bernoulli" if binary and not self._of_the_gaussian else "gaussian"
-        return self.model_copy(update={"family": family})
+        changes: dict[str, Any] = {}
+        family: str = self.family
+        if family == "auto":
+            family = "bernoulli" if binary and not self._given() else "gaussian"
+            changes["family"] = family
+        if family == "gaussian" and self.per == "auto":
+            changes["per"] = "value" if columns >= MANY_COLUMNS else "all"
+        if self.counts and self.exposure == "auto":
+            changes["exposure"] = "none" if family == "poisson" else "total"
+        return self.model_copy(update=changes) if changes else self
+
+    def like(self, other: Self) -> Self:
+        """A copy in which every ``auto`` but that of the scale is what another spec has."""
+        family = other.family if self.family == "auto" else self.family
+        changes: dict[str, Any] = {"family": family}
+        for key in LIKELIHOOD_KEYS.get(family, ()):
+            if key != "scale" and getattr(self, key) == "auto":
+                changes[key] = getattr(other, key)
+        return self.model_copy(update=changes)
 
 
 class ModelSpec(Spec):

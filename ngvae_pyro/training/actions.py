@@ -62,6 +62,7 @@ from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, OwnPrecisions, Relaxable, SwitchableLatents
 from ngvae_pyro.latents import LEAK, is_informative
+from ngvae_pyro.likelihoods import GaussianLikelihood
 from ngvae_pyro.specs import Move, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.training.lessons import (
@@ -414,25 +415,25 @@ class Resolve(Action):
 
 @dataclass(frozen=True)
 class Rescale(Action):
-    """Set an ``auto`` scale of the likelihood to the noise that the reconstruction leaves.
+    """Set a scale of the likelihood that comes from the data to the noise that is left.
 
-    The scale becomes the root mean square of x - decoder(loc), or the resolution of the data where
-    that is larger (:func:`ngvae_pyro.model.resolution`): without the floor, what a decoder cannot
-    draw of noiseless images would be worth more and more nats, and latents. A scale that is learned
-    is left to the training.
+    It is that of x - decoder(loc), or the resolution of the data where that is larger
+    (:func:`ngvae_pyro.likelihoods.resolution`): without the floor, what a decoder cannot draw of
+    noiseless images would be worth more and more nats, and latents. What it is is said by the
+    likelihood's ``rescale``, for the gaussian the root mean square.
     """
 
     @torch.no_grad()
     def apply(self, trainer: "Trainer") -> None:
         likelihood = trainer.model.likelihood
-        if not likelihood.auto or likelihood.log_scale.requires_grad:
+        if not isinstance(likelihood, GaussianLikelihood):
             return
         x = trainer.monitor_images
         codes = trainer.codes(x)
         with evaluating(trainer.model):
-            residual = x - trainer.model.decoder(codes.loc)
-        noise = trainer.team.agreed(residual.square().mean().sqrt().item())
-        likelihood.log_scale.fill_(math.log(max(noise, trainer.resolution)))
+            residuals = x - trainer.model.decoder(codes.loc)
+        if (scale := likelihood.rescale(residuals)) is not None:
+            likelihood.log_scale.copy_(trainer.team.agreed(scale).log())
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def residuals(trainer: "Trainer", x: Tensor) -> tuple[Tensor, Tensor]:
     """What reconstructions of x (N, C, H, W) miss, (N, D), and a pixel's variance given z."""
     codes = trainer.codes(x)
     with evaluating(trainer.model):
-        p = trainer.model.likelihood(trainer.model.decoder(codes.loc))
+        p = trainer.model.likelihood(trainer.model.decoder(codes.loc), x)
     return (x - p.mean).flatten(1), p.variance.mean()
 
 
@@ -171,7 +171,7 @@ def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
         u = codes[index.to(codes.device)]
         output = model.decoder(u + precision.rsqrt() * torch.randn_like(u))
         distance = (precision * (guide.codes(x).loc - u).square()).sum(1) / 2.0
-        loss = (distance - model.likelihood(output).log_prob(x)).mean()
+        loss = (distance - model.likelihood(output, x).log_prob(x)).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(pair, trainer.spec.clip_norm)

@@ -31,8 +31,9 @@ from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
+from ngvae_pyro.likelihoods import check_likelihood
 from ngvae_pyro.machine import resolve_device, seeded
-from ngvae_pyro.model import VAE, NormalGammaVAE, check_likelihood, units
+from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.nn import Network
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
@@ -184,13 +185,13 @@ class Trainer:
             team,
         )
         self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
-        if self.model.likelihood.auto:
-            self.resolution = self.model.likelihood.resolve(data)
+        self.model.likelihood.learn(data)
         if isinstance(model.decoder, Network) and not model.decoder.has_units:
-            loc, unit = units(data)
-            for module in (*model.modules(), *guide.modules()):
+            model.learn_units(data)
+            assert model.seen is not None
+            for module in guide.modules():
                 if isinstance(module, Network) and not module.has_units:
-                    module.set_units(loc, unit)
+                    module.set_units(*model.seen)
         pair = [*self.model.parameters(), *self.guide.parameters()]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
@@ -712,9 +713,9 @@ def fit(
         Interrupted: If a signal requested the end and there are checkpoints.
     """
     check_pair(model, guide)
-    data = as_images(data)
+    data = as_images(data, counts=model.likelihood.counts)
     check_images(data, model.image_shape)
-    check_likelihood(model, data)
+    check_likelihood(model.likelihood, data)
     spec = FitSpec() if spec is None else spec
     expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")
     if schedule is not None:

@@ -45,6 +45,9 @@
   const silu = (x) => x.map((v) => v / (1 + Math.exp(-v)));
   const means = {
     gaussian: (v) => v,
+    student_t: (v) => v,
+    poisson: Math.exp,
+    negative_binomial: Math.exp,
     bernoulli: (v) => 1 / (1 + Math.exp(-v)),
     continuous_bernoulli: (logit) => {
       // No farther than torch's float32 goes.
@@ -136,7 +139,7 @@
       h = h.map((v, i) => v + more[i]);
     }
     const last = layers[layers.length - 1];
-    return drawn[last.kind](last, h).map(means[data.mean]);
+    return drawn[last.kind](last, h).map((v) => data.times * means[data.mean](v));
   }
 
   // Pictures, of three kinds.

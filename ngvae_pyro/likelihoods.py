@@ -1,0 +1,485 @@
+"""Likelihoods p(x | z): what the decoder's output says of the values of an image.
+
+A likelihood turns the decoder's output, an array of the images' shape, into a Pyro distribution of
+one event for each image. :data:`LIKELIHOODS` has those that can be declared; one's own is a
+subclass of :class:`Likelihood`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.distributions.pixels import GaussianPixels, OneHotPixels
+from ngvae_pyro.errors import UserError
+from ngvae_pyro.specs import LEAST_SCALE, LikelihoodSpec
+
+# What the data carry above their mean image, in nats per image, at their resolution: an informative
+# latent, which costs about 12, then has to account for a four-hundredth of their variance. On the
+# default sprites, where the price was chosen, the resolution is 0.1.
+SIGNAL = 5200.0
+# Images from which the resolution is computed; its error is below one percent.
+RESOLUTION_IMAGES = 20_000
+# Standard deviation of a pixel where nothing is known of the data but their shape.
+UNKNOWN_SCALE = 0.1
+# How often the noise of columns is estimated anew, in units of the estimate before.
+ROUNDS = 10
+
+Units = tuple[Tensor, float]
+
+
+def resolution(data: ImageData) -> float:
+    """The finest standard deviation of a pixel at which data are read, in the units of images.
+
+    scale = sqrt(sum over pixels of Var(x) / (2 SIGNAL)), at which images carry 5,200 nats above
+    their mean, whatever their size, contrast and units: what accounts for less than about 0.2 % of
+    their variance is not looked for. It is the floor of an ``auto`` scale, which is the standard
+    deviation of the noise where that is larger.
+
+    Args:
+        data: The training images.
+    """
+    return _mean_and_resolution(data)[1]
+
+
+def units(data: ImageData) -> Units:
+    """The loc (C, H, W) and the unit in which networks have data: (x - loc) / unit.
+
+    loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
+    units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
+    a x + b, with any number a > 0 and any image b, but for rounding. Vectors, whose columns are
+    standardised, are taken as they are.
+
+    Args:
+        data: The training images.
+    """
+    if data.form.layout == "vectors":
+        return torch.zeros(data.image_shape), 1.0
+    mean, finest = _mean_and_resolution(data)
+    return mean, finest / UNKNOWN_SCALE
+
+
+def _mean_and_resolution(data: ImageData, logs: bool = False) -> Units:
+    """The mean image (C, H, W), and the resolution, of x or of log(1 + x)."""
+
+    def read(part: Tensor) -> Tensor:
+        x = ImageData.to_unit(part).double()
+        return x.log1p() if logs else x
+
+    parts = data.images[:RESOLUTION_IMAGES].split(1024)
+    count = sum(map(len, parts))
+    # In float64 and in two passes, because images may hardly differ from their mean.
+    mean = torch.stack([read(part).sum(0) for part in parts]).sum(0) / count
+    squares = sum((read(part) - mean).square().sum().item() for part in parts)
+    finest = max(math.sqrt(squares / count / (2.0 * SIGNAL)), LEAST_SCALE)
+    return mean.float(), finest
+
+
+def own_noise(residuals: Tensor) -> Tensor:
+    """The variance of each column of residuals (N, D) that it does not share with others, (D,).
+
+    What the columns share, which may be a factor that is still to be found, is along principal
+    components of their correlation matrix whose eigenvalues exceed those of noise,
+    (1 + sqrt(D / N))^2 at most (Marchenko and Pastur, 1967). The rest is the column's own, as the
+    uniquenesses of a factor analysis; it is estimated anew in units of itself, so that quiet
+    columns beside noisy ones are not taken to be noise.
+
+    Args:
+        residuals: Of N > 1 images.
+    """
+    centred = residuals.double() - residuals.double().mean(0)
+    count = len(centred)
+    total = centred.square().mean(0)
+    # A column without residuals has no noise either.
+    varies = total > 0
+    centred = centred[:, varies]
+    edge = (1.0 + math.sqrt(centred.shape[1] / count)) ** 2
+    own = total[varies]
+    for _ in range(ROUNDS if centred.shape[1] > 1 else 0):
+        values, vectors = _principal(centred / own.sqrt())
+        shared = values > edge
+        # In units of the estimate before, in which noise has the variance 1.
+        common = own * (vectors[:, shared].square() @ (values[shared] - 1.0))
+        # At least a thousandth: a column that others tell completely still has some.
+        own = (total[varies] - common).clamp_min(1e-3 * total[varies])
+    found = torch.zeros_like(total)
+    found[varies] = own
+    return found.to(residuals.dtype)
+
+
+def _principal(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors (D, M) of the covariance of centred columns (N, D)."""
+    count, size = columns.shape
+    if size <= count:
+        values, vectors = torch.linalg.eigh(columns.T @ columns / count)
+        return values, vectors
+    values, scores = torch.linalg.eigh(columns @ columns.T / count)
+    values, scores = values[1:], scores[:, 1:]  # the mean has been subtracted
+    return values, columns.T @ scores / (count * values.clamp_min(1e-300)).sqrt()
+
+
+class Likelihood(nn.Module):
+    """p(x | decoder output): one event per image.
+
+    A subclass says by :meth:`forward` which distribution it is. Its parameters are trained with the
+    model's, and saved with them.
+
+    Args:
+        spec: Family, scale and the like.
+        image_shape: (C, H, W).
+    """
+
+    # Whether x are counts: whole numbers from 0 on, which are never standardised.
+    counts = False
+    # Whether p(x | z) is a probability rather than a density.
+    discrete = False
+    # Whether the decoder's output is in units of the data, so that it is made as a difference from
+    # the mean image, in units in which all data vary alike.
+    in_units = False
+    # Whether x have to be in [0, 1], or vectors of classes.
+    intensities = False
+
+    def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.spec, self.family = spec, spec.family
+        self.image_shape = tuple(image_shape)
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of images.
+
+        Args:
+            output: Of the decoder, (..., B, C, H, W).
+            x: The images (B, C, H, W) that it is asked about, for what is known of each besides z:
+                its exposure. Without them the exposure is a typical one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what p(x | z) is")
+
+    @property
+    def scale(self) -> float | None:
+        """Standard deviation of a pixel, in units of the images; None for families without."""
+        return None
+
+    def learn(self, data: ImageData) -> None:
+        """Take from the training data what is known before the training, such as their scale."""
+
+    def units(self, data: ImageData) -> tuple[Units, Units]:
+        """The units of the encoder, (x - loc) / unit, and of the decoder, loc + unit y.
+
+        Both are those of :func:`units`, of which a decoder makes no use whose output is not in
+        units of the data.
+        """
+        own = units(data)
+        return own, own
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """Information in images x (N, C, H, W) beyond their mean image, in nats per image.
+
+        Here the log likelihood of each image for the output that suits it best, value by value,
+        less that for the output that suits all of them best.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its signal is")
+
+    def about(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and the Fisher information of images x in each value of the output.
+
+        score = d log p(x) / d output, and information = (d E[x] / d output)^2 / Var(x), which is
+        that of every exponential family, and a lower bound for others. Both have the shape of x.
+        """
+        with torch.enable_grad():
+            at = output.detach().requires_grad_()
+            fn = self(at, x)
+            (slope,) = torch.autograd.grad(fn.mean.sum(), at, retain_graph=True)
+            (score,) = torch.autograd.grad(fn.log_prob(x).sum(), at)
+        return score, slope.square() / fn.variance.detach()
+
+
+class GaussianLikelihood(Likelihood):
+    """Normal(output, scale): the slides' Normal(x; mu(z), sigma).
+
+    The standard deviation is one for all values, or one for each channel or each value (``per``);
+    from the data, fixed, or learned.
+    """
+
+    in_units = True
+
+    def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        # Whether the scale comes from the data.
+        self.auto = spec.scale == "auto"
+        # The finest scale, in the units of the data.
+        self.floor = UNKNOWN_SCALE if spec.scale == "auto" else spec.scale
+        log_scale = torch.full(self._scale_shape(), self.floor).log()
+        if spec.learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        channels = self.image_shape[0]
+        shapes = {"channel": (channels, 1, 1), "value": self.image_shape}
+        return shapes.get(self.spec.per, ())
+
+    def _load_from_state_dict(self, weights: Any, prefix: str, *rest: Any) -> None:
+        # Older versions had one scale for all values.
+        if (own := weights.get(f"{prefix}log_scale")) is not None and own.dim() == 0:
+            weights[f"{prefix}log_scale"] = own.expand_as(self.log_scale)
+        super()._load_from_state_dict(weights, prefix, *rest)
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        return GaussianPixels(output, self.log_scale.exp())
+
+    @property
+    def scale(self) -> float:
+        """The root mean square of the standard deviations, in units of the images."""
+        return (2.0 * self.log_scale).exp().mean().sqrt().item()
+
+    @torch.no_grad()
+    def learn(self, data: ImageData) -> None:
+        """Set an ``auto`` scale to the resolution of the data."""
+        if self.auto:
+            self.floor = resolution(data)
+            self.log_scale.fill_(math.log(self.floor))
+
+    def rescale(self, residuals: Tensor) -> Tensor | None:
+        """The standard deviation of the noise in residuals x - E[x | z] (N, C, H, W).
+
+        Where the floor is more, it is that; None stands for no change. One for all is their root
+        mean square, one for each channel that of the channel. One for each value is
+        sqrt(m + n - mean of n), with m the mean square of all and n the :func:`own_noise` of the
+        value: what is not drawn yet counts for all alike. A scale that is learned is left to the
+        training, and a given one is the floor of those of channels and values.
+        """
+        if self.spec.learned or not (self.auto or self.log_scale.dim()):
+            return None
+        squares = residuals.square()
+        if self.spec.per == "channel":
+            variance = squares.mean((0, 2, 3)).view(-1, 1, 1)
+        elif self.spec.per == "value":
+            own = own_noise(residuals.flatten(1)).view(self.image_shape)
+            shared = squares.mean() - own.mean() if self.auto else 0.0
+            variance = own + shared
+        else:
+            variance = squares.mean()
+        return variance.clamp_min(0.0).sqrt().double().clamp_min(self.floor)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """The sum over pixels of Var(x) / (2 scale^2), in nats per image, of x (N, C, H, W)."""
+        return (x.var(0) / (2.0 * (2.0 * self.log_scale).exp())).sum().item()
+
+
+class BernoulliLikelihood(Likelihood):
+    """Bernoulli(logits=output), of values in [0, 1].
+
+    Grey values are not Bernoulli outcomes; their log probability is the cross-entropy that VAEs are
+    commonly trained with.
+    """
+
+    discrete = True
+    intensities = True
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        return dist.Bernoulli(logits=output, validate_args=False).to_event(3)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """The drop in cross-entropy from the mean image to the image itself, nats per image."""
+        mean, entropy = x.mean(0).expand_as(x), nn.functional.binary_cross_entropy
+        drop = entropy(mean, x, reduction="sum") - entropy(x, x, reduction="sum")
+        return (drop / len(x)).item()
+
+    def about(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and the Fisher information, of which classes have only the diagonal.
+
+        The output is the natural parameter, so they are x - E[x] and Var(x).
+        """
+        fn = self(output, x)
+        return x - fn.mean, fn.variance
+
+
+class ContinuousBernoulliLikelihood(BernoulliLikelihood):
+    """ContinuousBernoulli(logits=output), normalised over [0, 1].
+
+    Loaiza-Ganem and Cunningham (2019), "The continuous Bernoulli", NeurIPS.
+    """
+
+    discrete = False
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        return dist.ContinuousBernoulli(logits=output).to_event(3)
+
+
+class CategoricalLikelihood(BernoulliLikelihood):
+    """One of C classes at each place, p = softmax(output) over the channels.
+
+    Images have a channel for each class, 1 for the class that is there and 0 for the others.
+    """
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        return OneHotPixels(output)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """The entropy of the classes at each place, summed, in nats per image."""
+        mean = x.mean(0)
+        return -torch.xlogy(mean, mean).sum().item()
+
+
+class StudentTLikelihood(GaussianLikelihood):
+    """StudentT(df, output, scale), for values of which some are far off.
+
+    An ``auto`` scale is that of the noise, by the median of |x - E[x | z]|, which outliers hardly
+    move, and at least the resolution.
+    """
+
+    def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        # The median of |t|.
+        self.median = float(stdtrit(spec.df, 0.75))
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        scale, df = self.log_scale.exp(), torch.full_like(self.log_scale, self.spec.df)
+        return dist.StudentT(df, output, scale, validate_args=False).to_event(3)
+
+    def rescale(self, residuals: Tensor) -> Tensor | None:
+        """The scale whose median is that of the residuals, and the floor where that is more."""
+        if self.spec.learned or not self.auto:
+            return None
+        return (residuals.abs().median().double() / self.median).clamp_min(self.floor)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """Log density of images at themselves less that at their mean image, nats per image."""
+        mean = x.mean(0).expand_as(x)
+        return (self(x).log_prob(x) - self(mean).log_prob(x)).mean().item()
+
+
+class CountsLikelihood(Likelihood):
+    """Base of the likelihoods of counts: E[x | z] = exposure * exp(output).
+
+    The exposure is 1, or the total of an image's counts, such as the size of a cell's library
+    (``total``), which is then taken as known: z does not have to tell it. Without an image, as in
+    draws from the prior, it is the median total of the training data.
+    """
+
+    counts = True
+    discrete = True
+    in_units = True
+    typical: Tensor
+
+    def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        self.of_total = spec.exposure == "total"
+        self.register_buffer("typical", torch.ones(()))
+
+    def exposure(self, x: Tensor | None) -> Tensor:
+        """The exposure of images x (B, C, H, W), shape (B, 1, 1, 1), or of none, ()."""
+        if x is None or not self.of_total:
+            return self.typical
+        return x.sum((-3, -2, -1), keepdim=True)
+
+    @torch.no_grad()
+    def learn(self, data: ImageData) -> None:
+        """Take the median total of the training data."""
+        if self.of_total:
+            totals = torch.cat([p.flatten(1).sum(1) for p in data.images.split(1024)])
+            self.typical.copy_(totals.float().median())
+
+    def units(self, data: ImageData) -> tuple[Units, Units]:
+        """Of the encoder, which has log(1 + x), and of the decoder, whose loc is log mean rates."""
+        mean, finest = _mean_and_resolution(data, logs=True)
+        total = sum(part.double().sum(0) for part in data.images.split(1024))
+        # Half a count for what was never seen.
+        exposure = total.sum().item() if self.of_total else float(len(data))
+        rates = ((total + 0.5) / max(exposure, 1.0)).log().float()
+        return (mean, finest / UNKNOWN_SCALE), (rates, 1.0)
+
+    @torch.no_grad()
+    def signal(self, x: Tensor) -> float:
+        """Half the deviance of images x (N, C, H, W) from their mean rates, in nats per image."""
+        exposure = self.exposure(x)
+        mean = exposure * x.sum(0) / exposure.expand(len(x), 1, 1, 1).sum()
+        return (self._log_prob_at(x, x) - self._log_prob_at(mean, x)).mean().item()
+
+    def _log_prob_at(self, mean: Tensor, x: Tensor) -> Tensor:
+        # A mean of 0 has no logarithm.
+        output = (mean.clamp_min(1e-8) / self.exposure(x).clamp_min(1e-8)).log()
+        log_prob: Tensor = self(output, x).log_prob(x)
+        return log_prob
+
+
+class PoissonLikelihood(CountsLikelihood):
+    """Poisson(exposure * exp(output))."""
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        rate = self.exposure(x) * output.exp()
+        return dist.Poisson(rate, validate_args=False).to_event(3)
+
+
+class NegativeBinomialLikelihood(CountsLikelihood):
+    """Counts that vary more than Poisson's: x ~ Poisson(g), g ~ Gamma(r, r / mean).
+
+    mean = exposure * exp(output), and Var(x) = mean + mean^2 / r, with a learned concentration r of
+    each value, as in models of gene expression (Lopez, Regier, Cole, Jordan and Yosef, 2018, "Deep
+    generative modeling for single-cell transcriptomics", Nature Methods 15).
+    """
+
+    def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
+        super().__init__(spec, image_shape)
+        self.log_concentration = nn.Parameter(torch.zeros(self.image_shape))
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        # In logarithms, where neither a rare nor a frequent value loses digits.
+        logits = self.exposure(x).log() + output - self.log_concentration
+        fn = dist.NegativeBinomial(self.log_concentration.exp(), logits=logits, validate_args=False)
+        return fn.to_event(3)
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "gaussian": GaussianLikelihood,
+    "student_t": StudentTLikelihood,
+    "bernoulli": BernoulliLikelihood,
+    "continuous_bernoulli": ContinuousBernoulliLikelihood,
+    "categorical": CategoricalLikelihood,
+    "poisson": PoissonLikelihood,
+    "negative_binomial": NegativeBinomialLikelihood,
+}
+
+
+def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
+    """Refuse data of which a likelihood does not speak.
+
+    Raises:
+        UserError: If they do not fit; the message names what does.
+    """
+    family, vectors = likelihood.family, data.form.layout == "vectors"
+    where = f"model.likelihood.family: {family}"
+    if likelihood.counts:
+        if not data.form.raw:
+            raise UserError(
+                f"{where}: expected counts, got '{data.name}', which were read as {data.form!r}; "
+                "pass the array itself, or ImageData.counts(name, array)"
+            )
+    elif likelihood.intensities and vectors:
+        raise UserError(
+            f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
+            f"got {family}, which is of values in [0, 1]"
+        )
+    if isinstance(likelihood, CategoricalLikelihood) and not _one_hot(data):
+        raise UserError(
+            f"{where}: expected images of '{data.name}' with a channel for each class, of which "
+            "one is 1 at each place and the others are 0"
+        )
+
+
+def _one_hot(data: ImageData) -> bool:
+    return data.binary and all(
+        bool((ImageData.to_unit(part).sum(1) == 1).all()) for part in data.images.split(1024)
+    )
