@@ -12,7 +12,8 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.interrupts import Interrupted
-from ngvae_pyro.model import Likelihood, load_model
+from ngvae_pyro.likelihoods import BernoulliLikelihood
+from ngvae_pyro.model import load_model
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec, MLPSpec, Move, ScheduleSpec
 from ngvae_pyro.training import actions, lessons
 from ngvae_pyro.training.actions import Grow, Unfold, actions_of, check_actions
@@ -230,7 +231,9 @@ def test_a_growth_comes_before_the_silence(bent):
 
 
 def test_what_is_missing_of_black_and_white_is_in_units_of_the_bits(blind):
-    blind.model.likelihood = Likelihood(LikelihoodSpec(family="bernoulli"))
+    blind.model.likelihood = BernoulliLikelihood(
+        LikelihoodSpec(family="bernoulli"), blind.model.image_shape
+    )
     x = blind.monitor_images
     worth, direction = missing(blind)
     p = blind.model.decoder(blind.guide.codes(x).loc).sigmoid().detach()

@@ -12,7 +12,7 @@ from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation.uncertainty import uncertainty
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.guide import NormalGammaGuide
-from ngvae_pyro.model import Likelihood
+from ngvae_pyro.likelihoods import GaussianLikelihood
 from ngvae_pyro.specs import FitSpec, LikelihoodSpec
 
 K, SCALE, A, B = 2, 0.3, 12.0, 6.0
@@ -34,7 +34,7 @@ def known(power):
     def decoder(z):
         return (z**power @ WEIGHT.T).reshape(*z.shape[:-1], 1, 2, 2)
 
-    likelihood = Likelihood(LikelihoodSpec(scale=SCALE))
+    likelihood = GaussianLikelihood(LikelihoodSpec(scale=SCALE), (1, 2, 2))
     model = SimpleNamespace(
         **NO_MODULE, decoder=decoder, likelihood=likelihood, image_shape=(1, 2, 2)
     )
