@@ -24,6 +24,8 @@ SHAPES: dict[Layout, str] = {
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
 }
+# Numbers converted at once, because a copy of all of them in float64 may not fit.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +112,14 @@ class Form:
                     f"{where}: expected {len(self.loc)} columns, as what was fitted, "
                     f"got {array.shape[1]}"
                 )
+            values = np.empty(array.shape, np.float32)
+            rows = max(1, _BLOCK // max(1, array[:1].size))
             # Values too large for float32 become inf, which is refused.
             with np.errstate(over="ignore", invalid="ignore"):
-                values = (array.astype(np.float64) - self.loc) / self.scale
-                array = values.astype(np.float32)
+                for start in range(0, len(array), rows):
+                    part = array[start : start + rows].astype(np.float64)
+                    values[start : start + rows] = (part - self.loc) / self.scale
+            array = values
         elif array.dtype.kind in "iu" and array.dtype != np.uint8:
             array = array.astype(np.float32)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
