@@ -33,6 +33,7 @@ EXTRAS = {
         "the command line and its reports need",
         {"jinja2": "jinja2", "rich": "rich", "tomli_w": "tomli-w", "typer": "typer"},
     ),
+    "hdf5": Extra("HDF5 files need", {"h5py": "h5py"}),
     "images": Extra("pictures and downloads need", {"PIL": "pillow", "torchvision": "torchvision"}),
     "metrics": Extra("metrics and NGVAE need", {"scipy": "scipy", "sklearn": "scikit-learn"}),
     "plots": Extra("figures need", {"matplotlib": "matplotlib"}),

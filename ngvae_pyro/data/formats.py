@@ -167,6 +167,9 @@ def read_stored(
         what = "vectors" if vectors else "images"
         raise UserError(f"{where}: expected at least 2 {what}, got shape {shape}")
     if vectors or has_range(dtype):
+        # These are converted to float32 once their range is known.
+        size = math.prod(shape) * (dtype.itemsize + machine.FLOAT_BYTES)
+        machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
         array = make_room(shape, dtype.newbyteorder("="), where)
         fill(array)
         return image_tensor(array, where)
@@ -196,7 +199,16 @@ def _read_any(
     return read_stored(shape, dtype, where, fill)
 
 
-def _check_file(path: Path, kind: str) -> None:
+def check_file(path: Path, kind: str) -> None:
+    """Refuse a path that leads to no file.
+
+    Args:
+        path: The path.
+        kind: Which file is expected, for the message.
+
+    Raises:
+        UserError: If it is a directory or nothing.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path}: expected {kind}, got a directory")
     if not os.path.isfile(path):
@@ -224,7 +236,7 @@ def load_npz(path: str | Path) -> ImageData:
         UserError: For anything that does not fit this description, or does not fit into memory.
     """
     path = Path(named_path(path))
-    _check_file(path, "an .npz file")
+    check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             return _parse_npz(path, archive)
@@ -392,7 +404,7 @@ def load_npy(path: str | Path) -> ImageData:
         UserError: For anything that does not fit this description.
     """
     path = Path(named_path(path))
-    _check_file(path, "an .npy file")
+    check_file(path, "an .npy file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -498,7 +510,7 @@ def _plain_or_gz(path: Path) -> Path | None:
 
 def _read_idx(path: Path, dims: int, read: Callable[..., _Found]) -> _Found:
     """Read the unsigned bytes of one IDX file with ``dims`` dimensions."""
-    _check_file(path, "an IDX file")
+    check_file(path, "an IDX file")
     try:
         with path.open("rb") as start:
             zipped = start.read(2) == b"\x1f\x8b"

@@ -1,4 +1,4 @@
-"""Images and their known factors: rendered sprites, ``.npz`` and IDX files, torchvision sets.
+"""Images and their known factors: rendered sprites, files, torchvision sets.
 
 Every loader returns one :class:`ngvae_pyro.ImageData`; :func:`load` picks the loader by a name or a
 path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, key, expected, got.
@@ -78,9 +78,9 @@ def load(
         name_or_path: ``sprites``; ``sprites:x,y,size``, where only these factors vary;
             ``sprites:background=0.4..0.8``, where this factor varies in its own range and the
             others as usual, or ``sprites:x,background=0.4..0.8``, where the others do not vary;
-            ``mnist``, ``fashion_mnist`` or ``cifar10``; a ``.npz`` or ``.npy`` file; an IDX image
-            file, whose name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG
-            pictures.
+            ``mnist``, ``fashion_mnist`` or ``cifar10``; a file in ``.npz``, ``.npy``, ``.h5`` or
+            ``.hdf5``; an IDX image file, whose name ends in idx3-ubyte or idx3-ubyte.gz; or a
+            folder of PNG or JPEG pictures.
         seed: Draws the sprites; for other sources it chooses the ``n`` images.
         n: Number of images; default 22,000 sprites, or all that the source holds.
         root: Folder of the torchvision sets; default ``data``.
@@ -131,13 +131,17 @@ def load(
         data = load_idx(name)
     elif name.endswith(".npy"):
         data = load_npy(name)
+    elif name.endswith((".h5", ".hdf5")):
+        from ngvae_pyro.data.hdf5 import load_hdf5
+
+        data = load_hdf5(name)
     elif os.path.isdir(name):
         data = load_pictures(name)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
-            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy or "
-            "IDX file, or a folder of pictures" + nearest(head, known)
+            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy, .h5, .hdf5 "
+            "or IDX file, or a folder of pictures" + nearest(head, known)
         )
     if n is None:
         return data
