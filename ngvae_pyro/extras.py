@@ -36,6 +36,7 @@ EXTRAS = {
     "hdf5": Extra("HDF5 files need", {"h5py": "h5py"}),
     "images": Extra("pictures and downloads need", {"PIL": "pillow", "torchvision": "torchvision"}),
     "metrics": Extra("metrics and NGVAE need", {"scipy": "scipy", "sklearn": "scikit-learn"}),
+    "parquet": Extra("parquet files need", {"pyarrow": "pyarrow"}),
     "plots": Extra("figures need", {"matplotlib": "matplotlib"}),
     "ray": Extra("a Ray cluster needs", {"ray": "ray"}),
     "tables": Extra("tables need", {"pandas": "pandas"}),

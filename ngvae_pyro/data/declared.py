@@ -78,4 +78,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         root=spec.root,
         download=spec.download,
         device=device,
+        factors=spec.factors or (),
     )

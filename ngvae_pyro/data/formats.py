@@ -9,6 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -213,6 +214,23 @@ def check_file(path: Path, kind: str) -> None:
         raise UserError(f"{path}: expected {kind}, got a directory")
     if not os.path.isfile(path):
         raise UserError(f"{path}: expected {kind}, found no such file")
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Say in one line what another package finds wrong with a file.
+
+    Args:
+        path: The file.
+        kind: What it should be, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        # LookupError: damaged links of HDF5; TypeError: types that numpy does not have.
+        raise UserError(f"{path}: cannot read the {kind}: {error}") from error
 
 
 def load_npz(path: str | Path) -> ImageData:

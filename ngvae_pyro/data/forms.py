@@ -42,12 +42,14 @@ class Form:
             None for images that are bytes, or already in [0, 1].
         scale: Likewise. For vectors the standard deviation of each column, (D,); for images the
             range of the values, ().
+        columns: The names of the columns of vectors, if they have names.
     """
 
     layout: Layout = "channels_first"
     in_bytes: bool = False
     loc: np.ndarray | None = None
     scale: np.ndarray | None = None
+    columns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"
@@ -70,6 +72,24 @@ class Form:
         pairs = (self.loc, other.loc), (self.scale, other.scale)
         # None equals only None.
         return all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in pairs)
+
+    def check_columns(self, columns: Sequence[str], where: str) -> None:
+        """Refuse vectors whose columns have other names than those of this form.
+
+        Args:
+            columns: The names; like those of this form, none if there are none.
+            where: What the vectors are, for the message.
+
+        Raises:
+            UserError: Naming the first column that differs.
+        """
+        if self.columns and columns:
+            for i, (own, other) in enumerate(zip(self.columns, columns, strict=False)):
+                if own != other:
+                    raise UserError(
+                        f"{where}: expected column {own!r} as number {i}, as what was fitted, "
+                        f"got {other!r}"
+                    )
 
     def shape_of(self, images: Sequence[int]) -> tuple[int, ...]:
         """The shape of one entry of the arrays, for images of shape (C, H, W).

@@ -1,7 +1,5 @@
 """HDF5 files of images: read in parts, and checked."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from ngvae_pyro.data.formats import (
     make_room,
     named_path,
     read_stored,
+    reading,
     with_factors,
 )
 from ngvae_pyro.data.images import BLOCK, ImageData
@@ -44,7 +43,7 @@ def load_hdf5(path: str | Path) -> ImageData:
     """
     path = Path(named_path(path))
     check_file(path, "an HDF5 file")
-    with _reading(path), h5py.File(path, "r") as file:
+    with reading(path, "HDF5 file"), h5py.File(path, "r") as file:
         key, source, named = chosen_keys(path, list(file), (*FACTORS, "labels"))
         found = _numbers(file, key, path)
         where = f"{path}: {key}"
@@ -58,18 +57,6 @@ def load_hdf5(path: str | Path) -> ImageData:
         if names is not None and names.dtype.kind != "U":
             raise UserError(f"{path}: {named}: expected text, got dtype {names.dtype}")
         return with_factors(path, images, form, (source, values), (named, names))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say in one line what h5py finds wrong with a file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        # KeyError: damaged links; TypeError: types that numpy does not have.
-        raise UserError(f"{path}: cannot read the HDF5 file: {error}") from error
 
 
 def _dataset(file: Any, key: str, path: Path) -> Any:

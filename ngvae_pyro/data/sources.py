@@ -7,7 +7,7 @@ path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -38,6 +38,7 @@ from ngvae_pyro.data.images import (
     tensor_of,
 )
 from ngvae_pyro.data.rendering import sprites
+from ngvae_pyro.data.tables import TABLES, Columns, columns_of, is_table, load_table
 from ngvae_pyro.errors import UserError, described, nearest
 
 # The types that `as_images` accepts, without and with tensors.
@@ -71,6 +72,7 @@ def load(
     resolution: int | None = None,
     edge: float | None = None,
     device: torch.device | str | None = None,
+    factors: Sequence[str] = (),
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -78,9 +80,9 @@ def load(
         name_or_path: ``sprites``; ``sprites:x,y,size``, where only these factors vary;
             ``sprites:background=0.4..0.8``, where this factor varies in its own range and the
             others as usual, or ``sprites:x,background=0.4..0.8``, where the others do not vary;
-            ``mnist``, ``fashion_mnist`` or ``cifar10``; a file in ``.npz``, ``.npy``, ``.h5`` or
-            ``.hdf5``; an IDX image file, whose name ends in idx3-ubyte or idx3-ubyte.gz; or a
-            folder of PNG or JPEG pictures.
+            ``mnist``, ``fashion_mnist`` or ``cifar10``; a file in ``.npz``, ``.npy``, ``.h5``,
+            ``.hdf5``, ``.csv``, ``.tsv`` or ``.parquet``; an IDX image file, whose
+            name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG pictures.
         seed: Draws the sprites; for other sources it chooses the ``n`` images.
         n: Number of images; default 22,000 sprites, or all that the source holds.
         root: Folder of the torchvision sets; default ``data``.
@@ -92,6 +94,7 @@ def load(
         resolution: For sprites only.
         edge: For sprites only.
         device: Where sprites are rendered; it has no other effect. All images are on the CPU.
+        factors: For tables only: the columns that are factors, and no part of the vectors.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -104,6 +107,8 @@ def load(
     given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
+    if factors and not name.endswith(TABLES):
+        raise UserError(f"{name}: factors: only tables ({', '.join(TABLES)}) have this option")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -135,13 +140,15 @@ def load(
         from ngvae_pyro.data.hdf5 import load_hdf5
 
         data = load_hdf5(name)
+    elif name.endswith(TABLES):
+        data = load_table(name, factors)
     elif os.path.isdir(name):
         data = load_pictures(name)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
-            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy, .h5, .hdf5 "
-            "or IDX file, or a folder of pictures" + nearest(head, known)
+            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy, .h5, .hdf5, "
+            f"{', '.join(TABLES)} or IDX file, or a folder of pictures" + nearest(head, known)
         )
     if n is None:
         return data
@@ -157,8 +164,9 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
 
     Args:
         data: An :class:`ngvae_pyro.ImageData`, which is returned; an array, a tensor or any object
-            with an array interface, such as a pandas table, of images (N, H, W), (N, C, H, W) or
-            (N, H, W, C) or of vectors (N, D); a torch ``Dataset`` of images or of (image, label)
+            with an array interface, of images (N, H, W), (N, C, H, W) or (N, H, W, C) or of vectors
+            (N, D); a table of pandas, whose columns of text become factors as those of a file do
+            (:func:`ngvae_pyro.data.load_table`); a torch ``Dataset`` of images or of (image, label)
             pairs; or a name or path that :func:`load` accepts. Images in an array may have any
             range; the lowest value becomes 0 and the highest 1.
         name: Name of an array, for messages and reports.
@@ -171,9 +179,13 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
     if isinstance(data, (str, Path)):
         data = load(data)
     if isinstance(data, ImageData):
+        if form is not None:
+            form.check_columns(data.form.columns, f"data '{data.name}'")
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
         return _in_memory(data, name, form)
+    if is_table(data):
+        return _of_table(columns_of(data, name), name, form)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
@@ -187,6 +199,15 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
+
+
+def _of_table(table: Columns, name: str, form: Form | None) -> ImageData:
+    """The vectors of a table in memory, with its columns of text as factors."""
+    if form is not None:
+        form.check_columns(table.names, name)
+    vectors = as_images(table.values, name, form)
+    form = replace(vectors.form, columns=table.names or vectors.form.columns)
+    return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
 
 
 def _in_memory(dataset: Dataset[Any], name: str, form: Form | None) -> ImageData:
