@@ -48,18 +48,18 @@ def load_hdf5(path: str | Path) -> ImageData:
         found = _numbers(file, key, path)
         where = f"{path}: {key}"
         images, form = read_stored(
-            found.shape, found.dtype, where, lambda room: _read_into(room, found)
+            found.shape, found.dtype, where, lambda room: read_into(room, found)
         )
         if source is None:
             return ImageData.stored(path.stem, images, form=form)
-        values = _whole(file, source, path)
-        names = None if named is None else _whole(file, named, path)
+        values = whole(file, source, path)
+        names = None if named is None else whole(file, named, path)
         if names is not None and names.dtype.kind != "U":
             raise UserError(f"{path}: {named}: expected text, got dtype {names.dtype}")
         return with_factors(path, images, form, (source, values), (named, names))
 
 
-def _dataset(file: Any, key: str, path: Path) -> Any:
+def array_of(file: Any, key: str, path: Path) -> Any:
     """An array of a file."""
     where = f"{path}: {key}"
     outside = isinstance(file.get(key, getlink=True), h5py.ExternalLink)
@@ -74,26 +74,26 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
 
 def _numbers(file: Any, key: str, path: Path) -> Any:
     """An array of numbers of a file."""
-    found = _dataset(file, key, path)
+    found = array_of(file, key, path)
     if found.dtype.kind not in "biuf":
         raise UserError(f"{path}: {key}: expected bool, integer or float, got dtype {found.dtype}")
     return found
 
 
-def _whole(file: Any, key: str, path: Path) -> np.ndarray:
+def whole(file: Any, key: str, path: Path) -> np.ndarray:
     """A small array of numbers or text of a file."""
-    found = _dataset(file, key, path)
+    found = array_of(file, key, path)
     if h5py.check_string_dtype(found.dtype) is not None:
         # Checked as pointers: how long the strings are is only known when they are read.
         make_room(found.shape, np.dtype(np.int64), f"{path}: {key}")
         return np.asarray(found.asstr("utf-8")[()]).astype(str)
     found = _numbers(file, key, path)
     room = make_room(found.shape, found.dtype.newbyteorder("="), f"{path}: {key}")
-    _read_into(np.atleast_1d(room), found)
+    read_into(np.atleast_1d(room), found)
     return room
 
 
-def _read_into(room: np.ndarray, found: Any) -> None:
+def read_into(room: np.ndarray, found: Any) -> None:
     """Read an array, about as much at once as one read; chunks are inflated as a whole."""
     if found.shape == ():
         room[...] = found[()]

@@ -326,7 +326,7 @@ class ImageData(Dataset[Tensor]):
         cls,
         name: str,
         images: Tensor,
-        factors: Tensor | None = None,
+        factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
     ) -> "ImageData":

@@ -31,6 +31,7 @@ from ngvae_pyro.data.formats import (
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import (
     ImageData,
+    factor_tensor,
     generator,
     image_tensor,
     layout_of,
@@ -44,6 +45,9 @@ from ngvae_pyro.errors import UserError, described, nearest
 # The types that `as_images` accepts, without and with tensors.
 NoTensor = ImageData | np.ndarray | Dataset[Any] | str | Path
 Images = NoTensor | Tensor
+
+# The ends of the names of files, but for those of IDX.
+FILES = (".npz", ".npy", ".h5", ".hdf5", ".h5ad", *TABLES)
 
 
 def _named_range(word: str) -> tuple[str, tuple[float, float]]:
@@ -81,7 +85,7 @@ def load(
             ``sprites:background=0.4..0.8``, where this factor varies in its own range and the
             others as usual, or ``sprites:x,background=0.4..0.8``, where the others do not vary;
             ``mnist``, ``fashion_mnist`` or ``cifar10``; a file in ``.npz``, ``.npy``, ``.h5``,
-            ``.hdf5``, ``.csv``, ``.tsv`` or ``.parquet``; an IDX image file, whose
+            ``.hdf5``, ``.h5ad``, ``.csv``, ``.tsv`` or ``.parquet``; an IDX image file, whose
             name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG pictures.
         seed: Draws the sprites; for other sources it chooses the ``n`` images.
         n: Number of images; default 22,000 sprites, or all that the source holds.
@@ -94,7 +98,8 @@ def load(
         resolution: For sprites only.
         edge: For sprites only.
         device: Where sprites are rendered; it has no other effect. All images are on the CPU.
-        factors: For tables only: the columns that are factors, and no part of the vectors.
+        factors: For tables and ``.h5ad`` files only: the columns (of ``obs``) that are factors, and
+            no part of the vectors.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -107,8 +112,8 @@ def load(
     given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
-    if factors and not name.endswith(TABLES):
-        raise UserError(f"{name}: factors: only tables ({', '.join(TABLES)}) have this option")
+    if factors and not name.endswith(tables := (*TABLES, ".h5ad")):
+        raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -142,13 +147,17 @@ def load(
         data = load_hdf5(name)
     elif name.endswith(TABLES):
         data = load_table(name, factors)
+    elif name.endswith(".h5ad"):
+        from ngvae_pyro.data.cells import load_cells
+
+        data = load_cells(name, factors)
     elif os.path.isdir(name):
         data = load_pictures(name)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
-            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy, .h5, .hdf5, "
-            f"{', '.join(TABLES)} or IDX file, or a folder of pictures" + nearest(head, known)
+            f"unknown data {name!r}; expected one of {', '.join(known)}, a {', '.join(FILES)} or "
+            "IDX file, or a folder of pictures" + nearest(head, known)
         )
     if n is None:
         return data
@@ -199,6 +208,31 @@ def as_images(data: Images, name: str = "images", form: Form | None = None) -> I
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
+
+
+def from_numpy(
+    x: np.ndarray | Tensor,
+    factors: np.ndarray | Tensor | None = None,
+    factor_names: Sequence[str] = (),
+) -> ImageData:
+    """Images or vectors in memory, with their factors if these are known.
+
+    Args:
+        x: As for :func:`ngvae_pyro.data.as_images`: images of any range, or vectors in any units.
+        factors: (N, F) or (N,); text becomes classes, as for :class:`ngvae_pyro.ImageData`.
+        factor_names: The F names; by default factor_0, factor_1, ...
+
+    Raises:
+        UserError: For a wrong shape, type or range.
+
+    >>> from_numpy(np.random.default_rng(0).normal(size=(9, 4)), np.arange(9))
+    ImageData('data', 9 vectors of 4, factor_0)
+    """
+    data = as_images(x, "data")
+    if factors is not None and not len(factor_names):
+        factors = factor_tensor(factors, "data: factors")
+        factor_names = [f"factor_{i}" for i in range(factors.shape[1])]
+    return ImageData.stored("data", data.images, factors, factor_names, data.form)
 
 
 def _of_table(table: Columns, name: str, form: Form | None) -> ImageData:

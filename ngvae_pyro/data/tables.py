@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +173,7 @@ def columns_of(table: Any, where: str, factors: Sequence[str] = ()) -> Columns:
     return Columns(
         np.stack(vectors, 1),
         own if labelled else (),
-        torch.from_numpy(np.stack(list(as_factors.values()), 1)) if as_factors else None,
+        stacked(as_factors),
         tuple(as_factors),
     )
 
@@ -198,6 +198,11 @@ def factor_columns(known: Any, where: str, factors: Sequence[str]) -> dict[str, 
         values = column_of(known[name], f"{where}: column {name!r}")
         found[name] = class_numbers(values) if values.dtype.kind == "U" else values
     return found
+
+
+def stacked(factors: Mapping[str, np.ndarray]) -> Tensor | None:
+    """Columns (N,) as factors (N, F); None if there are none."""
+    return torch.from_numpy(np.stack(list(factors.values()), 1)) if factors else None
 
 
 def column_of(column: Any, where: str) -> np.ndarray:
