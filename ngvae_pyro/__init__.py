@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ngvae_pyro import dimension, objectives
     from ngvae_pyro.data import load as load_data
+    from ngvae_pyro.data.cells import from_anndata
     from ngvae_pyro.data.images import ImageData
     from ngvae_pyro.data.rendering import sprites
+    from ngvae_pyro.data.sources import from_numpy
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.estimator import NGVAE
     from ngvae_pyro.evaluation import metrics, scores, uncertainty
@@ -43,6 +45,8 @@ _HOMES = {
     "count": "runs.counting",
     "evaluate": "evaluation.diagnostics",
     "fit": "training.trainer",
+    "from_anndata": "data.cells",
+    "from_numpy": "data.sources",
     "load_data": "data",
     "load_guide": "guide",
     "load_model": "model",

@@ -105,7 +105,8 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         help="sprites (default), sprites:x,y,size, sprites:background=0.4..0.8, mnist, "
-        "fashion_mnist, cifar10, a .npz, .npy or IDX file, or a folder of pictures."
+        "fashion_mnist, cifar10, a .npz, .npy, .h5, .hdf5, .h5ad, .csv, .tsv, .parquet or IDX "
+        "file, or a folder of pictures."
     ),
 ]
 LatentsOption = Annotated[int | None, typer.Option(help="Latent size K.")]

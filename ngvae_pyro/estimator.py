@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from ngvae_pyro import runs, variants
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData, number_array
-from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.errors import UserError, described, expect, one_line
 from ngvae_pyro.evaluation import diagnostics, evidence
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import (
@@ -224,6 +225,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             return trained.as_images(X, "X")
         images = as_images(X, "X", counts=counts)
         self.n_features_in_ = images.images[0].numel()
+        if hasattr(self, "feature_names_in_"):
+            form = replace(images.form, columns=tuple(map(one_line, self.feature_names_in_)))
+            return ImageData.stored(images.name, images.images, form=form)
         return images
 
     def _array(self, X: Any, trained: Fit | None) -> np.ndarray:
@@ -401,9 +405,10 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         """The estimator of a run folder, written by :meth:`save` or by ``ngvae train``.
 
         Its parameters are those of the run, or None where the run has the declared default;
-        ``model`` and ``guide`` are names if the run has declared variants. A folder does not store
-        column names, so there is no ``feature_names_in_``. Settings of the training that are not
-        parameters of the estimator, such as ``fit.decay_begin``, are not kept.
+        ``model`` and ``guide`` are names if the run has declared variants. There is no
+        ``feature_names_in_``: the names of columns are in ``fit_.form.columns``. Settings of the
+        training that are not parameters of the estimator, such as ``fit.decay_begin``, are not
+        kept.
 
         Args:
             folder: The run folder.

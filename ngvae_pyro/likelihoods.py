@@ -461,13 +461,7 @@ def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
     """
     family, vectors = likelihood.family, data.form.layout == "vectors"
     where = f"model.likelihood.family: {family}"
-    if likelihood.counts:
-        if not data.form.raw:
-            raise UserError(
-                f"{where}: expected counts, got '{data.name}', which were read as {data.form!r}; "
-                "pass the array itself, or ImageData.counts(name, array)"
-            )
-    elif likelihood.intensities and vectors:
+    if likelihood.intensities and vectors:
         raise UserError(
             f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
             f"got {family}, which is of values in [0, 1]"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro.distributions import Normal
 from scipy import stats
-from support import SMALL
+from support import SMALL, ngvae
 from torch import Tensor
 
 import ngvae_pyro as ng
@@ -228,7 +228,7 @@ def test_depth_is_not_encoded_where_the_exposure_is_the_total():
         ("poisson", -np.ones((5, 3)), "expected counts, whole numbers from 0 on, got -1"),
         ("poisson", np.full((5, 3), np.nan), "expected finite numbers, got NaN or inf"),
         ("poisson", np.full((5, 3), "a"), "expected numbers, got dtype"),
-        ("poisson", ImageData("own", np.eye(5, 3)), "expected counts, got 'own', which were read"),
+        ("poisson", ImageData("own", np.random.rand(5, 3)), "own: expected counts, whole numbers"),
         ("bernoulli", np.random.rand(5, 3), "expected gaussian for the vectors of"),
         ("categorical", np.random.rand(5, 3, 8, 8), "with a channel for each class"),
         ("categorical", np.ones((5, 3, 8, 8), bool), "with a channel for each class"),
@@ -288,3 +288,57 @@ def test_each_family_trains_decodes_and_is_measured(family):
 
 def test_resolution_is_that_of_images():
     assert resolution(ImageData("grey", torch.rand(50, 1, 4, 4))) > 0
+
+
+# Counts from files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint8", "float32", "bool"])
+@pytest.mark.parametrize("shape", [(40, 5), (40, 6, 6)])
+def test_counts_are_found_again_in_whatever_was_made_of_them(kind, shape):
+    random = np.random.default_rng(0)
+    counts = random.poisson(0.4 if kind == "bool" else 30.0, shape).clip(
+        0, 1 if kind == "bool" else 255
+    )
+    data = ng.from_numpy(counts.astype(kind), np.arange(40.0), ["depth"])
+    assert not data.form.raw
+    again = data.as_counts()
+    assert again.form.raw and again.as_counts() is again
+    np.testing.assert_array_equal(again.form.arrays(again.images).numpy(), counts)
+    assert again.factor_names == ("depth",) and again.form.layout == data.form.layout
+
+
+@pytest.mark.parametrize("values", [np.random.rand(9, 4), np.full((9, 4), 2.0**21), -np.eye(9)])
+def test_what_is_no_count_is_refused(values):
+    with pytest.raises(UserError, match="expected counts, whole numbers from 0"):
+        ng.from_numpy(values).as_counts()
+
+
+def test_a_run_on_counts_is_trained_inspected_measured_and_scored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = np.random.default_rng(0).poisson([[3.0, 0.2, 50.0, 9.0]], (90, 4))
+    np.save("cells.npy", counts)
+    words = [
+        "--steps",
+        "4",
+        "--latents",
+        "3",
+        "--set",
+        "fit.batch_size=8",
+        "--device",
+        "cpu",
+        "--out",
+        "r",
+    ]
+    words += ["--set", "model.likelihood.family=negative_binomial"]
+    ngvae("train", "normal_gamma", "relaxed", "--data", "cells.npy", *words)
+    for command in ("inspect", "evaluate"):
+        ngvae(command, "r")
+    ngvae("score", "r", "--data", "cells.npy", "--out", "score.json")
+    fit, _ = ng.load_run("r")
+    assert fit.form.raw and fit.reconstruct(counts).shape == counts.shape
+    np.save("cells.npy", counts + 0.5)
+    words[words.index("r")] = "new"
+    assert "expected counts" in ngvae(
+        "train", "normal_gamma", "relaxed", "--data", "cells.npy", *words, code=2
+    )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from support import SMALL, measured, texts
 
 import ngvae_pyro as ng
+from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, traversals
@@ -332,7 +333,7 @@ def test_models_come_in_one_order_and_latents_are_named():
         pictures = torch.rand(2, 3, 1, 8, 8)
         sample = SimpleNamespace(codes=codes, z=z)
         inks = [plots.INFORMATIVE, plots.ACCENT]
-        return comparison_plots.Look(label, 0, sample, rows, pictures, ["z1", "z0"], inks)
+        return comparison_plots.Look(label, 0, sample, rows, pictures, ["z1", "z0"], inks, Form())
 
     looks = [look(label, [0.1, 0.9, 0.8]) for label in ("first", "second", "third")]
     orders = []

@@ -10,3 +10,4 @@ from ngvae_pyro.data.formats import (
     torchvision_data,
 )
 from ngvae_pyro.data.sources import Images, NoTensor, as_images, load
+from ngvae_pyro.data.tables import load_table

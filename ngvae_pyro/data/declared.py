@@ -24,7 +24,10 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageD
         UserError: If the images do not exist, or were given in Python.
     """
     seed = data_seed(spec)
-    return load_images(located(spec), seed, device).split(spec.data.held_out, seed, in_place=True)
+    found = load_images(located(spec), seed, device)
+    if spec.model.likelihood.counts:
+        found = found.as_counts()
+    return found.split(spec.data.held_out, seed, in_place=True)
 
 
 def located(spec: RunSpec) -> DataSpec:
@@ -78,4 +81,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         root=spec.root,
         download=spec.download,
         device=device,
+        factors=spec.factors or (),
     )

@@ -8,7 +8,8 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -23,6 +24,8 @@ from ngvae_pyro.data.images import (
     ImageData,
     channels_axis,
     checked_values,
+    factor_tensor,
+    has_range,
     image_tensor,
     layout_of,
     parts,
@@ -55,7 +58,17 @@ PICTURES = (".png", ".jpg", ".jpeg")
 # Pillow's modes with one byte for grey, or for each colour; palettes consist of RGB colours.
 _GREY = ("1", "L", "LA")
 _COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
-_KINDS = {"buf": "uint8, bool or float", "biuf": "bool, integer or float", "U": "unicode (U)"}
+_KINDS = {
+    "biuf": "bool, integer or float",
+    "biufU": "bool, integer, float or unicode (U)",
+    "U": "unicode (U)",
+}
+
+# Keys of .npz and HDF5 files: of the images, of their factors (dSprites has the first two), and of
+# the factors' names.
+IMAGES = ("imgs", "x", "images")
+FACTORS = ("latents_values", "latents_classes", "factors")
+NAMES = ("latents_names", "factor_names")
 
 # Torchvision's class and folder of each data set.
 TORCHVISION = {
@@ -131,28 +144,44 @@ def _read_array(
     return array
 
 
-def _read_images(
-    file: IO[bytes] | gzip.GzipFile,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    where: str,
-    fortran: bool = False,
+def read_stored(
+    shape: tuple[int, ...], dtype: np.dtype, where: str, fill: Callable[[np.ndarray], None]
 ) -> tuple[Tensor, Form]:
-    """Read the images of a file in stored form, without making a second copy."""
-    axis, stored = channels_axis(shape, where), stored_dtype(dtype, where)
+    """Read the images or vectors of a file in stored form.
+
+    Images of bytes, of bool and of floating point are read without making a second copy.
+
+    Args:
+        shape: Shape of the file's array.
+        dtype: Its type.
+        where: What it is, for the message.
+        fill: Writes the file's numbers into an array of that shape.
+
+    Raises:
+        UserError: For a wrong shape, type or range, and for what does not fit into memory.
+    """
+    vectors = len(shape) == 2
+    axis = None if vectors else channels_axis(shape, where)
+    stored = stored_dtype(dtype, where)
     count, *sizes = shape
     if count < 2:
-        raise UserError(f"{where}: expected at least 2 images, got shape {shape}")
+        what = "vectors" if vectors else "images"
+        raise UserError(f"{where}: expected at least 2 {what}, got shape {shape}")
+    if vectors or has_range(dtype):
+        # These are converted to float32 once their range is known.
+        size = math.prod(shape) * (dtype.itemsize + machine.FLOAT_BYTES)
+        machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
+        array = make_room(shape, dtype.newbyteorder("="), where)
+        fill(array)
+        return image_tensor(array, where)
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where)
     # The same memory, with the axes in the order of the file.
-    room = images[:, 0] if axis is None else np.moveaxis(images, 1, axis)
-    boolean = dtype.kind == "b"
-    _read_into(room.T if fortran else room, file, np.dtype(np.uint8) if boolean else dtype, where)
+    fill(images[:, 0] if axis is None else np.moveaxis(images, 1, axis))
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
     form = Form(layout_of(shape, where), in_bytes=shades)
-    return torch.from_numpy(checked_values(images, where, boolean, own=True)), form
+    return torch.from_numpy(checked_values(images, where, dtype.kind == "b", own=True)), form
 
 
 def _read_any(
@@ -163,26 +192,56 @@ def _read_any(
     fortran: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images or vectors of a file in stored form."""
-    if len(shape) != 2:
-        return _read_images(file, shape, dtype, where, fortran)
-    if shape[0] < 2:
-        raise UserError(f"{where}: expected at least 2 vectors, got shape {shape}")
-    return image_tensor(_read_array(file, shape, dtype, where, fortran), where)
+
+    def fill(room: np.ndarray) -> None:
+        held = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+        _read_into(room.T if fortran else room, file, held, where)
+
+    return read_stored(shape, dtype, where, fill)
 
 
-def _check_file(path: Path, kind: str) -> None:
+def check_file(path: Path, kind: str) -> None:
+    """Refuse a path that leads to no file.
+
+    Args:
+        path: The path.
+        kind: Which file is expected, for the message.
+
+    Raises:
+        UserError: If it is a directory or nothing.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path}: expected {kind}, got a directory")
     if not os.path.isfile(path):
         raise UserError(f"{path}: expected {kind}, found no such file")
 
 
-def load_npz(path: str | Path) -> ImageData:
-    """Read an ``.npz`` file with the keys of dSprites.
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Say in one line what another package finds wrong with a file.
 
-    - ``imgs``: an array that :class:`ngvae_pyro.ImageData` accepts, of at least 2 images.
-    - ``latents_values`` (or, without it, ``latents_classes``): optional, (N, F) or (N,), numbers.
-    - ``latents_names``: optional, (F,) unicode strings; default factor_0, factor_1, ...
+    Args:
+        path: The file.
+        kind: What it should be, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        # LookupError: damaged links of HDF5; TypeError: types that numpy does not have.
+        raise UserError(f"{path}: cannot read the {kind}: {error}") from error
+
+
+def load_npz(path: str | Path) -> ImageData:
+    """Read an ``.npz`` file, as those of dSprites and MPI3D.
+
+    - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
+      least 2 images or vectors.
+    - ``latents_values`` (or, without it, ``latents_classes``) or ``factors``: optional, (N, F) or
+      (N,). Text becomes classes: numbers from 0 in the alphabetical order of the column's texts.
+    - ``latents_names`` or ``factor_names``: optional, (F,) unicode strings; default factor_0,
+      factor_1, ...
 
     Other keys are never read; a :class:`ngvae_pyro.errors.Notice` names them, except for the
     pickled ``metadata`` of dSprites. Nothing is ever unpickled, and a member is not inflated beyond
@@ -195,7 +254,7 @@ def load_npz(path: str | Path) -> ImageData:
         UserError: For anything that does not fit this description, or does not fit into memory.
     """
     path = Path(named_path(path))
-    _check_file(path, "an .npz file")
+    check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             return _parse_npz(path, archive)
@@ -209,52 +268,98 @@ def load_npz(path: str | Path) -> ImageData:
 
 def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
-    if "imgs" not in keys:
-        raise UserError(f"{path}: imgs: expected this key, got {keys}")
-    images, form = _read_npy(path, archive, "imgs", "biuf", _read_any)
-    source = next((key for key in ("latents_values", "latents_classes") if key in keys), None)
-    used = {"imgs", source, "latents_names" if source else None}
+    key, source, named = chosen_keys(path, keys, FACTORS)
+    images, form = _read_npy(path, archive, key, "biuf", _read_any)
+    if source is None:
+        return ImageData.stored(path.stem, images, form=form)
+    values = _read_npy(path, archive, source, "biufU", _read_array)
+    names = None if named is None else _read_npy(path, archive, named, "U", _read_array)
+    return with_factors(path, images, form, (source, values), (named, names))
+
+
+def chosen_keys(
+    path: Path, keys: Sequence[str], factors: Sequence[str]
+) -> tuple[str, str | None, str | None]:
+    """The keys of a file that hold its images, its factors and their names.
+
+    Args:
+        path: The file.
+        keys: All that it has.
+        factors: Those that may hold factors.
+
+    Raises:
+        UserError: Unless one key holds the images, and at most one the factors and one the names.
+            Of dSprites' values and classes the values are taken.
+    """
+    found = [[key for key in group if key in keys] for group in (IMAGES, factors, NAMES)]
+    images, sources, names = found
+    if len(images) != 1:
+        raise UserError(
+            f"{path}: expected exactly one of the keys {', '.join(IMAGES)}, "
+            f"got {', '.join(images or keys) or 'no key'}"
+        )
+    if set(sources) == set(FACTORS[:2]):
+        sources = sources[:1]
+    for several in (sources, names):
+        if len(several) > 1:
+            raise UserError(f"{path}: expected one of the keys {', '.join(several)}, got both")
+    used = {*images, *sources, *(names if sources else ())}
     # The other keys of dSprites hold nothing that would be missed.
     if unused := [key for key in keys if key not in {*used, "metadata", "latents_classes"}]:
         warnings.warn(
-            f"{path}: not used: {', '.join(unused[:10])}; factors are read from latents_values and "
-            "latents_names",
+            f"{path}: not used: {', '.join(unused[:10])}; factors are read from "
+            f"{' or '.join(factors)}, and their names from {' or '.join(NAMES)}",
             Notice,
             stacklevel=2,
         )
-    if source is None:
-        return ImageData.stored(path.stem, images, form=form)
+    source = sources[0] if sources else None
+    return images[0], source, names[0] if sources and names else None
 
-    values = _read_npy(path, archive, source, "biuf", _read_array)
-    if values.ndim == 1:
-        values = values[:, None]
+
+def with_factors(
+    path: Path,
+    images: Tensor,
+    form: Form,
+    factors: tuple[str, np.ndarray],
+    names: tuple[str | None, np.ndarray | None],
+) -> ImageData:
+    """Images with the factors of their file; each array comes with its key.
+
+    Raises:
+        UserError: For factors or names that do not fit the images or one another.
+    """
+    source, values = factors
+    where = f"{path}: {source}"
+    values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or values.shape[1] == 0 or len(values) != len(images):
         raise UserError(
-            f"{path}: {source}: expected shape ({len(images)}, F) for {len(images)} images, "
+            f"{where}: expected shape ({len(images)}, F) for {len(images)} images, "
             f"got {values.shape}"
         )
-    # Values that overflow become inf, which is refused below.
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: {source}: expected finite float32 values, got NaN or inf")
+    if values.dtype.kind == "U":
+        _check_unicode(values, where)
+    tensor = factor_tensor(values, where)
+    named, array = names
+    if array is None:
+        shown = tuple(f"factor_{i}" for i in range(values.shape[1]))
+        return ImageData.stored(path.stem, images, tensor, shown, form)
+    _check_unicode(array, f"{path}: {named}")
+    shown = tuple(array.reshape(-1).tolist())
+    good = all(name and name.isprintable() for name in shown) and len(set(shown)) == len(shown)
+    if array.shape != (values.shape[1],) or not good:
+        raise UserError(
+            f"{path}: {named}: expected {values.shape[1]} different printable names, "
+            f"got shape {array.shape}: {', '.join(map(repr, shown))}"
+        )
+    return ImageData.stored(path.stem, images, tensor, shown, form)
 
-    names = tuple(f"factor_{i}" for i in range(values.shape[1]))
-    if "latents_names" in keys:
-        array = _read_npy(path, archive, "latents_names", "U", _read_array)
-        try:
-            # Numpy never checks the code points, and Python may fail on an invalid one.
-            array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: latents_names: expected unicode, got {error}") from error
-        names = tuple(array.reshape(-1).tolist())
-        good = all(name and name.isprintable() for name in names) and len(set(names)) == len(names)
-        if array.shape != (values.shape[1],) or not good:
-            raise UserError(
-                f"{path}: latents_names: expected {values.shape[1]} different printable names, "
-                f"got shape {array.shape}: {', '.join(map(repr, names))}"
-            )
-    return ImageData.stored(path.stem, images, torch.from_numpy(values), names, form)
+
+def _check_unicode(text: np.ndarray, where: str) -> None:
+    """Refuse invalid code points, which numpy never checks, and at which Python may fail."""
+    try:
+        text.astype(text.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: expected unicode, got {error}") from error
 
 
 def _read_npy(
@@ -317,7 +422,7 @@ def load_npy(path: str | Path) -> ImageData:
         UserError: For anything that does not fit this description.
     """
     path = Path(named_path(path))
-    _check_file(path, "an .npy file")
+    check_file(path, "an .npy file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -400,7 +505,7 @@ def load_idx(path: str | Path) -> ImageData:
         UserError: For a wrong magic number, truncation, broken gzip, and labels of another length.
     """
     path = Path(named_path(path))
-    images, form = _read_idx(path, 3, _read_images)
+    images, form = _read_idx(path, 3, _read_any)
     stem = path.name.removesuffix(".gz")
     labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
     labels_path = _plain_or_gz(path.with_name(labels_stem))
@@ -423,7 +528,7 @@ def _plain_or_gz(path: Path) -> Path | None:
 
 def _read_idx(path: Path, dims: int, read: Callable[..., _Found]) -> _Found:
     """Read the unsigned bytes of one IDX file with ``dims`` dimensions."""
-    _check_file(path, "an IDX file")
+    check_file(path, "an IDX file")
     try:
         with path.open("rb") as start:
             zipped = start.read(2) == b"\x1f\x8b"

@@ -24,6 +24,8 @@ SHAPES: dict[Layout, str] = {
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
 }
+# Numbers converted at once, because a copy of all of them in float64 may not fit.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +42,14 @@ class Form:
             None for images that are bytes, or already in [0, 1].
         scale: Likewise. For vectors the standard deviation of each column, (D,); for images the
             range of the values, ().
+        columns: The names of the columns of vectors, if they have names.
     """
 
     layout: Layout = "channels_first"
     in_bytes: bool = False
     loc: np.ndarray | None = None
     scale: np.ndarray | None = None
+    columns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"
@@ -75,6 +79,24 @@ class Form:
         pairs = (self.loc, other.loc), (self.scale, other.scale)
         # None equals only None.
         return all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in pairs)
+
+    def check_columns(self, columns: Sequence[str], where: str) -> None:
+        """Refuse vectors whose columns have other names than those of this form.
+
+        Args:
+            columns: The names; like those of this form, none if there are none.
+            where: What the vectors are, for the message.
+
+        Raises:
+            UserError: Naming the first column that differs.
+        """
+        if self.columns and columns:
+            for i, (own, other) in enumerate(zip(self.columns, columns, strict=False)):
+                if own != other:
+                    raise UserError(
+                        f"{where}: expected column {own!r} as number {i}, as what was fitted, "
+                        f"got {other!r}"
+                    )
 
     def shape_of(self, images: Sequence[int]) -> tuple[int, ...]:
         """The shape of one entry of the arrays, for images of shape (C, H, W).
@@ -117,10 +139,14 @@ class Form:
                     f"{where}: expected {len(self.loc)} columns, as what was fitted, "
                     f"got {array.shape[1]}"
                 )
+            values = np.empty(array.shape, np.float32)
+            rows = max(1, _BLOCK // max(1, array[:1].size))
             # Values too large for float32 become inf, which is refused.
             with np.errstate(over="ignore", invalid="ignore"):
-                values = (array.astype(np.float64) - self.loc) / self.scale
-                array = values.astype(np.float32)
+                for start in range(0, len(array), rows):
+                    part = array[start : start + rows].astype(np.float64)
+                    values[start : start + rows] = (part - self.loc) / self.scale
+            array = values
         elif array.dtype.kind in "iu" and array.dtype != np.uint8:
             array = array.astype(np.float32)
         if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -92,10 +92,15 @@ def layout_of(shape: Sequence[int], where: str) -> Layout:
 
 
 def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
-    """The type in which images of a type are stored: uint8, or float32 for floating point."""
-    if dtype.kind not in "bf" and dtype != np.uint8:
-        raise UserError(f"{where}: expected dtype uint8, bool or float, got {dtype}")
-    return np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+    """The type in which images of a type are stored: uint8 for bytes and bool, else float32."""
+    if dtype.kind not in "biuf":
+        raise UserError(f"{where}: expected numbers, got dtype {dtype}")
+    return np.dtype(np.uint8 if dtype.kind == "b" or dtype == np.uint8 else np.float32)
+
+
+def has_range(dtype: np.dtype) -> bool:
+    """Whether images of a type have a range of their own: integers that are no bytes."""
+    return dtype.kind in "iu" and dtype != np.uint8
 
 
 def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
@@ -166,8 +171,8 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
         images: An array or a tensor, as for :class:`ImageData`. It is not changed, and shares its
             memory with the result if it already has the stored form.
         where: What it is, for the message.
-        any_range: Whether the images may have a range other than [0, 1], which is then mapped to
-            [0, 1].
+        any_range: Whether floating point may have a range other than [0, 1], which is then mapped
+            to [0, 1], as that of integers other than bytes always is.
 
     Returns:
         The images and their form.
@@ -177,7 +182,7 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
         form = standardising(array, where)
         return tensor_of(array, form, where), form
     axis, layout = channels_axis(array.shape, where), layout_of(array.shape, where)
-    if any_range and _of_another_range(array):
+    if has_range(array.dtype) or (any_range and _of_another_range(array)):
         form = ranging(array, layout, where)
         return tensor_of(array, form, where), form
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
@@ -214,19 +219,43 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
 
 def _of_another_range(array: np.ndarray) -> bool:
     """Whether images are neither bytes, nor black and white, nor in [0, 1]."""
-    if array.dtype.kind in "iu":
-        return array.dtype != np.uint8
-    return array.dtype.kind == "f" and bool(array.min() < 0 or array.max() > 1)
+    if array.dtype.kind == "f":
+        return bool(array.min() < 0 or array.max() > 1)
+    return has_range(array.dtype)
+
+
+def class_numbers(text: np.ndarray) -> np.ndarray:
+    """Text (N, F) or (N,) as classes: each its number in the alphabetical order of its column.
+
+    The order is that of the characters' code points. It depends on which texts there are, and not
+    on the order of the rows.
+
+    >>> class_numbers(np.array(["square", "ellipse", "heart", "square"]))
+    array([2, 0, 1, 2])
+    """
+    found = np.empty(text.shape, np.int64)
+    for column, out in zip(np.atleast_2d(text.T), np.atleast_2d(found.T), strict=True):
+        out[...] = np.unique(column, return_inverse=True)[1]
+    return found
 
 
 def factor_tensor(factors: Any, where: str) -> Tensor:
-    """Convert factors (N, F) or (N,) to stored form: (N, F), float32, on the CPU."""
+    """Convert factors (N, F) or (N,) to stored form: (N, F), float32, on the CPU.
+
+    Text becomes classes (:func:`class_numbers`).
+    """
     if isinstance(factors, Tensor):
         factors = _on_cpu(factors, where).to(torch.float32).numpy()
     array = np.asarray(factors)
+    # Text of a pandas column is an array of objects.
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(str)
+    if array.dtype.kind == "U" and array.ndim in (1, 2):
+        array = class_numbers(array)
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
         raise UserError(
-            f"{where}: expected numbers of shape (N, F), got {array.dtype} of shape {array.shape}"
+            f"{where}: expected numbers or text of shape (N, F), got {array.dtype} of shape "
+            f"{array.shape}"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
         array = np.ascontiguousarray(array, np.float32)
@@ -246,11 +275,13 @@ class ImageData(Dataset[Tensor]):
         images: An array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
             both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, unless it holds
             only 0 and 1: these mean black and white, as in bool, and become 0 and 255. Floating
-            point, which must lie in [0, 1], becomes float32. Arrays that already have the stored
-            form are not copied. Vectors (N, D) in any units are stored as (N, 1, 1, D) after
+            point, which must lie in [0, 1], becomes float32, and so do other integers, whose lowest
+            value becomes 0 and the highest 1. Arrays that already have the stored form are not
+            copied. Vectors (N, D) in any units are stored as (N, 1, 1, D) after
             subtracting each column's mean and dividing by its standard deviation.
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
-            never varies keeps its column.
+            never varies keeps its column. Text becomes classes: numbers from 0 in the alphabetical
+            order of the column's texts.
         factor_names: The F names.
         form: How to read the array, if that is known, such as the form of a fit. By default it
             follows from the array; it maps the array to the stored form.
@@ -295,7 +326,7 @@ class ImageData(Dataset[Tensor]):
         cls,
         name: str,
         images: Tensor,
-        factors: Tensor | None = None,
+        factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
     ) -> "ImageData":
@@ -360,6 +391,31 @@ class ImageData(Dataset[Tensor]):
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
         return cls(name, array, factors, factor_names, counting(array, layout, where))
+
+    def as_counts(self) -> "ImageData":
+        """The same data as counts, in the units in which they were given.
+
+        Raises:
+            UserError: If they are not whole numbers from 0 on, or too large to be told from their
+                standardised values in float32.
+        """
+        if self.form.raw:
+            return self
+        # Bytes count in 255ths of the model's range.
+        unit = 255.0 if self.form.in_bytes else 1.0
+        arrays = unit * self.form.arrays(self.to_unit(self.images)).double()
+        whole = arrays.round()
+        # A standardised value in float32 has a relative error of 2^-24.
+        reach = arrays.abs().max().item() if self.form.loc is not None else 255.0
+        apart = (arrays - whole).abs()
+        if reach > 2**20 or not bool((apart <= 2**-22 * reach).all()):
+            got = arrays[apart == apart.max()][0].item()
+            raise UserError(
+                f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
+            )
+        found = self.counts(self.name, whole.numpy(), self.factors, self.factor_names)
+        form = replace(found.form, layout=self.form.layout, columns=self.form.columns)
+        return self._like(found.images, self.factors, form)
 
     def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
         # A single name is a string, which would otherwise be split into letters.

@@ -1,4 +1,4 @@
-"""Images and their known factors: rendered sprites, ``.npz`` and IDX files, torchvision sets.
+"""Images and their known factors: rendered sprites, files, torchvision sets.
 
 Every loader returns one :class:`ngvae_pyro.ImageData`; :func:`load` picks the loader by a name or a
 path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, key, expected, got.
@@ -7,7 +7,7 @@ path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -31,6 +31,7 @@ from ngvae_pyro.data.formats import (
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import (
     ImageData,
+    factor_tensor,
     generator,
     image_tensor,
     layout_of,
@@ -38,11 +39,15 @@ from ngvae_pyro.data.images import (
     tensor_of,
 )
 from ngvae_pyro.data.rendering import sprites
+from ngvae_pyro.data.tables import TABLES, Columns, columns_of, is_table, load_table
 from ngvae_pyro.errors import UserError, described, nearest
 
 # The types that `as_images` accepts, without and with tensors.
 NoTensor = ImageData | np.ndarray | Dataset[Any] | str | Path
 Images = NoTensor | Tensor
+
+# The ends of the names of files, but for those of IDX.
+FILES = (".npz", ".npy", ".h5", ".hdf5", ".h5ad", *TABLES)
 
 
 def _named_range(word: str) -> tuple[str, tuple[float, float]]:
@@ -71,6 +76,7 @@ def load(
     resolution: int | None = None,
     edge: float | None = None,
     device: torch.device | str | None = None,
+    factors: Sequence[str] = (),
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -78,9 +84,9 @@ def load(
         name_or_path: ``sprites``; ``sprites:x,y,size``, where only these factors vary;
             ``sprites:background=0.4..0.8``, where this factor varies in its own range and the
             others as usual, or ``sprites:x,background=0.4..0.8``, where the others do not vary;
-            ``mnist``, ``fashion_mnist`` or ``cifar10``; a ``.npz`` or ``.npy`` file; an IDX image
-            file, whose name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG
-            pictures.
+            ``mnist``, ``fashion_mnist`` or ``cifar10``; a file in ``.npz``, ``.npy``, ``.h5``,
+            ``.hdf5``, ``.h5ad``, ``.csv``, ``.tsv`` or ``.parquet``; an IDX image file, whose
+            name ends in idx3-ubyte or idx3-ubyte.gz; or a folder of PNG or JPEG pictures.
         seed: Draws the sprites; for other sources it chooses the ``n`` images.
         n: Number of images; default 22,000 sprites, or all that the source holds.
         root: Folder of the torchvision sets; default ``data``.
@@ -92,6 +98,8 @@ def load(
         resolution: For sprites only.
         edge: For sprites only.
         device: Where sprites are rendered; it has no other effect. All images are on the CPU.
+        factors: For tables and ``.h5ad`` files only: the columns (of ``obs``) that are factors, and
+            no part of the vectors.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -104,6 +112,8 @@ def load(
     given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
+    if factors and not name.endswith(tables := (*TABLES, ".h5ad")):
+        raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -131,12 +141,22 @@ def load(
         data = load_idx(name)
     elif name.endswith(".npy"):
         data = load_npy(name)
+    elif name.endswith((".h5", ".hdf5")):
+        from ngvae_pyro.data.hdf5 import load_hdf5
+
+        data = load_hdf5(name)
+    elif name.endswith(TABLES):
+        data = load_table(name, factors)
+    elif name.endswith(".h5ad"):
+        from ngvae_pyro.data.cells import load_cells
+
+        data = load_cells(name, factors)
     elif os.path.isdir(name):
         data = load_pictures(name)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
-            f"unknown data {name!r}; expected one of {', '.join(known)}, a .npz, .npy or "
+            f"unknown data {name!r}; expected one of {', '.join(known)}, a {', '.join(FILES)} or "
             "IDX file, or a folder of pictures" + nearest(head, known)
         )
     if n is None:
@@ -155,14 +175,15 @@ def as_images(
 
     Args:
         data: An :class:`ngvae_pyro.ImageData`, which is returned; an array, a tensor or any object
-            with an array interface, such as a pandas table, of images (N, H, W), (N, C, H, W) or
-            (N, H, W, C) or of vectors (N, D); a torch ``Dataset`` of images or of (image, label)
+            with an array interface, of images (N, H, W), (N, C, H, W) or (N, H, W, C) or of vectors
+            (N, D); a table of pandas, whose columns of text become factors as those of a file do
+            (:func:`ngvae_pyro.data.load_table`); a torch ``Dataset`` of images or of (image, label)
             pairs; or a name or path that :func:`load` accepts. Images in an array may have any
             range; the lowest value becomes 0 and the highest 1.
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
             units.
-        counts: Whether arrays hold counts, which are kept as they are, if no form is given.
+        counts: Whether they are counts, which are kept as they are, if no form is given.
 
     Raises:
         UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
@@ -170,9 +191,15 @@ def as_images(
     if isinstance(data, (str, Path)):
         data = load(data)
     if isinstance(data, ImageData):
+        if form is not None:
+            form.check_columns(data.form.columns, f"data '{data.name}'")
+        elif counts:
+            return data.as_counts()
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
         return _in_memory(data, name, form, counts)
+    if is_table(data):
+        return _of_table(columns_of(data, name), name, form, counts)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
@@ -188,6 +215,40 @@ def as_images(
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
+
+
+def from_numpy(
+    x: np.ndarray | Tensor,
+    factors: np.ndarray | Tensor | None = None,
+    factor_names: Sequence[str] = (),
+) -> ImageData:
+    """Images or vectors in memory, with their factors if these are known.
+
+    Args:
+        x: As for :func:`ngvae_pyro.data.as_images`: images of any range, or vectors in any units.
+        factors: (N, F) or (N,); text becomes classes, as for :class:`ngvae_pyro.ImageData`.
+        factor_names: The F names; by default factor_0, factor_1, ...
+
+    Raises:
+        UserError: For a wrong shape, type or range.
+
+    >>> from_numpy(np.random.default_rng(0).normal(size=(9, 4)), np.arange(9))
+    ImageData('data', 9 vectors of 4, factor_0)
+    """
+    data = as_images(x, "data")
+    if factors is not None and not len(factor_names):
+        factors = factor_tensor(factors, "data: factors")
+        factor_names = [f"factor_{i}" for i in range(factors.shape[1])]
+    return ImageData.stored("data", data.images, factors, factor_names, data.form)
+
+
+def _of_table(table: Columns, name: str, form: Form | None, counts: bool) -> ImageData:
+    """The vectors of a table in memory, with its columns of text as factors."""
+    if form is not None:
+        form.check_columns(table.names, name)
+    vectors = as_images(table.values, name, form, counts)
+    form = replace(vectors.form, columns=table.names or vectors.form.columns)
+    return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
 
 
 def _in_memory(dataset: Dataset[Any], name: str, form: Form | None, counts: bool) -> ImageData:
@@ -222,6 +283,8 @@ def _in_memory(dataset: Dataset[Any], name: str, form: Form | None, counts: bool
 
 def _turned(data: ImageData, form: Form) -> ImageData:
     """Convert images or vectors to the units of another form."""
+    if form.raw:
+        return data.as_counts()
     if data.form.unit or form.unit:
         raise UserError(
             f"data '{data.name}': expected the units of {form!r}, got those of {data.form!r}; pass "

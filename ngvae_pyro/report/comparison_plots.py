@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ngvae_pyro.data.forms import Form
 from ngvae_pyro.evaluation.assessment import Sample
 from ngvae_pyro.extras import needed
 from ngvae_pyro.files import make_folder
@@ -48,6 +49,7 @@ class Look:
     traversals: Tensor
     names: list[str]
     colours: list[str]
+    form: Form
 
     @property
     def informative(self) -> np.ndarray:
@@ -139,7 +141,7 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
         axes.set_axis_off()
     for axes, one in zip(panels, looks, strict=False):
         if are_vectors(one.traversals):
-            curves = draw_curves(axes, one.traversals)
+            curves = draw_curves(axes, one.traversals, one.form)
             for panel, name, colour in zip(curves, one.names, one.colours, strict=True):
                 panel.set_ylabel(name, color=colour, fontsize=8)
         else:

@@ -14,6 +14,7 @@ the figures remain readable with colour blindness and in black and white.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError, described, expect, printable
 from ngvae_pyro.evaluation import traversals as paths
@@ -701,6 +703,17 @@ def _curve(ax: Axes, vector: Tensor, **style: Any) -> None:
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
 
 
+# Columns that are few enough for their names to be read below a curve.
+NAMED = 12
+
+
+def _name_columns(ax: Axes, form: Form) -> None:
+    """Write the names of the columns of vectors, if they have some, in place of their numbers."""
+    if 0 < len(form.columns) <= NAMED:
+        names = [literal(_short(name)) for name in form.columns]
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+
+
 def reconstructions(
     fit: Fit, data: ImageData, columns: int = COLUMNS, ax: Axes | None = None
 ) -> Axes:
@@ -724,7 +737,7 @@ def reconstructions(
     x = ImageData.to_unit(data.images[:columns].to(fit.device))
     mean = reconstruct(fit, x)
     if are_vectors(x):
-        return _reconstructed_curves(x, mean, ax)
+        return _reconstructed_curves(fit.form, x, mean, ax)
     with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:
         draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]))
         ax.set_yticklabels(["image", "reconstruction", "|difference| × 10"])
@@ -732,7 +745,7 @@ def reconstructions(
     return ax
 
 
-def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
+def _reconstructed_curves(form: Form, x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
     across = min(3, len(x))
     down = -(-len(x) // across)
     with _drawing(ax, 2.3 * across + 0.6, 1.2 * down + 0.9) as ax:
@@ -746,6 +759,7 @@ def _reconstructed_curves(x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
                 panel.tick_params(labelbottom=False)
             else:
                 panel.set_xlabel("column")
+                _name_columns(panel, form)
             if i % across == 0:
                 panel.set_ylabel("value")
         panels[0].legend(
@@ -854,9 +868,10 @@ def traversals(
     ]
     walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
     groups = [[known[k] for k in row] for row in moved]
-    draw, across, down = _draw_walk, 0.42, 0.45
+    draw: Any = _draw_walk
+    across, down = 0.42, 0.45
     if are_vectors(walks[0][0]):
-        draw, across, down = _draw_curves, 4.2 / steps, 0.8
+        draw, across, down = partial(_draw_curves, form=fit.form), 4.2 / steps, 0.8
     else:
         _, pixels_down, pixels_across = fit.model.image_shape
         across *= min(max(pixels_across / pixels_down, 0.4), 2.5)
@@ -958,9 +973,10 @@ def _draw_curves(
     spans: list[tuple[float, float]],
     names: list[str],
     groups: list[list[Row]],
+    form: Form,
 ) -> None:
     """Draw a panel of curves and its labels for each row."""
-    panels = draw_curves(ax, images)
+    panels = draw_curves(ax, images, form)
     for panel, name, group, span in zip(panels, names, groups, spans, strict=True):
         # The left side is needed for the name and the low end.
         panel.tick_params(left=False, labelleft=False)
@@ -968,10 +984,15 @@ def _draw_curves(
     _head(panels[0])
 
 
-def draw_curves(ax: Axes, images: Tensor) -> list[Axes]:
+def draw_curves(ax: Axes, images: Tensor, form: Form) -> list[Axes]:
     """Draw a panel for each row of vectors (rows, columns, 1, 1, D), all on one scale.
 
     The curves of a row go from dark to light.
+
+    Args:
+        ax: Where to draw.
+        images: The vectors.
+        form: Their form, which may know the names of the columns.
 
     Returns:
         The panels.
@@ -985,6 +1006,7 @@ def draw_curves(ax: Axes, images: Tensor) -> list[Axes]:
             _curve(panel, vector, color=shade, lw=1.2)
         panel.set_ylim(low - room, high + room)
         panel.tick_params(labelbottom=panel is panels[-1], labelsize=8)
+    _name_columns(panels[-1], form)
     panels[-1].set_xlabel(
         "column; dark: the low end of z, light: the high end\n"
         f"(values from {low:.2g} to {high:.2g} in each panel)"

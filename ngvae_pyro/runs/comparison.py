@@ -506,5 +506,5 @@ def look(run: Run) -> comparison_plots.Look:
     inks = colours([known[latents[0]] for latents in moved])
     code = sample(fit, few)
     return comparison_plots.Look(
-        literal(run.label), spec.fit.seed, code, rows, pictures, names, inks
+        literal(run.label), spec.fit.seed, code, rows, pictures, names, inks, fit.form
     )

@@ -168,7 +168,7 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     """The form of a run's data; runs of older versions have images with channels first.
 
     Raises:
-        RuntimeError: If its units are missing, or do not match its images.
+        RuntimeError: If its units or columns are missing, or do not match its images.
     """
     if spec.form is None:
         return Form()
@@ -183,7 +183,10 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     arrays = {name: unit.numpy() for name, unit in units.items()}
     if units and not (arrays["scale"] > 0).all():
         raise RuntimeError("form.scale: expected numbers above 0")
-    return Form(spec.form.layout, spec.form.in_bytes, **arrays)
+    columns = spec.form.columns or ()
+    if columns and (not vectors or len(columns) != spec.image_shape[2]):
+        raise RuntimeError(f"form.columns: expected the names of all columns, got {len(columns)}")
+    return Form(spec.form.layout, spec.form.in_bytes, **arrays, columns=columns)
 
 
 def load_posterior(folder: str | Path) -> Any:

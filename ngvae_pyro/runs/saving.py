@@ -48,7 +48,9 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
             # The model's own spec, in which `auto` is resolved, is the one that is trained.
             "model": model.spec,
             "image_shape": image_shape,
-            "form": FormSpec(layout=form.layout, in_bytes=form.in_bytes),
+            "form": FormSpec(
+                layout=form.layout, in_bytes=form.in_bytes, columns=form.columns or None
+            ),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,
             "versions": provenance.versions(),
