@@ -67,7 +67,8 @@ def units(data: ImageData) -> tuple[Tensor, float]:
     loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
     units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
     a x + b, with any number a > 0 and any image b, but for rounding. Vectors, whose columns are
-    standardised, are taken as they are.
+    standardised, are taken as they are. Sequences are not: their channels are standardised as a
+    whole, so that most of what they hold may be their mean curve.
 
     Args:
         data: The training images.
@@ -393,9 +394,10 @@ def check_likelihood(model: VAE, data: ImageData) -> None:
         UserError: If they do not fit; the message names the family that does.
     """
     family = model.likelihood.family
-    if data.form.layout == "vectors" and family != "gaussian":
+    if data.form.standardised and family != "gaussian":
+        what = "sequences" if data.form.sequential else "vectors"
         raise UserError(
-            f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
+            f"model.likelihood.family: expected gaussian for the {what} of '{data.name}', "
             f"got {family}, which is of values in [0, 1]"
         )
 

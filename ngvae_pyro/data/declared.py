@@ -79,4 +79,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         download=spec.download,
         device=device,
         factors=spec.factors or (),
+        layout=spec.layout,
     )
