@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ngvae_pyro import runs, variants
 from ngvae_pyro.data import Images, as_images
@@ -75,6 +75,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         likelihood: Its family, such as ``negative_binomial`` for counts, or a dictionary with the
             keys of :class:`ngvae_pyro.specs.LikelihoodSpec`; None for that of the model.
         held_out: Fraction of the rows that is not trained on, but at least one row.
+        layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
+            spectra: these are standardised as a whole, and not column by column.
         device: auto, cpu, cuda or cuda:N.
         random_state: Seed of the split, the weights and the noise: an int in [0, 2**32), used as
             the seed itself, a ``RandomState``, a ``Generator``, or None for a new seed each time.
@@ -112,6 +114,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         scale: float | None = None,
         likelihood: str | Mapping[str, Any] | None = None,
         held_out: float | None = None,
+        layout: str | None = None,
         device: str | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         verbose: bool = False,
@@ -125,6 +128,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.scale = scale
         self.likelihood = likelihood
         self.held_out = held_out
+        self.layout = layout
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -138,8 +142,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         Args:
             X: At least 3 rows: vectors (N, D) of any units; images (N, H, W), (N, H, W, C) or
-                (N, C, H, W), bytes or any range; lists or tuples of these; or anything that
-                :func:`ngvae_pyro.data.as_images` accepts.
+                (N, C, H, W), bytes or any range; with the ``layout`` for it sequences; lists or
+                tuples of these; or anything that :func:`ngvae_pyro.data.as_images` accepts.
             y: Not used.
 
         Raises:
@@ -169,7 +173,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def _train(self, X: Any) -> None:
         """Train, and set all attributes."""
         likelihood = self._model_spec().likelihood
-        images = self._images(X, None, likelihood.counts)
+        images = self._images(X, None, likelihood.whole)
         rows = len(images)
         if rows < 3:
             raise UserError(
@@ -199,7 +203,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             device=self.device,
             seed=_seed(self.random_state),
         )
-        values = _given(name=data, held_out=self.held_out)
+        values = _given(name=data, held_out=self.held_out, layout=self.layout)
         variants.check_variant("NGVAE: model", self.model, "models")
         variants.check_variant("NGVAE: guide", self.guide, "guides")
         model_spec = self._model_spec()
@@ -219,11 +223,11 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:
         """Convert the rows to images, after scikit-learn's own checks of tables."""
-        if not isinstance(X, (ImageData, Dataset, str, Path)):
+        if not isinstance(X, (ImageData, Dataset, DataLoader, str, Path)):
             X = self._array(X, trained)
         if trained is not None:
             return trained.as_images(X, "X")
-        images = as_images(X, "X", counts=counts)
+        images = as_images(X, "X", layout=self.layout, counts=counts)
         self.n_features_in_ = images.images[0].numel()
         if hasattr(self, "feature_names_in_"):
             form = replace(images.form, columns=tuple(map(one_line, self.feature_names_in_)))
@@ -238,10 +242,12 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         array = _as_array(X)
         axes: Sequence[int] = (2, 3, 4)
         shape = "vectors (N, D) or images (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        if self.layout is not None:
+            axes, shape = (2, 3), "sequences (N, L) or (N, C, L)"
         one = ""
         if trained is not None:
             row = trained.form.shape_of(trained.model.image_shape)
-            axes = (2,) if trained.form.layout == "vectors" else (3, 4)
+            axes = (trained.form.dimensions,) if trained.form.standardised else (3, 4)
             shape = f"shape ({', '.join(map(str, ('N', *row)))}), as what was fitted"
             # Scikit-learn's checks look for the first words.
             one = ". Reshape your data: one alone is X[None]" if array.shape == row else ""
@@ -448,6 +454,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             learning_rate=_changed(spec.fit, "learning_rate"),
             scale=scale,
             held_out=held_out,
+            layout="sequences" if trained.form.sequential else None,
             device=_changed(spec.fit, "device"),
             random_state=spec.fit.seed,
         )

@@ -54,7 +54,8 @@ def units(data: ImageData) -> Units:
     loc is the mean image, and unit is resolution / 0.1, so that images vary as much, in their
     units, as the default sprites do, and are read at 0.1. That makes a training the same for x and
     a x + b, with any number a > 0 and any image b, but for rounding. Vectors, whose columns are
-    standardised, are taken as they are.
+    standardised, are taken as they are. Sequences are not: their channels are standardised as a
+    whole, so that most of what they hold may be their mean curve.
 
     Args:
         data: The training images.
@@ -142,7 +143,7 @@ class Likelihood(nn.Module):
     # Whether the decoder's output is in units of the data, so that it is made as a difference from
     # the mean image, in units in which all data vary alike.
     in_units = False
-    # Whether x have to be in [0, 1], or vectors of classes.
+    # Whether x have to be in [0, 1].
     intensities = False
 
     def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
@@ -322,6 +323,8 @@ class CategoricalLikelihood(BernoulliLikelihood):
     Images have a channel for each class, 1 for the class that is there and 0 for the others.
     """
 
+    intensities = False
+
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
         return OneHotPixels(output)
 
@@ -459,21 +462,20 @@ def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
     Raises:
         UserError: If they do not fit; the message names what does.
     """
-    family, vectors = likelihood.family, data.form.layout == "vectors"
-    where = f"model.likelihood.family: {family}"
-    if likelihood.intensities and vectors:
+    family = likelihood.family
+    if likelihood.intensities and data.form.standardised:
+        what = "sequences" if data.form.sequential else "vectors"
         raise UserError(
-            f"model.likelihood.family: expected gaussian for the vectors of '{data.name}', "
+            f"model.likelihood.family: expected gaussian for the {what} of '{data.name}', "
             f"got {family}, which is of values in [0, 1]"
         )
     if isinstance(likelihood, CategoricalLikelihood) and not _one_hot(data):
         raise UserError(
-            f"{where}: expected images of '{data.name}' with a channel for each class, of which "
-            "one is 1 at each place and the others are 0"
+            f"model.likelihood.family: {family}: expected '{data.name}' to have a channel for each "
+            "class, of which one is 1 at each place and the others are 0"
         )
 
 
 def _one_hot(data: ImageData) -> bool:
-    return data.binary and all(
-        bool((ImageData.to_unit(part).sum(1) == 1).all()) for part in data.images.split(1024)
-    )
+    parts = (ImageData.to_unit(part) for part in data.images.split(1024))
+    return all(bool(((x == 0) | (x == 1)).all()) and bool((x.sum(1) == 1).all()) for x in parts)

@@ -308,7 +308,7 @@ def load_model(
     """
     spec = spec_of("models", variant, changes)
     expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")
-    image_shape, data = _of_images(images, counts=spec.likelihood.counts)
+    image_shape, data = _of_images(images, counts=spec.likelihood.whole)
     likelihood = spec.likelihood.resolved(
         binary=data is not None and data.binary, columns=_columns(data)
     )

@@ -94,6 +94,11 @@ def test_student_t_and_classes_have_the_densities_of_scipy_and_torch():
     expected = stats.t(3.0, output, 0.2).logpdf(x).sum((1, 2, 3))
     np.testing.assert_allclose(student(output, x).log_prob(x), expected, rtol=1e-5)
     classes = values_of("categorical")
+    sequences = ng.ImageData(
+        "bases", np.eye(4)[np.arange(60).reshape(6, 10) % 4].swapaxes(1, 2), layout="sequences"
+    )
+    model = load_model("normal_gamma", sequences, likelihood={"family": "categorical"})
+    assert model.image_shape == (4, 1, 10)
     expected = -torch.nn.functional.cross_entropy(output.float(), classes, reduction="none")
     found = OneHotPixels(output.float()).log_prob(classes)
     torch.testing.assert_close(found, expected.sum((1, 2)))
@@ -230,8 +235,8 @@ def test_depth_is_not_encoded_where_the_exposure_is_the_total():
         ("poisson", np.full((5, 3), "a"), "expected numbers, got dtype"),
         ("poisson", ImageData("own", np.random.rand(5, 3)), "own: expected counts, whole numbers"),
         ("bernoulli", np.random.rand(5, 3), "expected gaussian for the vectors of"),
-        ("categorical", np.random.rand(5, 3, 8, 8), "with a channel for each class"),
-        ("categorical", np.ones((5, 3, 8, 8), bool), "with a channel for each class"),
+        ("categorical", np.random.rand(5, 3, 8, 8), "expected counts, whole numbers from 0"),
+        ("categorical", np.ones((5, 3, 8, 8), bool), "to have a channel for each class"),
     ],
 )
 def test_data_of_which_a_likelihood_does_not_speak_are_refused(family, images, line):

@@ -25,7 +25,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> tuple[ImageD
     """
     seed = data_seed(spec)
     found = load_images(located(spec), seed, device)
-    if spec.model.likelihood.counts:
+    if spec.model.likelihood.whole:
         found = found.as_counts()
     return found.split(spec.data.held_out, seed, in_place=True)
 
@@ -82,4 +82,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         download=spec.download,
         device=device,
         factors=spec.factors or (),
+        layout=spec.layout,
     )

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import machine
-from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.forms import Form, sequential
 from ngvae_pyro.data.images import (
     BLOCK,
     ImageData,
@@ -145,9 +146,13 @@ def _read_array(
 
 
 def read_stored(
-    shape: tuple[int, ...], dtype: np.dtype, where: str, fill: Callable[[np.ndarray], None]
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fill: Callable[[np.ndarray], None],
+    layout: str | None = None,
 ) -> tuple[Tensor, Form]:
-    """Read the images or vectors of a file in stored form.
+    """Read the images, vectors or sequences of a file in stored form.
 
     Images of bytes, of bool and of floating point are read without making a second copy.
 
@@ -156,24 +161,26 @@ def read_stored(
         dtype: Its type.
         where: What it is, for the message.
         fill: Writes the file's numbers into an array of that shape.
+        layout: As for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For a wrong shape, type or range, and for what does not fit into memory.
     """
-    vectors = len(shape) == 2
-    axis = None if vectors else channels_axis(shape, where)
+    what = "vectors" if len(shape) == 2 else "images"
+    if layout is not None:
+        what = "sequences" if sequential(layout, shape, where) else ""
+    axis = channels_axis(shape, where) if what == "images" else None
     stored = stored_dtype(dtype, where)
     count, *sizes = shape
     if count < 2:
-        what = "vectors" if vectors else "images"
         raise UserError(f"{where}: expected at least 2 {what}, got shape {shape}")
-    if vectors or has_range(dtype):
+    if what != "images" or has_range(dtype):
         # These are converted to float32 once their range is known.
         size = math.prod(shape) * (dtype.itemsize + machine.FLOAT_BYTES)
         machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
         array = make_room(shape, dtype.newbyteorder("="), where)
         fill(array)
-        return image_tensor(array, where)
+        return image_tensor(array, where, layout=layout)
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where)
     # The same memory, with the axes in the order of the file.
@@ -190,14 +197,15 @@ def _read_any(
     dtype: np.dtype,
     where: str,
     fortran: bool = False,
+    layout: str | None = None,
 ) -> tuple[Tensor, Form]:
-    """Read the images or vectors of a file in stored form."""
+    """Read the images, vectors or sequences of a file in stored form."""
 
     def fill(room: np.ndarray) -> None:
         held = np.dtype(np.uint8) if dtype.kind == "b" else dtype
         _read_into(room.T if fortran else room, file, held, where)
 
-    return read_stored(shape, dtype, where, fill)
+    return read_stored(shape, dtype, where, fill, layout)
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -233,7 +241,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot read the {kind}: {error}") from error
 
 
-def load_npz(path: str | Path) -> ImageData:
+def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
     """Read an ``.npz`` file, as those of dSprites and MPI3D.
 
     - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
@@ -249,6 +257,7 @@ def load_npz(path: str | Path) -> ImageData:
 
     Args:
         path: The file.
+        layout: As for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For anything that does not fit this description, or does not fit into memory.
@@ -257,7 +266,7 @@ def load_npz(path: str | Path) -> ImageData:
     check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _parse_npz(path, archive)
+            return _parse_npz(path, archive, layout)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
@@ -266,10 +275,10 @@ def load_npz(path: str | Path) -> ImageData:
         raise UserError(f"{path}: cannot read the .npz file: {error}") from error
 
 
-def _parse_npz(path: Path, archive: zipfile.ZipFile) -> ImageData:
+def _parse_npz(path: Path, archive: zipfile.ZipFile, layout: str | None) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     key, source, named = chosen_keys(path, keys, FACTORS)
-    images, form = _read_npy(path, archive, key, "biuf", _read_any)
+    images, form = _read_npy(path, archive, key, "biuf", partial(_read_any, layout=layout))
     if source is None:
         return ImageData.stored(path.stem, images, form=form)
     values = _read_npy(path, archive, source, "biufU", _read_array)
@@ -410,13 +419,14 @@ def _read_plain(
     return read(file, shape, dtype, where, order[1] == "True")
 
 
-def load_npy(path: str | Path) -> ImageData:
+def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
     """Read an ``.npy`` file of at least 2 images or vectors.
 
     Nothing is ever unpickled.
 
     Args:
-        path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts, or (N, D).
+        path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts.
+        layout: As for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For anything that does not fit this description.
@@ -426,7 +436,8 @@ def load_npy(path: str | Path) -> ImageData:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            images, form = _read_plain(file, size, str(path), "biuf", _read_any)
+            read = partial(_read_any, layout=layout)
+            images, form = _read_plain(file, size, str(path), "biuf", read)
     except OSError as error:
         raise UserError(f"{path}: cannot read the .npy file: {error}") from error
     return ImageData.stored(path.stem, images, form=form)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, described
 
-Layout = Literal["vectors", "grey", "channels_last", "channels_first"]
+Layout = Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
 # The layouts in words, for messages.
 SHAPES: dict[Layout, str] = {
     "vectors": "(N, D)",
+    "curves": "(N, L)",
+    "sequences": "(N, C, L)",
     "grey": "(N, H, W)",
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
@@ -36,13 +38,15 @@ class Form:
 
     Attributes:
         layout: The axes of the arrays, one of :data:`SHAPES`. Vectors (N, D) become images
-            (N, 1, 1, D).
+            (N, 1, 1, D), sequences (N, C, L) images (N, C, 1, L), and curves (N, L), which are
+            sequences of one channel, images (N, 1, 1, L).
         in_bytes: Whether the arrays were uint8 in 0..255, from which images in [0, 1] are made.
-        loc: float64. For vectors the mean of each column, (D,); for images the lowest value, ().
-            None for images that are bytes, or already in [0, 1].
-        scale: Likewise. For vectors the standard deviation of each column, (D,); for images the
-            range of the values, ().
-        columns: The names of the columns of vectors, if they have names.
+        loc: float64. For vectors the mean of each column, (D,); for sequences that of each channel,
+            (C, 1) or (1,); for images the lowest value, (). None for images that are bytes, or
+            already in [0, 1].
+        scale: Likewise. For vectors the standard deviation of each column, (D,); for sequences that
+            of each channel; for images the range of the values, ().
+        columns: The names of the columns of vectors or curves, if they have names.
     """
 
     layout: Layout = "channels_first"
@@ -73,6 +77,16 @@ class Form:
         """Whether the model has the values as they are, in units of their own: counts."""
         own = self.loc is not None and self.scale is not None
         return own and not np.any(self.loc) and bool(np.all(self.scale == 1.0))
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the arrays are sequences, of one channel or of several."""
+        return self.layout in ("curves", "sequences")
+
+    @property
+    def standardised(self) -> bool:
+        """Whether the arrays are vectors or sequences, which are no intensities."""
+        return self.layout == "vectors" or self.sequential
 
     def same_units(self, other: "Form") -> bool:
         """Whether both map an array to the same numbers."""
@@ -107,6 +121,8 @@ class Form:
         channels, height, width = images
         shapes = {
             "vectors": (channels * height * width,),
+            "curves": (width,),
+            "sequences": (channels, width),
             "grey": (height, width),
             "channels_last": (height, width, channels),
         }
@@ -134,9 +150,10 @@ class Form:
         if array.dtype.kind not in "biuf":
             raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
         if self.loc is not None and self.scale is not None:
-            if self.loc.ndim and array.shape[1:] != self.loc.shape:
+            if self.layout in ("vectors", "sequences") and array.shape[1] != len(self.loc):
+                what = "columns" if self.layout == "vectors" else "channels"
                 raise UserError(
-                    f"{where}: expected {len(self.loc)} columns, as what was fitted, "
+                    f"{where}: expected {len(self.loc)} {what}, as what was fitted, "
                     f"got {array.shape[1]}"
                 )
             values = np.empty(array.shape, np.float32)
@@ -151,8 +168,10 @@ class Form:
             array = array.astype(np.float32)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(f"{where}: expected finite numbers, got NaN or inf")
-        if self.layout == "vectors":
+        if self.layout in ("vectors", "curves"):
             return array[:, None, None, :]
+        if self.layout == "sequences":
+            return array[:, :, None, :]
         if self.layout == "grey":
             return array[:, None]
         return np.moveaxis(array, 3, 1) if self.layout == "channels_last" else array
@@ -164,8 +183,10 @@ class Form:
             A tensor on the same device: float32 in [0, 1] if the arrays were in [0, 1] or bytes,
             and float64 if they have units of their own.
         """
-        if self.layout == "vectors":
+        if self.layout in ("vectors", "curves"):
             images = images.flatten(1)
+        elif self.layout == "sequences":
+            images = images.squeeze(2)
         elif self.layout == "grey":
             images = images.squeeze(1)
         elif self.layout == "channels_last":
@@ -186,8 +207,8 @@ class Form:
         """
         if self.scale is None:
             return numbers * math.log(255) if self.in_bytes else 0.0
-        logs = np.log(self.scale)
-        return float(logs.sum() if logs.ndim else numbers * logs)
+        # Each scale is that of as many numbers as any other.
+        return float(np.log(self.scale).sum() * (numbers // self.scale.size))
 
 
 def counting(counts: np.ndarray, layout: Layout, where: str) -> Form:
@@ -196,50 +217,91 @@ def counting(counts: np.ndarray, layout: Layout, where: str) -> Form:
     Raises:
         UserError: For anything but whole numbers from 0 on.
     """
-    low, _ = _range(counts, where, axis=None)
+    low = _range(counts, where, tuple(range(counts.ndim)))[0].item()
     if low < 0 or not np.all(counts == np.floor(counts)):
         got = f"{low:g}" if low < 0 else f"{counts[counts != np.floor(counts)].flat[0]:g}"
         raise UserError(f"{where}: expected counts, whole numbers from 0 on, got {got}")
-    shape = counts.shape[1:] if layout == "vectors" else ()
+    shapes = {"vectors": counts.shape[1:], "sequences": (counts.shape[1], 1), "curves": (1,)}
+    shape = shapes.get(layout, ())
     return Form(layout, loc=np.zeros(shape), scale=np.ones(shape))
 
 
-def standardising(vectors: np.ndarray, where: str) -> Form:
-    """The form that standardises each column of vectors: (column - mean) / standard deviation.
+def units_shape(layout: Layout, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of ``loc`` and ``scale`` of a form, for images of shape (C, H, W).
 
-    A column that never varies gets the scale 1.
+    >>> units_shape("sequences", (3, 1, 90))
+    (3, 1)
+    """
+    channels, _, width = image_shape
+    shapes = {"vectors": (width,), "sequences": (channels, 1), "curves": (1,)}
+    return shapes.get(layout, ())
+
+
+def standardising(
+    array: np.ndarray,
+    where: str,
+    layout: Literal["vectors", "curves", "sequences"] = "vectors",
+) -> Form:
+    """The form that standardises vectors or sequences: (value - mean) / standard deviation.
+
+    Each column of vectors is standardised on its own, and each channel of sequences. What never
+    varies gets the scale 1.
 
     Args:
-        vectors: An array (N, D).
+        array: Vectors (N, D), curves (N, L) or sequences (N, C, L).
         where: What it is, for the message.
+        layout: Which of these.
 
     Raises:
         UserError: For an empty array, and for values that are not numbers, are not finite, or are
             so large that their standard deviation is not finite.
     """
-    if vectors.ndim != 2 or 0 in vectors.shape:
-        raise UserError(f"{where}: expected shape (N, D) without a 0, got {tuple(vectors.shape)}")
-    low, span = _range(vectors, where, axis=0)
+    if array.ndim != SHAPES[layout].count(",") + 1 or 0 in array.shape:
+        raise UserError(
+            f"{where}: expected shape {SHAPES[layout]} without a 0, got {tuple(array.shape)}"
+        )
+    axis = {"vectors": (0,), "curves": (0, 1), "sequences": (0, 2)}[layout]
+    low, span = _range(array, where, axis)
     # Scaled to [0, 1] nothing overflows, and values that differ stay different.
-    part = (vectors.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
+    part = (array.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
+    mean, deviation = (of(axis=axis, keepdims=True)[0] for of in (part.mean, part.std))
     # If the span is only a few of the last bits of float64, the standard deviation underflows.
-    scale = np.where(span > 0, np.maximum(span * part.std(0), np.finfo(np.float64).tiny), 1.0)
-    return Form("vectors", loc=low + span * part.mean(0), scale=scale)
+    scale = np.where(span > 0, np.maximum(span * deviation, np.finfo(np.float64).tiny), 1.0)
+    return Form(layout, loc=low + span * mean, scale=scale)
+
+
+def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves", "sequences"]:
+    """The layout of an array that is said to hold sequences.
+
+    Raises:
+        UserError: For anything but ``sequences``, and for arrays that are neither (N, L) nor
+            (N, C, L).
+    """
+    if layout != "sequences":
+        raise UserError(f"{where}: layout: expected sequences, or None, got {described(layout)}")
+    if len(shape) not in (2, 3):
+        raise UserError(
+            f"{where}: expected sequences (N, L) or (N, C, L), got shape {tuple(shape)}"
+        )
+    return "curves" if len(shape) == 2 else "sequences"
 
 
 def ranging(images: np.ndarray, layout: Layout, where: str) -> Form:
     """The form of images with any range: the lowest value becomes 0 and the highest 1."""
-    low, span = _range(images, where, axis=None)
+    low, span = (part.reshape(()) for part in _range(images, where, tuple(range(images.ndim))))
     return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0))
 
 
-def _range(array: np.ndarray, where: str, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest values, and their distances to the highest ones, in float64."""
+def _range(array: np.ndarray, where: str, axis: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest values over some axes, N among them, and their distances to the highest ones.
+
+    Of the axes only N is dropped. They are float64.
+    """
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
-    low = np.asarray(array.min(axis), np.float64)
+    low = np.asarray(array.min(axis, keepdims=True)[0], np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        span = np.asarray(array.max(axis), np.float64) - low
+        span = np.asarray(array.max(axis, keepdims=True)[0], np.float64) - low
     if not (np.isfinite(low).all() and np.isfinite(span).all()):
         raise UserError(f"{where}: expected finite numbers, got NaN or inf")
     return low, span

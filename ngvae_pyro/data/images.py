@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.data.forms import Form, Layout, counting, ranging, standardising
+from ngvae_pyro.data.forms import Form, Layout, counting, ranging, sequential, standardising
 from ngvae_pyro.errors import UserError, described, expect
 
 # Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
@@ -164,7 +164,9 @@ def number_array(values: Any, where: str) -> np.ndarray:
     raise UserError(f"{where}: expected an array or a tensor, got {type(values).__name__}")
 
 
-def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[Tensor, Form]:
+def image_tensor(
+    images: Any, where: str, *, any_range: bool = False, layout: str | None = None
+) -> tuple[Tensor, Form]:
     """Convert images of any accepted layout and type to stored form, (N, C, H, W).
 
     Args:
@@ -173,17 +175,21 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
         where: What it is, for the message.
         any_range: Whether floating point may have a range other than [0, 1], which is then mapped
             to [0, 1], as that of integers other than bytes always is.
+        layout: ``sequences`` for curves (N, L) and sequences (N, C, L).
 
     Returns:
         The images and their form.
     """
     array = number_array(images, where)
+    if layout is not None:
+        form = standardising(array, where, sequential(layout, array.shape, where))
+        return tensor_of(array, form, where), form
     if array.ndim == 2:
         form = standardising(array, where)
         return tensor_of(array, form, where), form
-    axis, layout = channels_axis(array.shape, where), layout_of(array.shape, where)
+    axis, found_layout = channels_axis(array.shape, where), layout_of(array.shape, where)
     if has_range(array.dtype) or (any_range and _of_another_range(array)):
-        form = ranging(array, layout, where)
+        form = ranging(array, found_layout, where)
         return tensor_of(array, form, where), form
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
@@ -197,7 +203,7 @@ def image_tensor(images: Any, where: str, *, any_range: bool = False) -> tuple[T
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
     stored = checked_values(found, where, boolean, own)
-    return torch.from_numpy(stored), Form(layout, in_bytes=shades)
+    return torch.from_numpy(stored), Form(found_layout, in_bytes=shades)
 
 
 def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
@@ -285,6 +291,9 @@ class ImageData(Dataset[Tensor]):
         factor_names: The F names.
         form: How to read the array, if that is known, such as the form of a fit. By default it
             follows from the array; it maps the array to the stored form.
+        layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
+            as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
+            channel's mean and dividing by its standard deviation.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -306,6 +315,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
+        layout: str | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise UserError(
@@ -315,7 +325,9 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(self, "name", name)
         where = f"{name}: images"
         if form is None:
-            stored, form = image_tensor(images, where)
+            stored, form = image_tensor(images, where, layout=layout)
+        elif layout is not None:
+            raise UserError(f"{name}: expected a form or a layout, got both")
         else:
             expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
             stored = tensor_of(number_array(images, where), form, where)
@@ -370,6 +382,7 @@ class ImageData(Dataset[Tensor]):
         counts: np.ndarray | Tensor,
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
+        layout: str | None = None,
     ) -> "ImageData":
         """Counts as they are, for a likelihood of counts.
 
@@ -378,6 +391,7 @@ class ImageData(Dataset[Tensor]):
             counts: Whole numbers from 0 on, of any type, in one of the shapes of the class.
             factors: As for the class.
             factor_names: As for the class.
+            layout: As for the class.
 
         Raises:
             UserError: As for the class, and for anything but counts.
@@ -387,10 +401,14 @@ class ImageData(Dataset[Tensor]):
         """
         where = f"{name}: counts"
         array = number_array(counts, where)
-        layout = "vectors" if array.ndim == 2 else layout_of(array.shape, where)
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
-        return cls(name, array, factors, factor_names, counting(array, layout, where))
+        found: Layout = "vectors"
+        if layout is not None:
+            found = sequential(layout, array.shape, where)
+        elif array.ndim != 2:
+            found = layout_of(array.shape, where)
+        return cls(name, array, factors, factor_names, counting(array, found, where))
 
     def as_counts(self) -> "ImageData":
         """The same data as counts, in the units in which they were given.
@@ -413,9 +431,9 @@ class ImageData(Dataset[Tensor]):
             raise UserError(
                 f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
             )
-        found = self.counts(self.name, whole.numpy(), self.factors, self.factor_names)
-        form = replace(found.form, layout=self.form.layout, columns=self.form.columns)
-        return self._like(found.images, self.factors, form)
+        form = counting(whole.numpy(), self.form.layout, self.name)
+        form = replace(form, columns=self.form.columns)
+        return self._like(tensor_of(whole.numpy(), form, self.name), self.factors, form)
 
     def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
         # A single name is a string, which would otherwise be split into letters.
@@ -451,6 +469,8 @@ class ImageData(Dataset[Tensor]):
         what = f"images of {size}"
         if self.form.layout == "vectors":
             what = f"vectors of {self.image_shape[-1]}"
+        elif self.form.sequential:
+            what = f"sequences of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
         return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
 
@@ -490,7 +510,7 @@ class ImageData(Dataset[Tensor]):
         """Whether every pixel is 0 or 1 (as stored, 0 or 255 where uint8)."""
         white = 255 if self.images.dtype == torch.uint8 else 1
         # Standardised columns that happen to hold only 0 and 1 are not pixels.
-        return self.form.layout != "vectors" and all(
+        return not self.form.standardised and all(
             bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
         )
 
@@ -559,7 +579,7 @@ class ImageData(Dataset[Tensor]):
         images, done, form = self.images, [], self.form
         if self.image_shape == tuple(image_shape):
             return self._like(images, self.factors), ""
-        if form.layout == "vectors":
+        if form.standardised:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         if size != [height, width]:
             way = "padded with black"

@@ -7,7 +7,7 @@ path. Any fault in a file gives a one-line :class:`ngvae_pyro.UserError`: file, 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ngvae_pyro.data.formats import (
     TORCHVISION,
@@ -43,11 +43,12 @@ from ngvae_pyro.data.tables import TABLES, Columns, columns_of, is_table, load_t
 from ngvae_pyro.errors import UserError, described, nearest
 
 # The types that `as_images` accepts, without and with tensors.
-NoTensor = ImageData | np.ndarray | Dataset[Any] | str | Path
+NoTensor = ImageData | np.ndarray | Dataset[Any] | DataLoader[Any] | str | Path
 Images = NoTensor | Tensor
 
-# The ends of the names of files, but for those of IDX.
-FILES = (".npz", ".npy", ".h5", ".hdf5", ".h5ad", *TABLES)
+# The ends of the names of files, but for those of IDX, and of those that may hold sequences.
+ARRAYS = (".npz", ".npy", ".h5", ".hdf5", *TABLES)
+FILES = (*ARRAYS, ".h5ad")
 
 
 def _named_range(word: str) -> tuple[str, tuple[float, float]]:
@@ -77,6 +78,7 @@ def load(
     edge: float | None = None,
     device: torch.device | str | None = None,
     factors: Sequence[str] = (),
+    layout: str | None = None,
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -100,6 +102,8 @@ def load(
         device: Where sprites are rendered; it has no other effect. All images are on the CPU.
         factors: For tables and ``.h5ad`` files only: the columns (of ``obs``) that are factors, and
             no part of the vectors.
+        layout: For arrays and tables only: ``sequences`` if they are (N, C, L) or, of one channel,
+            (N, L), as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -114,6 +118,8 @@ def load(
     head, colon, listed = name.partition(":")
     if factors and not name.endswith(tables := (*TABLES, ".h5ad")):
         raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
+    if layout is not None and not name.endswith(ARRAYS):
+        raise UserError(f"{name}: layout: only arrays ({', '.join(ARRAYS)}) have this option")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -136,17 +142,17 @@ def load(
     if name in TORCHVISION:
         data = torchvision_data(name, "data" if root is None else root, download)
     elif name.endswith(".npz"):
-        data = load_npz(name)
+        data = load_npz(name, layout)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
         data = load_idx(name)
     elif name.endswith(".npy"):
-        data = load_npy(name)
+        data = load_npy(name, layout)
     elif name.endswith((".h5", ".hdf5")):
         from ngvae_pyro.data.hdf5 import load_hdf5
 
-        data = load_hdf5(name)
+        data = load_hdf5(name, layout)
     elif name.endswith(TABLES):
-        data = load_table(name, factors)
+        data = load_table(name, factors, layout)
     elif name.endswith(".h5ad"):
         from ngvae_pyro.data.cells import load_cells
 
@@ -169,7 +175,11 @@ def load(
 
 
 def as_images(
-    data: Images, name: str = "images", form: Form | None = None, counts: bool = False
+    data: Images,
+    name: str = "images",
+    form: Form | None = None,
+    layout: str | None = None,
+    counts: bool = False,
 ) -> ImageData:
     """Convert any accepted kind of data to images in memory.
 
@@ -178,40 +188,52 @@ def as_images(
             with an array interface, of images (N, H, W), (N, C, H, W) or (N, H, W, C) or of vectors
             (N, D); a table of pandas, whose columns of text become factors as those of a file do
             (:func:`ngvae_pyro.data.load_table`); a torch ``Dataset`` of images or of (image, label)
-            pairs; or a name or path that :func:`load` accepts. Images in an array may have any
-            range; the lowest value becomes 0 and the highest 1.
+            pairs; a ``DataLoader``, of which the whole data set is read once, in its own order,
+            whatever the loader samples, shuffles or collates; or a name or path that :func:`load`
+            accepts. Images in an array may have any range; the lowest value becomes 0 and the
+            highest 1.
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
             units.
+        layout: ``sequences`` if arrays and files hold sequences, as for
+            :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
 
     Raises:
         UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
     """
+    if layout is not None and form is not None:
+        raise UserError(f"{name}: expected a form or a layout, got both")
     if isinstance(data, (str, Path)):
-        data = load(data)
+        data = load(data, layout=layout)
+    if isinstance(data, DataLoader):
+        data = data.dataset
+        if not hasattr(data, "__array__") and not isinstance(data, Dataset):
+            return _in_memory(data, name, form, layout, counts)
     if isinstance(data, ImageData):
+        if layout is not None and not data.form.sequential:
+            raise UserError(f"data '{data.name}': layout: expected an array, got {data!r}")
         if form is not None:
             form.check_columns(data.form.columns, f"data '{data.name}'")
         elif counts:
             return data.as_counts()
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
-        return _in_memory(data, name, form, counts)
+        return _in_memory(data, name, form, layout, counts)
     if is_table(data):
-        return _of_table(columns_of(data, name), name, form, counts)
+        return _of_table(columns_of(data, name), name, form, layout, counts)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
     if form is None and counts:
-        return ImageData.counts(name, number_array(data, name))
+        return ImageData.counts(name, number_array(data, name), layout=layout)
     if form is None:
-        tensor, form = image_tensor(data, name, any_range=True)
+        tensor, form = image_tensor(data, name, any_range=True, layout=layout)
     else:
         array = number_array(data, name)
-        if form.layout != "vectors" and array.ndim in (3, 4) and array.ndim != form.dimensions:
+        if not form.standardised and array.ndim in (3, 4) and array.ndim != form.dimensions:
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
@@ -242,18 +264,22 @@ def from_numpy(
     return ImageData.stored("data", data.images, factors, factor_names, data.form)
 
 
-def _of_table(table: Columns, name: str, form: Form | None, counts: bool) -> ImageData:
+def _of_table(
+    table: Columns, name: str, form: Form | None, layout: str | None, counts: bool
+) -> ImageData:
     """The vectors of a table in memory, with its columns of text as factors."""
     if form is not None:
         form.check_columns(table.names, name)
-    vectors = as_images(table.values, name, form, counts)
+    vectors = as_images(table.values, name, form, layout, counts)
     form = replace(vectors.form, columns=table.names or vectors.form.columns)
     return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
 
 
-def _in_memory(dataset: Dataset[Any], name: str, form: Form | None, counts: bool) -> ImageData:
+def _in_memory(
+    dataset: Any, name: str, form: Form | None, layout: str | None, counts: bool
+) -> ImageData:
     """Load a torch data set; the numbers in its pairs become the factor ``label``."""
-    if not isinstance(dataset, Sized):
+    if not hasattr(dataset, "__len__"):
         raise UserError(f"{name}: expected a Dataset of known length, got {described(dataset)}")
     count = len(dataset)
     if not count:
@@ -273,7 +299,7 @@ def _in_memory(dataset: Dataset[Any], name: str, form: Form | None, counts: bool
             )
         images[i] = found
         labels += item[1:2] if paired else []
-    data = as_images(images, name, form, counts)
+    data = as_images(images, name, form, layout, counts)
     numbers = all(isinstance(n, Real) or getattr(n, "ndim", 1) == 0 for n in labels)
     if len(labels) == count and numbers:
         factors = torch.tensor([float(label) for label in labels])[:, None]
@@ -291,6 +317,7 @@ def _turned(data: ImageData, form: Form) -> ImageData:
             "the array itself"
         )
     arrays = data.form.arrays(ImageData.to_unit(data.images)).numpy()
-    form = replace(form, layout=data.form.layout)
+    if not form.standardised:
+        form = replace(form, layout=data.form.layout)
     tensor = tensor_of(arrays, form, f"data '{data.name}'")
     return ImageData.stored(data.name, tensor, data.factors, data.factor_names, form)

@@ -36,7 +36,9 @@ class Columns(NamedTuple):
     factor_names: tuple[str, ...]
 
 
-def load_table(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
+def load_table(
+    path: str | Path, factors: Sequence[str] = (), layout: str | None = None
+) -> ImageData:
     """Read the vectors of a ``.csv``, ``.tsv`` or ``.parquet`` file.
 
     The first line of a text file holds the names of the columns. A first column without a name, in
@@ -46,6 +48,7 @@ def load_table(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
     Args:
         path: The file.
         factors: Names of columns that are factors, and no part of the vectors.
+        layout: ``sequences`` if the columns are the places of one curve, as of a spectrum.
 
     Raises:
         UserError: For anything that does not fit this description, and for missing values.
@@ -57,7 +60,7 @@ def load_table(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
     found = columns_of(table, str(path), factors)
     if len(table) < 2:
         raise UserError(f"{path}: expected at least 2 rows, got {len(table)}")
-    images, form = image_tensor(found.values, str(path))
+    images, form = image_tensor(found.values, str(path), layout=layout)
     form = replace(form, columns=found.names)
     return ImageData.stored(path.stem, images, found.factors, found.factor_names, form)
 

@@ -22,7 +22,7 @@ from ngvae_pyro.report.plots import (
     SHOWN,
     UNINFORMATIVE,
     Row,
-    are_vectors,
+    are_curves,
     draw_covariance,
     draw_curves,
     draw_grid,
@@ -140,7 +140,7 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
     for axes in panels[len(looks) :]:
         axes.set_axis_off()
     for axes, one in zip(panels, looks, strict=False):
-        if are_vectors(one.traversals):
+        if are_curves(one.traversals):
             curves = draw_curves(axes, one.traversals, one.form)
             for panel, name, colour in zip(curves, one.names, one.colours, strict=True):
                 panel.set_ylabel(name, color=colour, fontsize=8)

@@ -28,7 +28,7 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.likelihoods import CategoricalLikelihood, CountsLikelihood
 from ngvae_pyro.nn import Decoder, Products, ResidualLayer, SumOfProducts
-from ngvae_pyro.report.plots import ROWS, are_vectors
+from ngvae_pyro.report.plots import ROWS, are_curves
 
 # Largest size of the explorer's data in the page, including base64.
 BYTES = 5_000_000
@@ -259,7 +259,7 @@ def explore(
     (:meth:`ngvae_pyro.evaluation.traversals.Support.reach`): to where the data end if this latent
     alone moves from the chosen image. Latents without a slider stay at that image's posterior
     means. Images are shown as in the figures, in the model's units and clamped to [0, 1]; vectors
-    are curves, in their own units if their columns have similar ones.
+    and sequences are curves, in their own units if the columns of vectors have similar ones.
 
     Args:
         fit: The trained pair.
@@ -292,7 +292,8 @@ def explore(
             for base, spans in zip(numbers, reach, strict=True)
         ],
     }
-    what = "vector" if are_vectors(data.images) else "image"
+    what = "vector" if are_curves(data.images) else "image"
+    what = "sequence" if fit.form.sequential else what
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
     ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
     why = "the decoder is convolutional"
@@ -404,8 +405,8 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         truth, means = (
             likelihood(x.view_as(expected).to(fit.device)).mean.cpu() for x in (expected, output)
         )
-    vectors = are_vectors(truth)
-    apart = means - truth if vectors else means.clamp(0, 1) - truth.clamp(0, 1)
+    curves = are_curves(truth)
+    apart = means - truth if curves else means.clamp(0, 1) - truth.clamp(0, 1)
     worst = apart.abs().max().item()
     if not worst <= CLOSE:
         return None, f"16-bit weights would change what is decoded by {255 * worst:.1f}/255"
@@ -417,8 +418,9 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
         "layers": [layer.packed() for layer in layers],
     }
     unit = "of a pixel's range"
-    if vectors:
-        found["curve"], unit = _curve(fit, truth), "of a column's standard deviation"
+    if curves:
+        found["curve"] = _curve(fit, truth)
+        unit = f"of a {'channel' if fit.form.sequential else 'column'}'s standard deviation"
     if (size := _size(found)) > BYTES:
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
     return found, (
@@ -429,22 +431,24 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
 
 
 def _curve(fit: Fit, truth: Tensor) -> dict[str, Any]:
-    """The units in which the page draws vectors, value = loc + scale mean, and their range."""
-    loc, scale, unit = np.zeros(1), np.ones(1), "standard deviations from the mean of each column"
+    """The units in which the page draws curves, value = loc + scale mean, and their range."""
+    what, place = ("channel", "position") if fit.form.sequential else ("column", "column")
+    loc, scale, unit = np.zeros(1), np.ones(1), f"standard deviations from the mean of each {what}"
     own_loc, own_scale = fit.form.loc, fit.form.scale
     if own_loc is None or own_scale is None:
         unit = "value"
-    elif own_scale.max() <= UNITS_ALIKE * own_scale.min():
+    elif fit.form.sequential or own_scale.max() <= UNITS_ALIKE * own_scale.min():
         loc, scale, unit = own_loc, own_scale, "value"
-    size = truth[0].numel()
-    loc, scale = (np.broadcast_to(part, size).tolist() for part in (loc, scale))
-    values = np.asarray(loc) + np.asarray(scale) * truth.flatten(1).double().numpy()
+    size = (len(truth[0]), truth.shape[-1])
+    loc, scale = (np.broadcast_to(part, size).ravel() for part in (loc, scale))
+    values = loc + scale * truth.flatten(1).double().numpy()
     return {
-        "loc": loc,
-        "scale": scale,
+        "loc": loc.tolist(),
+        "scale": scale.tolist(),
         "low": float(values.min()),
         "high": float(values.max()),
         "unit": unit,
+        "place": place,
     }
 
 

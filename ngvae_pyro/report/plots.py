@@ -688,16 +688,25 @@ def scores(
     return ax
 
 
-def are_vectors(images: Tensor) -> bool:
-    """Whether images (..., C, H, W) are vectors, which are drawn as curves."""
-    return images.shape[-3:-1] == (1, 1)
+def are_curves(images: Tensor) -> bool:
+    """Whether images (..., C, H, W) have one row, as vectors and sequences, drawn as curves."""
+    return images.shape[-2] == 1
 
 
-def _curve(ax: Axes, vector: Tensor, **style: Any) -> None:
-    """Draw a vector (1, 1, D) against the column number."""
-    values = vector.flatten().cpu().numpy()
-    # A few columns are drawn as points joined by a line.
-    ax.plot(np.arange(len(values)), values, marker="." if len(values) <= 40 else "", **style)
+def _in_own_units(images: Tensor, form: Form) -> Tensor:
+    """Images (..., C, 1, W) as their curves are drawn: sequences in the units of the data."""
+    if not form.sequential:
+        return images
+    return form.arrays(images.flatten(0, -4)).reshape(images.shape)
+
+
+def _curve(ax: Axes, image: Tensor, label: str | None = None, **style: Any) -> None:
+    """Draw an image (C, 1, W) against the column number, a line for each channel."""
+    for channel in image.flatten(0, 1).cpu().numpy():
+        # A few columns are drawn as points joined by a line.
+        marker = "." if len(channel) <= 40 else ""
+        ax.plot(np.arange(len(channel)), channel, marker=marker, label=label, **style)
+        label = None
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
@@ -705,6 +714,11 @@ def _curve(ax: Axes, vector: Tensor, **style: Any) -> None:
 
 # Columns that are few enough for their names to be read below a curve.
 NAMED = 12
+
+
+def _place(form: Form) -> str:
+    """What the horizontal axis of a curve is."""
+    return "position" if form.sequential else "column"
 
 
 def _name_columns(ax: Axes, form: Form) -> None:
@@ -719,8 +733,8 @@ def reconstructions(
 ) -> Axes:
     """Held-out images, their reconstructions, and ten times the absolute difference.
 
-    Vectors, images of shape (1, 1, D), are curves: each has a panel of its own, with its
-    reconstruction over it.
+    Vectors and sequences, images of shape (C, 1, L), are curves: each has a panel of its own, with
+    its reconstruction over it. Sequences are in the units of the data.
 
     Args:
         fit: The trained pair.
@@ -736,7 +750,7 @@ def reconstructions(
     paths.check_number("columns", columns, 1, 1000)
     x = ImageData.to_unit(data.images[:columns].to(fit.device))
     mean = reconstruct(fit, x)
-    if are_vectors(x):
+    if are_curves(x):
         return _reconstructed_curves(fit.form, x, mean, ax)
     with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:
         draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]))
@@ -746,6 +760,7 @@ def reconstructions(
 
 
 def _reconstructed_curves(form: Form, x: Tensor, mean: Tensor, ax: Axes | None) -> Axes:
+    x, mean = (_in_own_units(images, form) for images in (x, mean))
     across = min(3, len(x))
     down = -(-len(x) // across)
     with _drawing(ax, 2.3 * across + 0.6, 1.2 * down + 0.9) as ax:
@@ -753,12 +768,13 @@ def _reconstructed_curves(form: Form, x: Tensor, mean: Tensor, ax: Axes | None) 
         for panel in panels[len(x) :]:
             panel.set_axis_off()
         for i, (panel, one, again) in enumerate(zip(panels, x, mean, strict=False)):
-            _curve(panel, one, color=UNINFORMATIVE, lw=2.5, label="vector")
+            label = "sequence" if form.sequential else "vector"
+            _curve(panel, one, color=UNINFORMATIVE, lw=2.5, label=label)
             _curve(panel, again, color=INFORMATIVE, lw=1.2, label="reconstruction")
             if i + across < len(x):
                 panel.tick_params(labelbottom=False)
             else:
-                panel.set_xlabel("column")
+                panel.set_xlabel(_place(form))
                 _name_columns(panel, form)
             if i % across == 0:
                 panel.set_ylabel("value")
@@ -823,7 +839,7 @@ def traversals(
     the right are the KL of z (nats) and the mean precision of q(z | x). If the factors of the
     images are known, the factor that a latent follows is shown below its name with their
     correlation, or the two that it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
-    Vectors, images of shape (1, 1, D), are drawn as curves.
+    Vectors and sequences, images of shape (C, 1, L), are drawn as curves.
 
     Args:
         fit: The trained pair.
@@ -870,7 +886,7 @@ def traversals(
     groups = [[known[k] for k in row] for row in moved]
     draw: Any = _draw_walk
     across, down = 0.42, 0.45
-    if are_vectors(walks[0][0]):
+    if are_curves(walks[0][0]):
         draw, across, down = partial(_draw_curves, form=fit.form), 4.2 / steps, 0.8
     else:
         _, pixels_down, pixels_across = fit.model.image_shape
@@ -985,18 +1001,19 @@ def _draw_curves(
 
 
 def draw_curves(ax: Axes, images: Tensor, form: Form) -> list[Axes]:
-    """Draw a panel for each row of vectors (rows, columns, 1, 1, D), all on one scale.
+    """Draw a panel for each row of curves (rows, columns, C, 1, L), all on one scale.
 
     The curves of a row go from dark to light.
 
     Args:
         ax: Where to draw.
-        images: The vectors.
-        form: Their form, which may know the names of the columns.
+        images: The curves.
+        form: Their form, which knows the units of sequences, and may know the names of columns.
 
     Returns:
         The panels.
     """
+    images = _in_own_units(images, form)
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, images.shape[1]))
     panels = _panels(ax, [1.0] * len(images))
     low, high = float(images.min()), float(images.max())
@@ -1008,7 +1025,7 @@ def draw_curves(ax: Axes, images: Tensor, form: Form) -> list[Axes]:
         panel.tick_params(labelbottom=panel is panels[-1], labelsize=8)
     _name_columns(panels[-1], form)
     panels[-1].set_xlabel(
-        "column; dark: the low end of z, light: the high end\n"
+        f"{_place(form)}; dark: the low end of z, light: the high end\n"
         f"(values from {low:.2g} to {high:.2g} in each panel)"
     )
     return panels

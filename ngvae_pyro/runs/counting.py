@@ -346,9 +346,10 @@ def _unit(form: Form) -> tuple[float, str]:
     """What turns a scale into the units of the data, and their name."""
     if form.scale is None:
         return 1.0, "of a pixel in [0, 1]"
-    if form.scale.ndim:
-        return 1.0, "in standard deviations of a column"
-    return float(form.scale), "in the units of the data"
+    if form.scale.size == 1 and form.layout != "vectors":
+        return float(form.scale.item()), "in the units of the data"
+    what = "channel" if form.sequential else "column"
+    return 1.0, f"in standard deviations of a {what}"
 
 
 def plateau(counts: Sequence[int | None], own: int) -> Plateau:

@@ -9,7 +9,7 @@ import torch
 
 from ngvae_pyro import _arviz, provenance
 from ngvae_pyro.axes import Rotation
-from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.forms import Form, units_shape
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.extras import needed
@@ -173,9 +173,9 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     if spec.form is None:
         return Form()
     units = {name: tensors[f"form.{name}"] for name in UNITS if f"form.{name}" in tensors}
-    vectors = spec.form.layout == "vectors"
-    shape = spec.image_shape[2:] if vectors else ()
-    whole = len(units) == len(UNITS) or not (units or vectors)
+    form = Form(spec.form.layout, spec.form.in_bytes)
+    shape = units_shape(form.layout, spec.image_shape)
+    whole = len(units) == len(UNITS) or not (units or form.standardised)
     if not whole or any(
         unit.shape != shape or unit.dtype != torch.float64 for unit in units.values()
     ):
@@ -184,9 +184,10 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     if units and not (arrays["scale"] > 0).all():
         raise RuntimeError("form.scale: expected numbers above 0")
     columns = spec.form.columns or ()
-    if columns and (not vectors or len(columns) != spec.image_shape[2]):
+    one_row = form.layout in ("vectors", "curves")
+    if columns and (not one_row or len(columns) != spec.image_shape[2]):
         raise RuntimeError(f"form.columns: expected the names of all columns, got {len(columns)}")
-    return Form(spec.form.layout, spec.form.in_bytes, **arrays, columns=columns)
+    return Form(form.layout, form.in_bytes, **arrays, columns=columns)
 
 
 def load_posterior(folder: str | Path) -> Any:

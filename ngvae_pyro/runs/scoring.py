@@ -14,7 +14,9 @@ import numpy as np
 
 from ngvae_pyro import files, locks
 from ngvae_pyro.data.declared import data_seed, load_images
+from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.sources import ARRAYS
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation.assessment import NEW_SEED
 from ngvae_pyro.extras import needed
@@ -161,6 +163,8 @@ def _other_images(
         values.setdefault("size", size)
         if own.name.startswith("sprites") and own.resolution is not None:
             values.setdefault("resolution", own.resolution)
+    elif fit.form.sequential and str(values["name"]).endswith(ARRAYS):
+        values.setdefault("layout", "sequences")
     spec = parse(DataSpec, values, "--data")
     # Not the run's seed, which would give the sprites that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
@@ -171,9 +175,9 @@ def _other_images(
     if images.image_shape == image_shape:
         # In the run's units, if it has its own.
         return fit.as_images(images), ""
-    if "vectors" in (images.form.layout, fit.form.layout):
+    if images.form.standardised or fit.form.standardised:
         got, expected = (
-            f"vectors of {shape[-1]}" if form.layout == "vectors" else "images"
+            _kind(form, shape)
             for form, shape in ((images.form, images.image_shape), (fit.form, image_shape))
         )
         raise UserError(f"{images.name}: holds {got}, and the run was trained on {expected}")
@@ -185,6 +189,14 @@ def _other_images(
         )
     channels, height, width = image_shape
     return images.fitted((channels, height, width))
+
+
+def _kind(form: Form, image_shape: tuple[int, ...]) -> str:
+    """What the images of a form are, in words."""
+    if not form.standardised:
+        return "images"
+    size = "x".join(map(str, form.shape_of(image_shape)))
+    return f"{'sequences' if form.sequential else 'vectors'} of {size}"
 
 
 def _summary(score: Score, values: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -266,9 +266,9 @@ class LikelihoodSpec(Spec):
     exposure: Literal["auto", "none", "total"] = "auto"
 
     @property
-    def counts(self) -> bool:
-        """Whether it is of counts."""
-        return self.family in ("poisson", "negative_binomial")
+    def whole(self) -> bool:
+        """Whether its data are whole numbers, which are kept as they are."""
+        return self.family in ("poisson", "negative_binomial", "categorical")
 
     def _given(self) -> set[str]:
         return self.model_fields_set - {"family"}
@@ -305,7 +305,7 @@ class LikelihoodSpec(Spec):
             changes["family"] = family
         if family == "gaussian" and self.per == "auto":
             changes["per"] = "value" if columns >= MANY_COLUMNS else "all"
-        if self.counts and self.exposure == "auto":
+        if "exposure" in LIKELIHOOD_KEYS.get(family, ()) and self.exposure == "auto":
             changes["exposure"] = "none" if family == "poisson" else "total"
         return self.model_copy(update=changes) if changes else self
 

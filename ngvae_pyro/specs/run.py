@@ -91,7 +91,8 @@ class DataSpec(Spec):
 
     ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the fraction
     of them that is not trained on; ``resolution`` is the side of sprites in pixels, by default 32.
-    ``factors`` are the columns of a table that are factors, and no part of its vectors.
+    ``factors`` are the columns of a table that are factors, and no part of its vectors, and
+    ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences.
     """
 
     name: Text = "sprites"
@@ -102,6 +103,7 @@ class DataSpec(Spec):
     root: Text = "data"
     download: bool = False
     factors: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
+    layout: Literal["sequences"] | None = None
 
 
 class RunSpec(Spec):
@@ -118,13 +120,13 @@ class RunSpec(Spec):
 class FormSpec(Spec):
     """The axes of the arrays that held the images, and whether these were bytes.
 
-    ``columns`` are the names of the columns of vectors, if they have names.
+    ``columns`` are the names of the columns of vectors or curves, if they have names.
 
     If the arrays have units of their own, those are stored with the weights
     (:class:`ngvae_pyro.data.forms.Form`).
     """
 
-    layout: Literal["vectors", "grey", "channels_last", "channels_first"]
+    layout: Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
     in_bytes: bool
     columns: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
 

@@ -713,7 +713,7 @@ def fit(
         Interrupted: If a signal requested the end and there are checkpoints.
     """
     check_pair(model, guide)
-    data = as_images(data, counts=model.likelihood.counts)
+    data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
     check_likelihood(model.likelihood, data)
     spec = FitSpec() if spec is None else spec

@@ -157,11 +157,14 @@
     const {loc, scale, low, high} = data.curve;
     const unit = (high - low || 1) / 100;
     const heights = Array.from(x, (v, i) => (high - loc[i] - scale[i] * v) / unit);
-    // A single number is a level line.
-    if (heights.length === 1) heights.push(heights[0]);
-    const across = 100 / (heights.length - 1);
-    const points = heights.map((down, i) => `${(i * across).toFixed(2)},${down.toFixed(2)}`);
-    line.setAttribute("points", points.join(" "));
+    // A line for each channel, one after the other; a single number is a level line.
+    const across = 100 / Math.max(width - 1, 1);
+    const points = heights.map((down, i) => {
+      const place = i % width, at = down.toFixed(2);
+      const point = `${place ? "L" : "M"}${(place * across).toFixed(2)},${at}`;
+      return width === 1 ? `${point}L100,${at}` : point;
+    });
+    line.setAttribute("d", points.join(" "));
   }
   function frame(canvas, strip, i) {
     canvas.getContext("2d").drawImage(strip, 0, i * height, width, height, 0, 0, width, height);
