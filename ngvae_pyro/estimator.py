@@ -204,7 +204,6 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             seed=_seed(self.random_state),
         )
         values = _given(name=data, held_out=self.held_out, layout=self.layout)
-        variants.check_variant("NGVAE: model", self.model, "models")
         variants.check_variant("NGVAE: guide", self.guide, "guides")
         model_spec = self._model_spec()
         guide_spec = variants.spec_of("guides", self.guide, {})
@@ -219,6 +218,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _model_spec(self) -> ModelSpec:
         """The spec of the model, with the parameters that are keys of it."""
+        variants.check_variant("NGVAE: model", self.model, "models")
         return _model_spec(self.model, self.n_components, self.scale, self.likelihood)
 
     def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:

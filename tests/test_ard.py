@@ -216,9 +216,8 @@ def test_the_relevant_latents_are_the_fewest_that_make_up_the_share(
 
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "continuous_bernoulli"])
-def test_relevance_is_the_jacobian_of_the_mean(small_pair, family):
-    model, guide = small_pair("ard", "ard", image_shape=(1, 4, 4), latent_size=3)
-    likelihood = model.spec.likelihood.model_copy(update={"family": family})
+def test_relevance_is_the_jacobian_of_the_mean(family):
+    likelihood = {"family": family}
     model = load_model("ard", (1, 4, 4), latent_size=3, decoder=SMALL, likelihood=likelihood)
     guide = load_guide("ard", model, encoder=SMALL)
     with_variances(model.decoder, [2.0, 0.5, 1.0])
