@@ -1,6 +1,7 @@
 """The only module that depends on which generation of ArviZ is installed (0.23 or 1.x)."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -42,30 +43,31 @@ FIRST_GENERATION = az.__version__.startswith("0.")
 GOOD_K = 0.7
 
 
-def from_dict(
-    groups: dict[str, dict[str, Any]],
+def from_groups(
+    groups: dict[str, dict[str, tuple[Sequence[str], Any]]],
     coords: dict[str, Any],
-    dims: dict[str, list[str]],
     attrs: dict[str, Any],
 ) -> Any:
-    """Call ``az.from_dict`` of either generation: 0.23 takes keywords, 1.x one mapping.
+    """Build the ArviZ object of either generation from its groups.
 
-    Version 0.23 silently takes the mapping of 1.x for a posterior, so the version is checked.
+    ``az.from_dict`` takes the dimensions of an array by its name alone, and ``x`` is an image where
+    it is observed or drawn, and a number where it is a log likelihood.
 
     Args:
-        groups: The arrays of each group, by name.
-        coords: Values along the dimensions.
-        dims: Names of the dimensions of each array.
+        groups: For each group, the dimensions and the values of each array.
+        coords: Values along dimensions; those of any other are 0, 1, 2 ...
         attrs: Attributes of the whole object and of its posterior.
 
     Returns:
         An ``InferenceData`` (0.23) or a ``DataTree`` (1.x).
     """
-    build: Any = az.from_dict
-    if FIRST_GENERATION:
-        result = build(**groups, coords=coords, dims=dims)
-    else:
-        result = build(groups, coords=coords, dims=dims)
+    datasets = {}
+    for group, arrays in groups.items():
+        dataset = xr.Dataset(arrays)
+        sizes = {str(dim): size for dim, size in dataset.sizes.items()}
+        along = {dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
+        datasets[group] = dataset.assign_coords(along)
+    result = az.InferenceData(**datasets) if FIRST_GENERATION else xr.DataTree.from_dict(datasets)
     result.attrs.update(attrs)
     result["posterior"].attrs.update(attrs)
     return result
@@ -131,9 +133,9 @@ def elpd(log_likelihood: np.ndarray, pareto_k: np.ndarray, draws: int) -> Any:
     count = len(log_likelihood)
     total, se = log_likelihood.sum(), float((count * log_likelihood.var()) ** 0.5)
     bad = bool((pareto_k > GOOD_K).any())
-    coords = {"observation": np.arange(count)}
-    pointwise = xr.DataArray(log_likelihood, coords, ["observation"], name="elpd_i")
-    k = xr.DataArray(pareto_k, coords, ["observation"], name="pareto_shape")
+    coords = {"image": np.arange(count)}
+    pointwise = xr.DataArray(log_likelihood, coords, ["image"], name="elpd_i")
+    k = xr.DataArray(pareto_k, coords, ["image"], name="pareto_shape")
     if FIRST_GENERATION:
         names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning"]
         names += ["loo_i", "pareto_k", "scale", "good_k"]

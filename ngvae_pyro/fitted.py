@@ -332,8 +332,9 @@ class Fit:
         images: Images,
         *,
         observations: int | None = None,
-        chains: int = 4,
-        draws_per_chain: int = 250,
+        chains: int = 1,
+        draws_per_chain: int = 1000,
+        predictive: int | None = None,
         seed: int = 0,
     ) -> "InferenceData | DataTree":
         """Posterior draws as an ArviZ object, see :func:`ngvae_pyro.to_arviz`."""
@@ -347,6 +348,7 @@ class Fit:
                 observations=observations,
                 chains=chains,
                 draws_per_chain=draws_per_chain,
+                predictive=predictive,
                 seed=seed,
             )
 

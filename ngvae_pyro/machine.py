@@ -21,9 +21,9 @@ FLOAT_BYTES = 4
 # Peak memory of loading, splitting and training, as a multiple of the size of the stored data. They
 # go through the images a few at a time; the extra half covers that, the factors and the indices.
 DATA_PEAK = 1.5
-# Numbers drawn for each latent: 1,000 for each of 50 images, for z and for the precision, and the
-# same again while they are written.
-DRAWS = 50 * 1_000 * 2 * 2
+# Numbers drawn for each latent: 1,000 for each of 50 images, for z and for the precision, of the
+# posterior and of the prior, and the same again while they are written.
+DRAWS = 50 * 1_000 * 2 * 2 * 2
 
 
 def resolve_device(name: str) -> torch.device:

@@ -67,7 +67,8 @@ CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
     "ng.evaluate": (["fit", "data"], {"seed": "0"}),
     "ng.to_arviz": (
         ["fit", "data"],
-        {"observations": "3", "chains": "2", "draws_per_chain": "5", "seed": "0", "attrs": "{}"},
+        {"observations": "3", "chains": "2", "draws_per_chain": "5", "predictive": "4"}
+        | {"seed": "0", "attrs": "{}"},
     ),
     "ng.log_likelihood": (["fit", "data"], {"draws": "25", "widen": "1.2", "seed": "0"}),
     "ng.load_run": (["run"], {"device": "'cpu'"}),
@@ -367,11 +368,11 @@ def _as_asked(name: str, asked: dict[str, Any], found: Any) -> str:
     """That numbers are numbers, and as many draws and images as were asked for."""
     if name == "ng.to_arviz":
         posterior = getattr(found.posterior, "dataset", found.posterior)
-        usual = {"chains": 4, "draws_per_chain": 250, "observations": 50}
+        usual = {"chains": 1, "draws_per_chain": 1000, "observations": 50}
         wanted = {**usual, **{key: asked[key] for key in usual if key in asked}}
         if "observations" not in asked:
             wanted["observations"] = min(50, len(asked["data"]))
-        got = [int(posterior.sizes[key]) for key in ("chain", "draw", "observation")]
+        got = [int(posterior.sizes[key]) for key in ("chain", "draw", "image")]
         return "" if got == [*wanted.values()] else f"{got} of {wanted}"
     if name == "ng.log_likelihood" and not np.isfinite(found.values).all():
         return f"{np.isnan(found.values).sum()} of {len(found.values)} values are no numbers"

@@ -93,6 +93,8 @@ def test_scores_and_assessment_of_another_shape_are_refused(fit, spec, data):
         ({"observations": 0}, "observations: expected a whole number, at least 1, got 0"),
         ({"observations": -1}, "observations: expected a whole number, at least 1, got -1"),
         ({"chains": 1.5}, "chains: expected a whole number, at least 1, got 1.5"),
+        ({"predictive": 1001}, "predictive: expected a whole number, at most the 1000 draws of a"),
+        ({"predictive": -1}, "predictive: expected a whole number, .* of a chain, got -1"),
         ({"observations": 10_000}, "expected at most the 200 images of 'sprites.*', got 10000"),
     ],
 )

@@ -262,7 +262,9 @@ def test_damaged_forms_are_one_line(folders, tmp_path):
 
 def test_posterior_draws_of_arrays(of_images):
     posterior = of_images.to_arviz(BYTES[:5], draws_per_chain=9)
-    assert posterior["posterior"]["z"].shape == (4, 9, 5, 3)
+    assert posterior["posterior"]["z"].shape == (1, 9, 5, 3)
+    none = of_images.to_arviz(BYTES[:5], chains=2, draws_per_chain=9, predictive=0)
+    assert none["posterior"]["z"].shape == (2, 9, 5, 3) and not hasattr(none, "prior_predictive")
 
 
 # Types ---------------------------------------------------------------------------------------

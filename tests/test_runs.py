@@ -198,17 +198,20 @@ def test_inspect_shows_the_latents_in_order(folder):
 def test_arviz_runs_on_the_posterior(folder):
     posterior = runs.load_posterior(folder)
     precision = posterior["posterior"]["precision"]
-    assert precision.dims == ("chain", "draw", "observation", "latent")
-    assert precision.shape == (4, 250, 12, 4) and (precision > 0).all()
+    assert precision.dims == ("chain", "draw", "image", "latent")
+    assert precision.shape == (1, 1000, 12, 4) and (precision > 0).all()
     assert posterior["posterior"]["z"].shape == precision.shape
-    assert posterior["log_likelihood"]["x"].dims == ("chain", "draw", "observation")
-    assert posterior["observed_data"]["images"].shape == (12, 3, 32, 32)
-    assert posterior["constant_data"]["factors"].dims == ("observation", "factor")
+    assert posterior["log_likelihood"]["x"].dims == ("chain", "draw", "image")
+    assert posterior["observed_data"]["x"].shape == (12, 3, 32, 32)
+    assert posterior["constant_data"]["factors"].dims == ("image", "factor")
+    looks = posterior["training"]
+    rows = json.loads((folder / "history.json").read_text(encoding="utf-8"))["rows"]
+    assert looks["loss"].values.tolist() == [row["loss"] for row in rows]
     assert set(posterior["constant_data"].data_vars) == {"loc", "probs", "factors"}
     attrs = posterior["posterior"].attrs
     assert attrs["seed"] == 0 and attrs["version torch"] == version("torch")
-    few = {"var_names": ["z"], "coords": {"observation": [0, 1]}}
-    assert len(az.summary(posterior, **few)) == 8
+    few = {"var_names": ["z"], "coords": {"image": [0, 1]}}
+    assert len(az.summary(posterior, kind="stats", **few)) == 8
     # ArviZ 1.x divides by the lower quartile of the tail of weights 1 / p(x | z), relative to the
     # greatest; where that is below the smallest normal double, at -708 nats, elpd is NaN.
     draws = posterior["log_likelihood"]["x"]
@@ -229,7 +232,7 @@ def test_python_in_twelve_lines(tmp_path):
     guide = ngvae_pyro.load_guide("relaxed", model)
     fit = ngvae_pyro.fit(model, guide, train, ngvae_pyro.FitSpec(steps=3), progress=False)
     posterior = ngvae_pyro.to_arviz(fit, held_out, observations=2)
-    assert len(az.summary(posterior, var_names=["precision"])) == 12
+    assert len(az.summary(posterior, var_names=["precision"], kind="stats")) == 12
 
 
 # Command line --------------------------------------------------------------------------------

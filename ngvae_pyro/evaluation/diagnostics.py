@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ngvae_pyro import _arviz, machine
+from ngvae_pyro import __version__, _arviz, machine
 from ngvae_pyro.arrays import checked
 from ngvae_pyro.axes import Rotation
 from ngvae_pyro.contexts import evaluating
@@ -22,14 +22,20 @@ from ngvae_pyro.fitted import BATCH, Fit, check_data, check_fit, data_of, site_t
 from ngvae_pyro.guide import Codes
 from ngvae_pyro.latents import ACTIVE, is_informative
 from ngvae_pyro.machine import seeded
+from ngvae_pyro.model import VAE
 from ngvae_pyro.records import Metrics, Precision
 
 if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import DataTree
 
-# The default number of images whose posterior draws are kept.
-OBSERVATIONS = 50
+# By default, the images whose posterior draws are kept, and the draws of each.
+OBSERVATIONS, DRAWS = 50, 1000
+# As many of these are drawn as images too as take no more numbers than this (16 MiB): of 32x32
+# pixels all would be 600 MB.
+MOST_NUMBERS = 2**22
+# What is a number in each row of a history.
+LOOKED = ("step", "loss", "informative")
 
 # A latent follows a factor if their correlation is at least CLOSE and the factor explains at least
 # MORE times as much of its variance as any other; it mixes two if the second has at least MIXED.
@@ -397,39 +403,72 @@ def to_arviz(
     data: Images,
     *,
     observations: int | None = None,
-    chains: int = 4,
-    draws_per_chain: int = 250,
+    chains: int = 1,
+    draws_per_chain: int = DRAWS,
+    predictive: int | None = None,
     seed: int = 0,
     attrs: dict[str, Any] | None = None,
 ) -> "InferenceData | DataTree":
-    """Draw from the posterior of a fit, as an ArviZ object.
+    r"""Draw from the posterior of a fit, as an ArviZ object.
 
-    The guide is sampled directly, so draws are independent, and there are chains only because
-    ArviZ compares them. ``az.loo`` warns about a high Pareto k for many images, because each image
-    has its own latents, which leaving it out would leave undetermined. If the log likelihoods of an
-    image's draws differ by more than 708 nats, as may happen with a barely trained pair, its result
-    is NaN with ArviZ 1.x.
+    The guide is sampled directly, so its draws are independent and make one chain. Several are
+    those of one, cut into pieces, and their r_hat is 1 by construction.
+
+    Leaving an image out leaves its z with the prior, since the networks stay as they are and every
+    image has a z of its own. So what ``az.loo`` estimates from these draws is a marginal
+    likelihood, by its harmonic mean (Newton and Raftery, 1994, "Approximate Bayesian inference with
+    the weighted likelihood bootstrap", JRSS B 56),
+
+    .. math::
+        \log p(x_i \mid x_{-i}) = \log p(x_i)
+        = -\log \mathrm E_{p(z \mid x_i)} \left[\frac 1 {p(x_i \mid z)}\right],
+
+    with draws of the guide in place of the posterior. The weights 1 / p(x | z) would have to turn a
+    posterior into a prior that is many times as wide, and their Pareto k says that they do not: it
+    is above 0.7 for most images, ``az.loo`` and ``az.compare`` warn, and are off by several nats an
+    image. The same log p(x) is what :func:`ngvae_pyro.log_likelihood` estimates, with low k. An
+    image is a cluster of pixels in the words of Merkle, Furr and Rabe-Hesketh (2019), "Bayesian
+    comparison of latent variable models: conditional versus marginal likelihoods", Psychometrika
+    84, where the conditional likelihood, as it is here, is for leaving out units, and the marginal
+    for leaving out clusters. If the log likelihoods of an image's draws differ by more than 708
+    nats, as may happen with a barely trained pair, the result is NaN with ArviZ 1.x.
+
+    ``az.plot_loo_pit`` takes one number of each image, such as a pixel or a column, in all draws:
+    ``to_arviz(fit, data, predictive=1000).sel(column=0)``.
 
     Args:
         fit: From :func:`ngvae_pyro.fit`.
         data: Images or vectors; the first ``observations`` are used.
         observations: How many images, by default 50, or as many as there are.
-        chains: How many chains, at least 1; ArviZ's r_hat needs 2.
+        chains: How many chains, at least 1.
         draws_per_chain: Draws in each chain, at least 1.
+        predictive: For how many draws of each chain, its first, x is drawn too; by default for all
+            if they take at most 16 MiB, and for as many as that if not, which is none for large
+            images.
         seed: Seed of the draws.
         attrs: Further attributes.
 
     Returns:
-        An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x) with the groups
-        ``posterior``: precision and z (chain, draw, observation, latent);
-        ``log_likelihood``: x (chain, draw, observation), nats per image;
-        ``observed_data``: images (observation, channel, height, width), in [0, 1];
-        ``constant_data``: loc and probs of the encoder (observation, latent), and the factors
-        (observation, factor) if they are known.
+        An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x). In it x has the units of the
+        model: images (image, channel, height, width) are in [0, 1], vectors (image, column)
+        standardised, and counts as they are. Latents are named z0, z1 and so on. The groups are
+        ``posterior``: precision and z (chain, draw, image, latent);
+        ``log_likelihood``: x (chain, draw, image), log p(x | z), nats;
+        ``sample_stats``: lp (chain, draw, image), log p(x, z), nats;
+        ``posterior_predictive``: x (chain, draw, image, ...), drawn from p(x | z);
+        ``prior`` and ``prior_predictive``: as the posterior and its predictive, from the model
+        alone, counts with the exposure of each image;
+        ``observed_data``: x (image, ...);
+        ``constant_data``: loc and probs of the encoder (image, latent), and the factors
+        (image, factor) if they are known;
+        ``training``: step, loss (-ELBO, nats per image) and informative, the number of informative
+        latents (look), and probs (look, latent) at the looks of the training, of which there are
+        not as many as draws, so that they do not fit into ``sample_stats``. Not for a pair that was
+        not trained here.
 
     Raises:
         UserError: For images of a shape other than the model's, for fewer images than requested,
-            and for fewer than one observation, chain or draw.
+            for fewer than one observation, chain or draw, and for more predictive draws than draws.
     """
     check_fit(fit)
     data = data_of(fit, data)
@@ -451,43 +490,83 @@ def to_arviz(
         )
     data = data.subset(slice(0, observations))
     x = ImageData.to_unit(data.images.to(fit.device))
+    if predictive is None:
+        predictive = min(draws_per_chain, MOST_NUMBERS // (chains * x.numel()))
+    if not isinstance(predictive, Integral) or not 0 <= predictive <= draws_per_chain:
+        raise UserError(
+            f"predictive: expected a whole number, at most the {draws_per_chain} draws of a chain, "
+            f"got {predictive!r}"
+        )
     shape = (chains, draws_per_chain, len(data))
-    # For z and the precision, and the same again while they are written.
-    numbers = 4 * math.prod(shape) * fit.model.latent_size
+    # For z, the precision and images, of posterior and prior, and the same again while written.
+    numbers = 8 * math.prod(shape) * fit.model.latent_size + 4 * chains * predictive * x.numel()
     machine.check(
-        "posterior draws (observations, chains, draws_per_chain)",
+        "posterior draws (observations, chains, draws_per_chain, predictive)",
         machine.FLOAT_BYTES * numbers,
         fit.device,
     )
-    with evaluating(fit.model, fit.guide):
-        with seeded(seed, fit.device):
-            precision, z = fit.guide.draws(x, chains * draws_per_chain)
+    of_vectors = data.form.layout == "vectors"
+    of_image = ["column"] if of_vectors else ["channel", "height", "width"]
+
+    def shaped(x: Tensor) -> Tensor:
+        """Images (..., C, H, W), where these are vectors as (..., D), and counts as integers."""
+        x = x.int() if data.form.raw else x
+        return x.flatten(-3) if of_vectors else x
+
+    def in_chains(values: Tensor, *dims: str) -> tuple[list[str], np.ndarray]:
+        """Draws (S, N, ...) in their chains, and the names of their dimensions."""
+        return ["chain", "draw", "image", *dims], values.unflatten(0, (chains, -1)).cpu().numpy()
+
+    def drawn(z: Tensor) -> dict[str, tuple[list[str], np.ndarray]]:
+        """Images x given the first draws z (S, N, K) of each chain."""
+        few = z.unflatten(0, (chains, -1))[:, :predictive].flatten(0, 1)
+        given = [fit.model.likelihood(fit.model.decoder(part), x) for part in few]
+        return {"x": in_chains(shaped(torch.stack([fn.sample() for fn in given])), *of_image)}
+
+    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
+        precision, z = fit.guide.draws(x, chains * draws_per_chain)
+        code = fit.guide.codes(x)
         log_likelihood = torch.stack(
             [fit.model.likelihood(fit.model.decoder(part), x).log_prob(x) for part in z]
-        )
-        code = fit.guide.codes(x)
-    latents = [f"z{k}" for k in range(fit.model.latent_size)]
-    constant = {"loc": code.loc.cpu().numpy(), "probs": code.probs.cpu().numpy()}
-    coords: dict[str, Any] = {"latent": latents, "observation": np.arange(len(data))}
-    dims = {
-        "precision": ["observation", "latent"],
-        "z": ["observation", "latent"],
-        "loc": ["observation", "latent"],
-        "probs": ["observation", "latent"],
-        "x": ["observation"],
-        "images": ["observation", "channel", "height", "width"],
-    }
-    if data.factors is not None:
-        constant["factors"] = data.factors.numpy()
-        coords["factor"] = list(data.factor_names)
-        dims["factors"] = ["observation", "factor"]
+        ).double()
+        log_prior = fit.model.marginal.log_prob(z).double().sum(-1)
+        prior = prior_draws(fit.model, *z.shape[:2])
+        predicted = {}
+        if predictive:
+            predicted["posterior_predictive"] = drawn(z)
+            predicted["prior_predictive"] = drawn(prior["z"])
     groups = {
-        "posterior": {
-            "precision": precision.reshape(*shape, -1).cpu().numpy(),
-            "z": z.reshape(*shape, -1).cpu().numpy(),
+        "posterior": {"precision": in_chains(precision, "latent"), "z": in_chains(z, "latent")},
+        "log_likelihood": {"x": in_chains(log_likelihood)},
+        "sample_stats": {"lp": in_chains(log_likelihood + log_prior)},
+        "prior": {name: in_chains(values, "latent") for name, values in prior.items()},
+        **predicted,
+        "observed_data": {"x": (["image", *of_image], shaped(x).cpu().numpy())},
+        "constant_data": {
+            "loc": (["image", "latent"], code.loc.cpu().numpy()),
+            "probs": (["image", "latent"], code.probs.cpu().numpy()),
         },
-        "log_likelihood": {"x": log_likelihood.reshape(shape).double().cpu().numpy()},
-        "observed_data": {"images": x.cpu().numpy()},
-        "constant_data": constant,
     }
-    return _arviz.from_dict(groups, coords, dims, attrs or {})
+    coords = {"latent": [f"z{k}" for k in range(fit.model.latent_size)]}
+    if data.factors is not None:
+        groups["constant_data"]["factors"] = (["image", "factor"], data.factors.numpy())
+        coords["factor"] = list(data.factor_names)
+    if fit.history:
+        groups["training"] = {
+            **{key: (["look"], [row[key] for row in fit.history]) for key in LOOKED},
+            "probs": (["look", "latent"], [row["probs"] for row in fit.history]),
+        }
+    library = {"inference_library": "ngvae_pyro", "inference_library_version": __version__}
+    return _arviz.from_groups(groups, coords, {**library, **(attrs or {})})
+
+
+def prior_draws(model: VAE, count: int, images: int) -> dict[str, Tensor]:
+    """Draws (count, images, K) from the prior of the sites of a model that are of its latents."""
+    with pyro.poutine.trace() as tracer, pyro.plate("data", count * images):
+        model.sample_latents()
+    nodes: Any = tracer.trace.nodes
+    return {
+        name: nodes[name]["value"].unflatten(0, (count, images))
+        for name in ("precision", "z")
+        if name in nodes
+    }
