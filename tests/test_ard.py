@@ -15,7 +15,7 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import ArdDecoder, AxisPrecision, load_model
 from ngvae_pyro.objectives import ArdELBO, load_objective
-from ngvae_pyro.specs import ArdGuideSpec, ArdPriorSpec, FitSpec
+from ngvae_pyro.specs import ArdGuideSpec, ArdPriorSpec, FitSpec, LikelihoodSpec
 from ngvae_pyro.training.trainer import Trainer, fit
 
 
@@ -216,8 +216,9 @@ def test_the_relevant_latents_are_the_fewest_that_make_up_the_share(
 
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "continuous_bernoulli"])
-def test_relevance_is_the_jacobian_of_the_mean(family):
-    likelihood = {"family": family}
+def test_relevance_is_the_jacobian_of_the_mean(small_pair, family):
+    small_pair("ard", "ard", image_shape=(1, 4, 4), latent_size=3)
+    likelihood = LikelihoodSpec(family=family)
     model = load_model("ard", (1, 4, 4), latent_size=3, decoder=SMALL, likelihood=likelihood)
     guide = load_guide("ard", model, encoder=SMALL)
     with_variances(model.decoder, [2.0, 0.5, 1.0])
