@@ -223,9 +223,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _model_spec(self) -> ModelSpec:
         """The spec of the model, with the parameters that are keys of it."""
-        return _model_spec(
-            self.model, self.n_components, self.scale, self.likelihood, self.decoder
-        )
+        return _model_spec(self.model, self.n_components, self.scale, self.likelihood, self.decoder)
 
     def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:
         """Convert the rows to images, after scikit-learn's own checks of tables."""

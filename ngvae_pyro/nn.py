@@ -661,7 +661,8 @@ def imported(factory: str | Callable[..., Any], key: str) -> Any:
         return factory
     module, _, name = factory.partition(":")
     folder = str(Path.cwd())
-    sys.path.append(folder)
+    if beside := folder not in sys.path:
+        sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module)
     except (ImportError, SyntaxError) as error:
@@ -670,7 +671,8 @@ def imported(factory: str | Callable[..., Any], key: str) -> Any:
             f"of the working folder {folder}"
         ) from None
     finally:
-        sys.path.remove(folder)
+        if beside:
+            sys.path.remove(folder)
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import jacfwd, vmap
 
+from ngvae_pyro.data import as_images
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
@@ -22,7 +23,16 @@ from ngvae_pyro.nn import (
     ToPatches,
     activations,
 )
-from ngvae_pyro.specs import Conv1dSpec, MLPSpec, ResidualConvSpec, ResNetV2Spec, SeparableSpec
+from ngvae_pyro.specs import (
+    Conv1dSpec,
+    MLPSpec,
+    ResidualConvSpec,
+    ResNetV2Spec,
+    ScheduleSpec,
+    SeparableSpec,
+)
+from ngvae_pyro.training import steps
+from ngvae_pyro.training.trainer import fit
 
 SMALL = ResNetV2Spec(channels=4, width=16)
 PATCHED = ResidualConvSpec(channels=4, width=16)
@@ -155,6 +165,21 @@ def test_sequences_of_any_length_are_halved(length, channels):
         network(torch.rand(2, *(shape if isinstance(network, Encoder) else (6,))))
     down = LENGTHS[length][1:]
     assert seen == down + LENGTHS[length][-2::-1]
+
+
+def test_a_recorded_training_on_sequences_is_the_literal_one(monkeypatch):
+    monkeypatch.setattr(steps, "WARM_UP", 2)
+    monkeypatch.setattr(steps, "PAYS_FROM", 0)
+    data, found = as_images(torch.randn(40, 19)), []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = load_model("normal_gamma", data, latent_size=2, decoder=CURVES)
+        guide = load_guide("relaxed", model, encoder=CURVES)
+        how = {"steps": 8, "batch_size": 8, "device": "cpu", "fast": fast, "progress": False}
+        fit(model, guide, data, schedule=ScheduleSpec(), **how)
+        found.append(model.state_dict() | guide.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_no_sequence_is_one_line():

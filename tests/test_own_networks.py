@@ -18,7 +18,7 @@ from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.nn import OwnTrunk
 from ngvae_pyro.specs import FitSpec, OwnSpec, RunSpec, ScheduleSpec
-from ngvae_pyro.training import memory, steps
+from ngvae_pyro.training import lessons, memory, steps
 from ngvae_pyro.training import trainer as svi
 
 SHAPE = (1, 8, 8)
@@ -41,7 +41,7 @@ class Pictures(nn.Module):
     def forward(self, h):
         h = self.dropout(self.cells(h)).view(len(h), -1, 4, 4)
         h = self.conv(h).relu()
-        return self.out(self.again(h.view(h.shape)).relu())
+        return self.out(self.again(h.view(len(h), -1).view(h.shape)).relu())
 
 
 class Features(nn.Sequential):
@@ -141,6 +141,10 @@ REFUSED = {
     "no module": ("no_such.nets:Mine", "cannot import no_such.nets: No module named 'no_such'"),
     "no class": ("torch.nn:Mine", "expected a class of torch.nn.Module as torch.nn:Mine, got none"),
     "a function": ("os:getcwd", "expected a class of torch.nn.Module as os:getcwd, got a"),
+    "another class": (
+        "pathlib:Path",
+        "expected a class of torch.nn.Module as .*, got the class Path",
+    ),
     "arguments": (lambda image_shape: None, "does not take these: too many positional arguments"),
     "None": (lambda image_shape, width: None, "expected a torch.nn.Module, got None"),
     "too few": (nn.Conv2d, "not take these: missing a required argument: 'kernel_size'"),
@@ -271,6 +275,13 @@ def test_what_is_held_still_stays_as_it_is(images):
         torch.equal(p, q) for p, q in zip(guide.encoder.trunk.parameters(), before, strict=True)
     ]
     assert same == [True, True, False, False, False, False]
+    # Nor does a lesson teach it.
+    trainer = svi.Trainer(model, guide, images, FitSpec(steps=20, device="cpu"), STILL)
+    lessons.teach(trainer, images.images, torch.zeros(len(images), 3))
+    assert trainer.optimizer.state.keys() <= {p for p in guide.parameters() if p.requires_grad} | {
+        *model.parameters()
+    }
+    assert torch.equal(next(guide.encoder.trunk.parameters()), before[0])
 
 
 def test_dropout_acts_in_steps_and_not_in_looks(images):
