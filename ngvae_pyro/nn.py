@@ -566,7 +566,8 @@ class OwnTrunk:
             own = torch.Generator(device).manual_seed(0)
             x = torch.randn(2, *inputs, generator=own)
             with in_mode(False, self.module):
-                self.output, self.kept = self._called(x)
+                with torch.enable_grad():
+                    self.output, self.kept = self._called(x)
                 with torch.no_grad():
                     alone = self._called(x[:1])[0]
         self._check_output(alone)
