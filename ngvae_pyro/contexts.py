@@ -67,7 +67,7 @@ def _alone() -> Iterator[None]:
 
 
 @contextmanager
-def _in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
     """Put modules into training mode or out of it, and restore the mode of each part at the end."""
     before = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
@@ -89,7 +89,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     Raises:
         UserError: If a fit is under way in another thread.
     """
-    with _alone(), float32(), _in_mode(False, *modules):
+    with _alone(), float32(), in_mode(False, *modules):
         buffers = [buffer for module in modules for buffer in module.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
@@ -127,7 +127,9 @@ def fitting(*modules: nn.Module) -> Iterator[None]:
             )
         _fits = True
         try:
-            with float32(), _in_mode(True, *modules):
+            with float32(), in_mode(True, *modules), warnings.catch_warnings():
+                # Pyro says so of each parameter that somebody holds still.
+                warnings.filterwarnings("ignore", ".* was not registered in the param store")
                 yield
         finally:
             _fits = False

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from numbers import Integral, Real
@@ -67,6 +67,10 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         model: The model p(x, z): a name in ``models/``, a path to a TOML file, or a
             :class:`ngvae_pyro.ModelSpec`.
         guide: The guide q(z | x): a name in ``guides/``, a path to a TOML file, or its spec.
+        decoder: The network of the model, in place of the one that it declares: a class of
+            ``torch.nn.Module`` or a function that makes one (:class:`ngvae_pyro.specs.OwnSpec`), or
+            the spec of a network.
+        encoder: The network of the guide, likewise.
         steps: Steps of Adam.
         batch_size: Rows per step.
         learning_rate: Learning rate of Adam.
@@ -108,6 +112,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         *,
         model: str | Path | Spec = "normal_gamma",
         guide: str | Path | Spec = "relaxed",
+        decoder: Spec | Callable[..., Any] | None = None,
+        encoder: Spec | Callable[..., Any] | None = None,
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
@@ -122,6 +128,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.n_components = n_components
         self.model = model
         self.guide = guide
+        self.decoder = decoder
+        self.encoder = encoder
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -206,7 +214,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         values = _given(name=data, held_out=self.held_out, layout=self.layout)
         variants.check_variant("NGVAE: guide", self.guide, "guides")
         model_spec = self._model_spec()
-        guide_spec = variants.spec_of("guides", self.guide, {})
+        guide_spec = variants.spec_of("guides", self.guide, _given(encoder=self.encoder))
         return RunSpec(
             model_name=_name(self.model, model_spec.prior.family),
             guide_name=_name(self.guide, guide_spec.family),
@@ -219,7 +227,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def _model_spec(self) -> ModelSpec:
         """The spec of the model, with the parameters that are keys of it."""
         variants.check_variant("NGVAE: model", self.model, "models")
-        return _model_spec(self.model, self.n_components, self.scale, self.likelihood)
+        return _model_spec(self.model, self.n_components, self.scale, self.likelihood, self.decoder)
 
     def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:
         """Convert the rows to images, after scikit-learn's own checks of tables."""
@@ -526,9 +534,10 @@ def _model_spec(
     n_components: int | None,
     scale: float | None,
     likelihood: str | Mapping[str, Any] | None,
+    decoder: Spec | Callable[..., Any] | None = None,
 ) -> ModelSpec:
     """The spec of a model, with the keys that are parameters of the estimator applied."""
-    changes: dict[str, Any] = _given(latent_size=n_components)
+    changes: dict[str, Any] = _given(latent_size=n_components, decoder=decoder)
     own = {"family": likelihood} if isinstance(likelihood, str) else (likelihood or {})
     expect("NGVAE: likelihood", own, Mapping, "the name of a family, or a dictionary of keys")
     if keys := {**_given(**own), **_given(scale=scale)}:

@@ -788,10 +788,12 @@ def load_guide(variant: str | Path | Spec, model: VAE, **changes: Any) -> Guide:
     Args:
         variant: Name in ``guides/``, path to a TOML file, or a guide spec.
         model: The model whose latents are inferred.
-        changes: Keys of the spec to change, e.g. ``sharpness=10.0``.
+        changes: Keys of the spec to change, e.g. ``sharpness=10.0``, or ``encoder=MyEncoder``, a
+            class of ``torch.nn.Module`` (:class:`ngvae_pyro.specs.OwnSpec`).
 
     Raises:
-        UserError: If the variant does not exist, is not valid, or does not fit the model.
+        UserError: If the variant does not exist, is not valid, or does not fit the model, or the
+            encoder cannot take its images.
     """
     expect("model", model, VAE, "a model from ngvae_pyro.load_model")
     if not (fits := guides_for(model)):

@@ -300,11 +300,12 @@ def load_model(
             of one's own, data that vary
             little are slow to train then, and a ``fit`` after it begins with other units than the
             weights have learned.
-        changes: Keys of the spec to change, e.g. ``latent_size=30``.
+        changes: Keys of the spec to change, e.g. ``latent_size=30``, or ``decoder=MyDecoder``, a
+            class of ``torch.nn.Module`` (:class:`ngvae_pyro.specs.OwnSpec`).
 
     Raises:
-        UserError: If the variant does not exist, its spec is not valid, or ``images`` are none of
-            these.
+        UserError: If the variant does not exist, its spec is not valid, ``images`` are none of
+            these, or the decoder cannot make such images.
     """
     spec = spec_of("models", variant, changes)
     expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")

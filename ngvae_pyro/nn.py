@@ -5,22 +5,42 @@ All kinds are ``trunk`` networks with one linear layer at the latent end (``Enco
 one latent there without touching the rest.
 """
 
+import importlib
+import inspect
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ngvae_pyro.errors import UserError
-from ngvae_pyro.specs import ConvSpec, MLPSpec, ResidualConvSpec, ResNetV2Spec, SeparableSpec
+from ngvae_pyro.contexts import in_mode
+from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.specs import (
+    Conv1dSpec,
+    ConvSpec,
+    MLPSpec,
+    OwnSpec,
+    ResidualConvSpec,
+    ResNetV2Spec,
+    SeparableSpec,
+)
 
 CONV_SIZES = (28, 32, 64)
 # Patches along the longer side of an image, at most.
 PATCHES = 16
+# Length from which conv1d networks halve no more.
+SHORTEST = 8
 
-AnyNetwork = MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec
+# What torch and Python raise for shapes, types and sizes that do not match.
+MISTAKES = (RuntimeError, TypeError, ValueError, IndexError)
+
+AnyNetwork = MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec
 AnyDecoder = SeparableSpec | AnyNetwork
 
 
@@ -73,6 +93,30 @@ class PreActivationBlock(nn.Module):
             *(_norm(before), nn.SiLU(), up),
             nn.Conv2d(before, after, 3, stride=stride, padding=1),
             *(_norm(after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1)),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.skip(h) + self.residual(h)
+        return out
+
+
+class SequenceBlock(nn.Module):
+    """skip(h) + conv(act(norm(conv(act(norm(h)))))) along sequences (B, channels, L).
+
+    :class:`PreActivationBlock` in one dimension, with kernels of 5 and for any L: "down" leaves
+    ceil(L / 2), by a stride on one path and by averaging on the other, and a number is the length
+    to which cells are repeated.
+    """
+
+    def __init__(self, channels: int, resize: Literal["down", "keep"] | int = "keep") -> None:
+        super().__init__()
+        up = nn.Upsample(resize) if isinstance(resize, int) else nn.Identity()
+        halve = nn.AvgPool1d(2, ceil_mode=True, count_include_pad=False)
+        self.skip = nn.Sequential(halve if resize == "down" else nn.Identity(), up)
+        self.residual = nn.Sequential(
+            *(_norm(channels), nn.SiLU(), up),
+            nn.Conv1d(channels, channels, 5, stride=2 if resize == "down" else 1, padding=2),
+            *(_norm(channels), nn.SiLU(), nn.Conv1d(channels, channels, 5, padding=2)),
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -243,12 +287,18 @@ class Network(nn.Module):
         image_shape: (C, H, W), the shape of loc.
     """
 
-    trunk: nn.Sequential
+    trunk: nn.Module
     loc: Tensor
     unit: Tensor
     compute_dtype = torch.float32
     # Whether the units are known. If not, a training sets those of its data.
     has_units = False
+    # About how many numbers are kept for the gradients of one image.
+    kept: int
+    # Whether the trunk is a user's own, which may need the usual layout of memory.
+    own = False
+    # Whether the trunk is known to carry out the same operations in every step of a training.
+    steady = True
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -269,6 +319,11 @@ class Network(nn.Module):
         self.loc.copy_(torch.as_tensor(loc))
         self.unit.copy_(torch.as_tensor(unit))
         self.has_units = True
+
+    def take(self, own: "OwnTrunk", recorded: bool) -> None:
+        """Have a user's own trunk; ``recorded`` says that it is steady."""
+        self.trunk, self.kept, self.own = own.module, own.kept, True
+        self.steady = recorded or of_torch_alone(own.module)
 
     def through_trunk(self, x: Tensor) -> Tensor:
         """The trunk's output in float32, for an input with one batch axis."""
@@ -305,6 +360,11 @@ class Encoder(Network):
         self.outputs = outputs
         # Whether images are counts, of which the trunk has log(1 + x).
         self.of_counts = False
+        if spec.kind == "own":
+            own = OwnTrunk(spec, "guide.encoder", image_shape, image_shape)
+            self.take(own, spec.recorded)
+            self.head = nn.Linear(own.features(), outputs * latent_size)
+            return
         if spec.kind == "mlp":
             trunk = [
                 nn.Flatten(),
@@ -333,6 +393,16 @@ class Encoder(Network):
                 nn.SiLU(),
                 *(ResidualLayer(spec.width) for _ in range(spec.depth - 1)),
             ]
+        elif spec.kind == "conv1d":
+            lengths, channels = _halved(spec, image_shape), spec.channels
+            trunk = [nn.Flatten(2), nn.Conv1d(image_shape[0], channels, 5, padding=2)]
+            for _ in lengths[1:]:
+                trunk.append(SequenceBlock(channels, "down"))
+                trunk += [SequenceBlock(channels) for _ in range(spec.blocks - 1)]
+            trunk += [
+                *(_norm(channels), nn.SiLU(), nn.Flatten()),
+                *(nn.Linear(channels * lengths[-1], spec.width), nn.SiLU()),
+            ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
             sizes = [image_shape[0]] + [spec.channels] * layers
@@ -346,13 +416,13 @@ class Encoder(Network):
                 nn.Linear(spec.width, spec.width),
                 nn.ReLU(),
             ]
-        self.trunk = nn.Sequential(*trunk)
+        self.trunk, self.kept = nn.Sequential(*trunk), activations(spec, image_shape)
         self.head = nn.Linear(spec.width, outputs * latent_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.of_counts:
             x = x.log1p()
-        out: Tensor = self.head(self.through_trunk((x - self.loc) / self.unit))
+        out: Tensor = self.head(self.through_trunk((x - self.loc) / self.unit).flatten(1))
         return out.chunk(self.outputs, -1)
 
 
@@ -379,6 +449,11 @@ class Decoder(Network):
         self.of_logits = False
         self.image_shape = tuple(image_shape)
         self.stem = nn.Linear(latent_size, spec.width)
+        if spec.kind == "own":
+            own = OwnTrunk(spec, "model.decoder", image_shape, (spec.width,))
+            own.check_images(image_shape)
+            self.take(own, spec.recorded)
+            return
         if spec.kind == "mlp" or spec.kind == "separable":
             trunk = [nn.SiLU(), *(ResidualLayer(spec.width) for _ in range(spec.depth - 1))]
             if spec.kind == "separable" and image_shape[1] > 1:
@@ -412,6 +487,19 @@ class Decoder(Network):
                 *(ResidualConvolution(spec.channels) for _ in range(spec.blocks)),
                 *(nn.Linear(spec.channels, images.size), images),
             ]
+        elif spec.kind == "conv1d":
+            lengths, channels = _halved(spec, image_shape), spec.channels
+            trunk = [
+                *(nn.SiLU(), nn.Linear(spec.width, channels * lengths[-1])),
+                nn.Unflatten(-1, (channels, lengths[-1])),
+            ]
+            for length in lengths[-2::-1]:
+                trunk.append(SequenceBlock(channels, length))
+                trunk += [SequenceBlock(channels) for _ in range(spec.blocks - 1)]
+            trunk += [
+                *(_norm(channels), nn.SiLU()),
+                nn.Conv1d(channels, image_shape[0], 5, padding=2),
+            ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
             flat = spec.channels * grid * grid
@@ -427,7 +515,7 @@ class Decoder(Network):
             for before, after in pairwise(sizes):
                 trunk += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
             trunk.pop()
-        self.trunk = nn.Sequential(*trunk)
+        self.trunk, self.kept = nn.Sequential(*trunk), activations(spec, image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
         # Fold leading axes (draws, particles), because transposed convolutions take one batch axis.
@@ -435,6 +523,185 @@ class Decoder(Network):
         out = self.through_trunk(h.reshape(-1, h.shape[-1]))
         out = out.reshape(*z.shape[:-1], *self.image_shape)
         return out if self.of_logits else self.loc + self.unit * out
+
+
+class OwnTrunk:
+    """A trunk that a user's factory makes, with what it makes of two inputs.
+
+    Args:
+        spec: The factory and its arguments.
+        where: Key of the spec, for messages.
+        image_shape: (C, H, W).
+        inputs: Shape of one input, without the batch axis.
+
+    Raises:
+        UserError: If there is no such factory, it makes no network, or one that cannot be trained
+            here; the message says why.
+    """
+
+    def __init__(
+        self, spec: OwnSpec, where: str, image_shape: Sequence[int], inputs: Sequence[int]
+    ) -> None:
+        self.where = where
+        factory = imported(spec.factory, f"{where}.factory")
+        self.name = factory.__name__
+        arguments = (tuple(image_shape), spec.width), dict(spec.options)
+        try:
+            inspect.signature(factory).bind(*arguments[0], **arguments[1])
+        except TypeError as error:
+            raise UserError(
+                f"{where}.options: {self.name} is called as {self.name}(image_shape, width, "
+                f"**options), and does not take these: {error}"
+            ) from None
+        # A check of memory asks for shapes alone, which only the module itself can tell.
+        unreal = torch.get_default_device().type == "meta"
+        device = torch.device("cpu") if unreal else torch.get_default_device()
+        with device:
+            try:
+                self.module = factory(*arguments[0], **arguments[1])
+            except MISTAKES as error:
+                raise self._refused(f"cannot be made: {_first_line(error)}") from error
+            self._check_module()
+            # Not from torch's generator, which determines the weights that are made next.
+            own = torch.Generator(device).manual_seed(0)
+            x = torch.randn(2, *inputs, generator=own)
+            with in_mode(False, self.module):
+                with torch.enable_grad():
+                    self.output, self.kept = self._called(x)
+                with torch.no_grad():
+                    alone = self._called(x[:1])[0]
+        self._check_output(alone)
+
+    def _refused(self, reason: str) -> UserError:
+        return UserError(f"{self.where}: {self.name}: {reason}")
+
+    def _check_module(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise self._refused(f"expected a torch.nn.Module, got {described(self.module)}")
+        for name, value in self.module.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise self._refused(f"expected tensors in its state_dict(), got {name}, {value!r}")
+
+    def _called(self, x: Tensor) -> tuple[Tensor, int]:
+        """The module's output for two inputs or one, and numbers kept for one's gradients."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            # By their memory, which views share.
+            memory = tensor.untyped_storage()
+            kept[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                output = self.module(x)
+        except MISTAKES as error:
+            reason = f"fails at an input of shape {tuple(x.shape)}: {_first_line(error)}"
+            raise self._refused(reason) from error
+        if not isinstance(output, Tensor) or output.dtype is not torch.float32:
+            got = output.dtype if isinstance(output, Tensor) else described(output)
+            raise self._refused(f"expected to return a tensor of float32, got {got}")
+        weights = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
+        numbers = sum(size for memory, size in kept.items() if memory not in weights)
+        return output.detach(), numbers // (x.element_size() * len(x))
+
+    def _check_output(self, alone: Tensor) -> None:
+        """Refuse an output that depends on the other images of the batch."""
+        reason = (
+            "the ELBO of an image must not depend on the other images of its batch; use GroupNorm "
+            "or LayerNorm"
+        )
+        # After the call, in which lazy modules become what they are.
+        for name, part in self.module.named_modules():
+            over_images = isinstance(part, _InstanceNorm) and part.track_running_stats
+            if isinstance(part, _BatchNorm) or over_images:
+                raise self._refused(f"{name or 'it'} is a {type(part).__name__}, and {reason}")
+        if self.output.dim() < 2 or len(self.output) != 2:
+            raise self._refused(
+                f"expected (B, ...) for each B inputs, got {tuple(self.output.shape)} for 2"
+            )
+        first = self.output[:1]
+        if alone.shape != first.shape or (alone - first).norm() > 1e-3 * first.norm():
+            raise self._refused(f"gives something else for an input alone, and {reason}")
+
+    def features(self) -> int:
+        """How many features it gives for an image."""
+        return self.output[0].numel()
+
+    def check_images(self, image_shape: Sequence[int]) -> None:
+        """Refuse outputs that are not images (C, H, W), nor all of their numbers in a row."""
+        got = tuple(self.output.shape[1:])
+        sides = [side for side in image_shape if side > 1]
+        if [side for side in got if side > 1] != sides and got != (math.prod(image_shape),):
+            expected = ("B", *image_shape)
+            raise self._refused(f"expected images {_shape(expected)}, got {_shape(('B', *got))}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _shape(sides: Sequence[object]) -> str:
+    return f"({', '.join(map(str, sides))})"
+
+
+def imported(factory: str | Callable[..., Any], key: str) -> Any:
+    """The class that a full name ("package.module:Name") stands for; anything else as it is.
+
+    Its module is imported as by ``import``, with the working folder after all other places.
+
+    Args:
+        factory: The name.
+        key: Key that holds it, for messages.
+
+    Raises:
+        UserError: If it cannot be imported, or is no class of :class:`torch.nn.Module`: reading a
+            run folder calls nothing else.
+    """
+    if not isinstance(factory, str):
+        return factory
+    module, _, name = factory.partition(":")
+    folder = str(Path.cwd())
+    if beside := folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        found: Any = importlib.import_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(
+            f"{key}: cannot import {module}: {error}; expected a module of an installed package or "
+            f"of the working folder {folder}"
+        ) from None
+    finally:
+        if beside:
+            sys.path.remove(folder)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        got = "none" if found is None else described(found)
+        raise UserError(f"{key}: expected a class of torch.nn.Module as {factory}, got {got}")
+    return found
+
+
+def of_torch_alone(module: nn.Module) -> bool:
+    """Whether all that a module does in ``forward`` is torch's own code.
+
+    That is so for modules of ``torch.nn``, and for subclasses of them that only say in ``__init__``
+    what they are made of. Code of somebody else's may do something else in each call.
+    """
+    return all(map(_is_of_torch, module.modules()))
+
+
+def _is_of_torch(part: nn.Module) -> bool:
+    torchs = "torch.nn.", "builtins"
+    others = [kind for kind in type(part).__mro__ if not kind.__module__.startswith(torchs)]
+    methods = {
+        name for kind in others for name, value in vars(kind).items() if hasattr(value, "__get__")
+    }
+    hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+    if hooks or part._backward_pre_hooks or "forward" in vars(part):
+        return False
+    # Newer versions of Python keep annotations as functions.
+    return methods <= {"__init__", "__annotate__", "__annotate_func__"}
 
 
 class PatchDiscriminator(nn.Module):
@@ -486,6 +753,20 @@ def _resnet_grid(spec: ResNetV2Spec, image_shape: Sequence[int]) -> tuple[int, l
     return grid, [spec.channels * min(2**n, 8) for n in range(layers + 1)]
 
 
+def _halved(spec: Conv1dSpec, image_shape: Sequence[int]) -> list[int]:
+    """The lengths of sequences, from that of the data down to the smallest."""
+    _, height, length = image_shape
+    if height != 1:
+        raise UserError(
+            f"the {spec.kind} network takes data of one row (C, 1, L), got {height} rows; set "
+            "model.decoder.kind and guide.encoder.kind to 'residual_conv' or 'mlp'"
+        )
+    lengths = [length]
+    while lengths[-1] > SHORTEST:
+        lengths.append(-(-lengths[-1] // 2))
+    return lengths
+
+
 def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
     """Side of the smallest feature grid and the number of stride-2 layers down to it."""
     _, height, width = image_shape
@@ -523,6 +804,12 @@ def activations(spec: AnyDecoder, image_shape: Sequence[int]) -> int:
         # Likewise, and what goes into the grid or comes out of it.
         on_grid = (4 * spec.blocks + 1) * spec.channels * cells
         return on_grid + 4 * spec.depth * spec.width + 2 * pixels
+    if spec.kind == "conv1d":
+        cells = spec.channels * sum(_halved(spec, image_shape))
+        return 8 * spec.blocks * cells + 4 * spec.width + 2 * pixels
+    if spec.kind == "own":
+        # What goes in and comes out; what lies between has been measured (``Network.kept``).
+        return 4 * spec.width + 2 * pixels
     # Halving the grid leaves a quarter of its cells, so all sizes together have 4/3 of the largest.
     cells = 4 * image_shape[1] * image_shape[2] // 3
     layers = 8 * spec.blocks if spec.kind == "resnet_v2" else 1

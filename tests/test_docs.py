@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pyro
@@ -68,13 +69,32 @@ def test_the_notation_has_every_number_of_the_posterior_and_the_prior():
     assert named <= words
 
 
-@pytest.mark.parametrize("page", ["own_model", "own_guide"])
-def test_the_cells_of_a_page_run(page):
+def blocks(page, kind):
     text = (DOCS / f"{page}.md").read_text()
-    cells = re.findall(r"^```\{code-cell\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(cells) > 4
+    return re.findall(rf"^```{re.escape(kind)}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("page", "count"), [("own_model", 5), ("own_guide", 7), ("own_network", 2)]
+)
+def test_the_cells_of_a_page_run(page, count):
+    cells = blocks(page, "{code-cell}")
+    assert len(cells) == count
     # The site trains them to their ends.
     code, shortened = re.subn(r"(steps=|STEPS = 6, 10, 0\.1, )\d+", r"\g<1>10", "\n".join(cells))
     assert shortened
     with pyro.get_param_store().scope():
         exec(compile(code, page, "exec"), {})
+
+
+def test_a_network_of_a_page_is_found_by_its_name(tmp_path, monkeypatch):
+    first, _ = blocks("own_network", "{code-cell}")
+    example = [line for line in first.splitlines() if line]
+    assert len(example) <= 25
+    (tmp_path / "mynets.py").write_text(first.partition("\n\n\ndata = ")[0])
+    (tmp_path / "mine.toml").write_text(blocks("own_network", "toml")[0])
+    monkeypatch.chdir(tmp_path)
+    decoder = ngvae_pyro.load_model("mine.toml", (3, 32, 32)).decoder
+    assert type(decoder.trunk).__name__ == "Pictures" and decoder.stem.out_features == 64
+    assert decoder.steady
+    sys.modules.pop("mynets")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import jacfwd, vmap
 
+from ngvae_pyro.data import as_images
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.guide import load_guide
 from ngvae_pyro.model import load_model
@@ -17,14 +18,25 @@ from ngvae_pyro.nn import (
     PreActivationBlock,
     Products,
     ResidualConvolution,
+    SequenceBlock,
     SumOfProducts,
     ToPatches,
     activations,
 )
-from ngvae_pyro.specs import MLPSpec, ResidualConvSpec, ResNetV2Spec, SeparableSpec
+from ngvae_pyro.specs import (
+    Conv1dSpec,
+    MLPSpec,
+    ResidualConvSpec,
+    ResNetV2Spec,
+    ScheduleSpec,
+    SeparableSpec,
+)
+from ngvae_pyro.training import steps
+from ngvae_pyro.training.trainer import fit
 
 SMALL = ResNetV2Spec(channels=4, width=16)
 PATCHED = ResidualConvSpec(channels=4, width=16)
+CURVES = Conv1dSpec(channels=4, width=16)
 # With the number of patches along both sides, and the sides of a patch.
 SIZES = {
     (1, 1, 1): ((1, 1), (1, 1)),
@@ -134,6 +146,77 @@ def test_data_of_one_row_are_drawn_by_the_perceptron_alone():
     assert found[0] == found[1]
 
 
+# With the lengths in between.
+LENGTHS = {1: [1], 7: [7], 9: [9, 5], 30: [30, 15, 8], 128: [128, 64, 32, 16, 8]}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sequences_of_any_length_are_halved(length, channels):
+    shape = (channels, 1, length)
+    check_shapes(CURVES, shape)
+    spec = Conv1dSpec(channels=4, blocks=3, width=16)
+    seen = []
+    for network in (Encoder(spec, shape, 6, 2), Decoder(spec, shape, 6)):
+        blocks = [part for part in network.modules() if isinstance(part, SequenceBlock)]
+        assert len(blocks) == 3 * len(LENGTHS[length]) - 3
+        for block in blocks[::3]:
+            block.register_forward_hook(lambda block, inputs, out: seen.append(out.shape[2]))
+        network(torch.rand(2, *(shape if isinstance(network, Encoder) else (6,))))
+    down = LENGTHS[length][1:]
+    assert seen == down + LENGTHS[length][-2::-1]
+
+
+def test_a_recorded_training_on_sequences_is_the_literal_one(monkeypatch):
+    monkeypatch.setattr(steps, "WARM_UP", 2)
+    monkeypatch.setattr(steps, "PAYS_FROM", 0)
+    data, found = as_images(torch.randn(40, 19)), []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = load_model("normal_gamma", data, latent_size=2, decoder=CURVES)
+        guide = load_guide("relaxed", model, encoder=CURVES)
+        how = {"steps": 8, "batch_size": 8, "device": "cpu", "fast": fast, "progress": False}
+        fit(model, guide, data, schedule=ScheduleSpec(), **how)
+        found.append(model.state_dict() | guide.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_what_is_no_sequence_is_one_line():
+    line = (
+        r"the conv1d network takes data of one row \(C, 1, L\), got 8 rows; set model.decoder.kind"
+    )
+    for network in (
+        lambda: Encoder(CURVES, (1, 8, 8), 6, 2),
+        lambda: Decoder(CURVES, (1, 8, 8), 6),
+    ):
+        with pytest.raises(UserError, match=line):
+            network()
+
+
+@pytest.mark.parametrize(("resize", "length"), [("keep", 9), ("down", 5), (17, 17)])
+def test_a_block_of_sequences_without_a_residual_is_its_skip(resize, length):
+    block = SequenceBlock(4, resize)
+    torch.nn.init.zeros_(block.residual[-1].weight)
+    torch.nn.init.zeros_(block.residual[-1].bias)
+    h = torch.rand(2, 4, 9)
+    out = block(h)
+    assert out.shape == (2, 4, length)
+    # Averages at the border are of what is there.
+    expected = {5: h[..., -1], 9: h[..., -1], 17: h[..., -1]}[length]
+    torch.testing.assert_close(out[..., -1], expected)
+    assert out.min() >= h.min() and out.max() <= h.max()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 128), (3, 1, 61)])
+@pytest.mark.parametrize("changes", [{}, {"blocks": 3}, {"channels": 8}])
+def test_sequences_keep_about_the_numbers_that_memory_is_checked_for(shape, changes):
+    spec, x = Conv1dSpec(**changes), torch.rand(4, *shape)
+    both = torch.nn.ModuleList([Encoder(spec, shape, 6, 1), Decoder(spec, shape, 6)])
+    numbers = numbers_kept(both, lambda: both[1](both[0](x)[0]), x)
+    assert 0.5 < numbers / (2 * len(x) * activations(spec, shape)) < 1.0
+
+
 def numbers_kept(module, decode, x):
     """Numbers that are kept for the gradients of a squared error, weights left out."""
     weights = [p.untyped_storage().data_ptr() for p in module.parameters()]
@@ -201,12 +284,15 @@ def test_an_image_is_judged_alone():
     discriminator = PatchDiscriminator((3, 32, 32))
     for network in (*(lambda x, e=e: e(x)[0] for e in encoders), discriminator):
         torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-5, rtol=1e-4)
+    encoder, x = Encoder(CURVES, (3, 1, 40), 6, 1), torch.rand(4, 3, 1, 40)
+    torch.testing.assert_close(encoder(x)[0][:1], encoder(x[:1])[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.parametrize("spec", [SMALL, PATCHED])
+@pytest.mark.parametrize("spec", [SMALL, PATCHED, CURVES])
 def test_the_decoder_has_a_jacobian_under_vmap(spec):
-    decoder, z = Decoder(spec, (1, 28, 28), 3), torch.randn(2, 3)
+    shape = (1, 1, 784) if spec is CURVES else (1, 28, 28)
+    decoder, z = Decoder(spec, shape, 3), torch.randn(2, 3)
     jacobian = vmap(jacfwd(lambda z: decoder(z).flatten()))(z)
     assert jacobian.shape == (2, 784, 3)
     step = torch.tensor([0.0, 1e-2, 0.0])

@@ -25,7 +25,7 @@ from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, check_fit, data_of
 from ngvae_pyro.machine import seeded
 from ngvae_pyro.model import VAE
-from ngvae_pyro.nn import activations
+from ngvae_pyro.nn import Network, activations
 
 # Images times draws that share random numbers, and are decoded at once if there is room. Few enough
 # to stay in the processor's cache.
@@ -76,8 +76,13 @@ class LogLikelihood:
 
 def row_bytes(model: VAE) -> int:
     """About how many bytes an image takes while it is decoded and compared."""
-    pixels = math.prod(model.image_shape)
-    return machine.FLOAT_BYTES * (activations(model.spec.decoder, model.image_shape) + 4 * pixels)
+    decoder, pixels = model.decoder, math.prod(model.image_shape)
+    # A decoder may be any module.
+    if isinstance(decoder, Network):
+        kept = decoder.kept
+    else:
+        kept = activations(model.spec.decoder, model.image_shape)
+    return machine.FLOAT_BYTES * (kept + 4 * pixels)
 
 
 @torch.no_grad()

@@ -296,7 +296,8 @@ def explore(
     what = "sequence" if fit.form.sequential else what
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
     ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
-    why = "the decoder is convolutional"
+    own = fit.model.spec.decoder.kind == "own"
+    why = f"the decoder is {'one of your own' if own else 'convolutional'}"
     if fit.model.spec.decoder.kind in ("mlp", "separable"):
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
         weights, note = _weights(fit, z, page)
@@ -361,7 +362,7 @@ def layers_of(decoder: Decoder) -> list[AnyLayer]:
     loc, unit = decoder.loc, decoder.unit.item()
     if decoder.of_logits:
         loc, unit = torch.zeros_like(loc), 1.0
-    for part in decoder.trunk:
+    for part in decoder.trunk.children():
         if isinstance(part, ResidualLayer):
             weight, bias = part.linear.weight, part.linear.bias
             layers.append(Layer.of(weight * part.norm.weight, bias + weight @ part.norm.bias))

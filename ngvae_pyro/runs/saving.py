@@ -19,7 +19,7 @@ from ngvae_pyro.model import MODELS, VAE
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report import plots
 from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.specs import DataSpec, FormSpec, RunSpec, SavedRun, parse
+from ngvae_pyro.specs import DataSpec, FormSpec, OwnSpec, RunSpec, SavedRun, parse
 
 with needed("cli"):
     import tomli_w
@@ -118,7 +118,8 @@ def save_weights(folder: Path, fit: Fit) -> None:
             tensors[f"form.{name}"] = torch.from_numpy(values)
     for part, module in (("model", fit.model), ("guide", fit.guide)):
         for name, tensor in module.state_dict().items():
-            tensors[f"{part}.{name}"] = tensor.cpu().contiguous()
+            # A copy, because two names may have one tensor, which the format does not know.
+            tensors[f"{part}.{name}"] = tensor.cpu().clone(memory_format=torch.contiguous_format)
     # Not `save_file`, which makes the file readable only by its owner, whatever the umask is.
     files.write(folder / "weights.safetensors", save(tensors))
 
@@ -181,6 +182,14 @@ def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
             raise UserError(
                 f"save_run: expected a {declared.__name__}, which a run folder builds again, got "
                 f"a {type(part).__name__}; keep its state_dict() with safetensors or torch.save"
+            )
+    networks = {"decoder": fit.model.spec.decoder, "encoder": guide.encoder}
+    for key, network in networks.items():
+        if isinstance(network, OwnSpec) and not isinstance(network.factory, str):
+            raise UserError(
+                f"save_run: {key}: expected a class of torch.nn.Module, of a module that can be "
+                f"imported, got {network.factory.__qualname__} of {network.factory.__module__}; "
+                "keep its state_dict() with safetensors or torch.save"
             )
     if fit.schedule is not None:
         guide = guide.model_copy(update={"schedule": fit.schedule})

@@ -1,15 +1,22 @@
 """Specs of networks, models p(x, z, precision) and guides q(z, precision | x)."""
 
 import math
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from ngvae_pyro.errors import described
 from ngvae_pyro.extras import needed
 
 with needed("train"):
     from pydantic import (
+        AfterValidator,
         BeforeValidator,
         Field,
+        PlainSerializer,
+        PlainValidator,
         SerializerFunctionWrapHandler,
         TypeAdapter,
         model_serializer,
@@ -34,6 +41,8 @@ from ngvae_pyro.specs.base import (
     Weight,
     Width,
     members_of,
+    printable_line,
+    shown,
     to_tuple,
 )
 from ngvae_pyro.specs.schedule import (
@@ -119,10 +128,109 @@ class ResidualConvSpec(Spec):
     depth: Depth = 3
 
 
-NetworkSpec = Annotated[MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec, ChosenBy("kind")]
+class Conv1dSpec(Spec):
+    """Residual convolutions along data of one row (C, 1, L), such as sequences and curves.
+
+    Strides of 2 halve the length, whatever it is, until at most 8 are left, with ``channels`` and
+    ``blocks`` residual blocks at each length. Then one dense layer of ``width`` units.
+    """
+
+    kind: Literal["conv1d"] = "conv1d"
+    channels: Channels = 32
+    blocks: Blocks = 1
+    width: Width = 256
+
+
+# A class by its full name; its module is one of an installed package or of the working folder.
+_FULL_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _factory(value: Any) -> str | Callable[..., Any]:
+    """A class by its full name, which any process can import, and anything else as it is."""
+    if isinstance(value, str):
+        if not _FULL_NAME.fullmatch(value):
+            raise ValueError(f"expected package.module:Name, got {shown(value)}")
+        return value
+    if not isinstance(value, (type, FunctionType)):
+        raise ValueError(
+            "expected package.module:Name, or a class or function that makes the network anew for "
+            f"each model, got {described(value)}"
+        )
+    return _name_of(value) if _can_be_imported(value) else value
+
+
+def _name_of(factory: Any) -> str:
+    return f"{factory.__module__}:{factory.__qualname__}"
+
+
+def _can_be_imported(factory: Any) -> bool:
+    found: Any = sys.modules.get(factory.__module__)
+    for part in factory.__qualname__.split("."):
+        found = getattr(found, part, None)
+    # The main program has other names in each process.
+    return isinstance(factory, type) and found is factory and factory.__module__ != "__main__"
+
+
+def _text(factory: Any) -> str:
+    return factory if isinstance(factory, str) else _name_of(factory)
+
+
+def _options(values: dict[str, Any]) -> dict[str, Any]:
+    for name in values:
+        if not name.isidentifier():
+            raise ValueError(f"expected names of arguments, got {shown(name)}")
+    return {name: _option(name, value) for name, value in values.items()}
+
+
+def _option(name: str, value: Any) -> Any:
+    """A value that a run folder can hold, with tuples for arrays."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_option(name, item) for item in value)
+    if isinstance(value, str):
+        return printable_line(value)
+    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+        raise ValueError(
+            f"{name}: expected true or false, a finite number, a string or an array of these, got "
+            f"{described(value)}"
+        )
+    return value
+
+
+class OwnSpec(Spec):
+    """A network of one's own; the package adds the linear layer at the latents.
+
+    ``factory`` is a class of :class:`torch.nn.Module`, named in full ("package.module:Name"), of an
+    installed package or of the working folder. It is called as ``factory(image_shape, width,
+    **options)`` with image_shape = (C, H, W). A decoder maps (B, width) to images (B, C, H, W), an
+    encoder images to any number of features for each. In Python ``factory`` may be the class itself
+    or a function; a run folder can hold only what has a full name.
+
+    ``recorded`` says that its ``forward`` consists of the same operations in every step, so that a
+    training may record them (``fit.fast``); of modules of ``torch.nn`` alone this is known.
+    """
+
+    kind: Literal["own"] = "own"
+    factory: Annotated[Any, PlainValidator(_factory), PlainSerializer(_text, when_used="json")]
+    width: Width = 256
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
+    recorded: bool = False
+
+
+def _own(value: Any) -> Any:
+    """What can be called, in place of a spec, is the factory of a network of one's own."""
+    return {"kind": "own", "factory": value} if callable(value) else value
+
+
+NetworkSpec = Annotated[
+    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    ChosenBy("kind"),
+    BeforeValidator(_own),
+]
 # A mapping without a kind changes the default, which is the first.
 DecoderSpec = Annotated[
-    SeparableSpec | MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec, ChosenBy("kind")
+    SeparableSpec | MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    ChosenBy("kind"),
+    BeforeValidator(_own),
 ]
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ngvae_pyro import files
@@ -70,6 +71,11 @@ class Snapshot:
     def name(self) -> str:
         """Name of its folder."""
         return f"step-{self.step:09d}-{self.position['acted']}"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    # Two names may have one tensor, which the format does not know.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _sha256(content: bytes) -> str:
@@ -189,7 +195,7 @@ class Checkpoints:
     @staticmethod
     def _write(folder: Path, snapshot: Snapshot) -> None:
         contents = {
-            name: save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+            name: save({key: _copy(tensor) for key, tensor in tensors.items()})
             for name, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer))
         }
         state: dict[str, Any] = {

@@ -155,7 +155,8 @@ def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
     """
     model, guide, team = trainer.model, trainer.guide, trainer.team
     precision = trainer.codes(trainer.monitor_images).precision.mean(0).detach()
-    pair = [*model.parameters(), *guide.parameters()]
+    both = (*model.parameters(), *guide.parameters())
+    pair = [parameter for parameter in both if parameter.requires_grad]
     # Not that of the training, whose moments belong to the ELBO and whose gradients are those that
     # a recording writes to.
     optimizer, own = torch.optim.Adam(pair), [p.grad for p in pair]

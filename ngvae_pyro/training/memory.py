@@ -6,9 +6,8 @@ import pyro
 import torch
 
 from ngvae_pyro.guide import GUIDES
-from ngvae_pyro.machine import DRAWS, FLOAT_BYTES, check
+from ngvae_pyro.machine import DRAWS, FLOAT_BYTES, check, seeded
 from ngvae_pyro.model import MODELS
-from ngvae_pyro.nn import activations
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.specs import RunSpec
 
@@ -32,7 +31,8 @@ def check_pair(
     """
     model, guide, fit = spec.model, spec.guide, spec.fit
     latents = model.latent_size
-    with torch.device("meta"):
+    # A network of one's own is made for it, with random numbers that nobody asked for.
+    with seeded(fit.seed, torch.device("cpu")), torch.device("meta"):
         # Only the shapes, of the same classes that are trained.
         own_model = MODELS[type(model.prior)](model, image_shape)
         own_guide = GUIDES[type(guide)](guide, own_model)
@@ -49,7 +49,7 @@ def check_pair(
         groups = objective.parameter_groups(torch.device("meta"))
     weights += sum(p.numel() for group in groups for p in group["params"])
     outputs = own_guide.encoder.outputs
-    encoding, decoding = (activations(n, image_shape) for n in (guide.encoder, model.decoder))
+    encoding, decoding = own_guide.encoder.kept, own_model.decoder.kept
     rows = min(fit.batch_size, images)
     kept = rows * fit.particles * (encoding + outputs * latents + objective.draws * decoding)
     kept += objective.numbers_kept(rows, latents)

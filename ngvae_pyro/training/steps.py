@@ -139,7 +139,9 @@ class Steps:
         Steps that were replayed are replayed again: on a GPU they may differ from literal ones by
         rounding.
         """
-        self.fast, self.had_recording = state["fast"], state["recorded"]
+        # The code of a network of one's own may be another now.
+        self.had_recording = self.fast and state["recorded"]
+        self.fast = self.fast and state["fast"]
         self.recorded_for, self.since = self.key(), state["since"]
         if step > 0:
             # Until the next step, evaluations and objectives read the row of the previous one.

@@ -58,7 +58,7 @@ from ngvae_pyro.training.actions import (
 )
 from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
 from ngvae_pyro.training.progress import TrainingBar
-from ngvae_pyro.training.steps import NonFiniteLoss, Steps
+from ngvae_pyro.training.steps import PAYS_FROM, NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
 
 # Images on which moves are judged and progress is measured: enough for a standard error of the ELBO
@@ -70,6 +70,12 @@ SHOWN_EVERY = 10
 
 # A team polls its processes for signals at this interval of steps: each poll costs a message.
 HEED_EVERY = 10
+
+# Of a network whose code nobody here has seen.
+UNSTEADY = (
+    "training goes step by step, unrecorded: a network of your own may do something else in each "
+    "step; recorded = true in its spec says that it does not"
+)
 
 # Largest number of inputs at which the weights of a linear layer keep the learning rate unchanged.
 # The first step of Adam moves every weight by the learning rate, and so each output by as much for
@@ -170,9 +176,12 @@ class Trainer:
         self.device = resolve_device(spec.device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.spec, self.schedule, self.team = spec, schedule, team
+        networks = [m for m in (*model.modules(), *guide.modules()) if isinstance(m, Network)]
         # With channels last, the convolutions of a 64x64 batch of 128 took two thirds of the time,
-        # on two cores of an EPYC virtual machine; this has not been measured on CUDA.
-        last = spec.fast and self.device.type == "cpu" and convolutional(model, guide)
+        # on two cores of an EPYC virtual machine; this has not been measured on CUDA. A network of
+        # a user's own may ask for a view that this layout does not have.
+        usual = any(network.own for network in networks) or not convolutional(model, guide)
+        last = spec.fast and self.device.type == "cpu" and not usual
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.set_networks(self.memory_format, getattr(torch, spec.network_dtype))
         self.batches = Batches(
@@ -192,7 +201,9 @@ class Trainer:
             for module in guide.modules():
                 if isinstance(module, Network) and not module.has_units:
                     module.set_units(*model.seen)
-        pair = [*self.model.parameters(), *self.guide.parameters()]
+        # What a user holds still, such as an encoder that was trained before, stays as it is.
+        both = (*self.model.parameters(), *self.guide.parameters())
+        pair = [parameter for parameter in both if parameter.requires_grad]
         groups = parameter_groups(pair, spec.learning_rate)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
         expect("the guide's objective", objective, TraceELBO, "one of ngvae_pyro.objectives")
@@ -220,7 +231,10 @@ class Trainer:
         self.fit = Fit(
             self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form
         )
+        self.steady = all(network.steady for network in networks)
         self.steps = self._steps(groups)
+        if spec.fast and not self.steady and spec.steps > PAYS_FROM and team.leads:
+            warnings.warn(UNSTEADY, Notice, stacklevel=2)
         self.stop = Stop()
         self.bar = TrainingBar(spec.steps, enabled=False)
 
@@ -267,7 +281,7 @@ class Trainer:
             clip_norm=self.spec.clip_norm,
             modules={"model": self.model, "guide": self.guide},
             key=self.phase,
-            fast=self.spec.fast and self.team.size == 1,
+            fast=self.spec.fast and self.team.size == 1 and self.steady,
         )
 
     # One step --------------------------------------------------------------------------------
