@@ -76,8 +76,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         learning_rate: Learning rate of Adam.
         scale: Standard deviation of the gaussian likelihood: of a pixel in [0, 1], or of a vector's
             entry in standard deviations of its column. Smaller ones find more latents.
-        likelihood: Its family, such as ``negative_binomial`` for counts, or a dictionary with the
-            keys of :class:`ngvae_pyro.specs.LikelihoodSpec`; None for that of the model.
+        likelihood: Its family, such as ``negative_binomial`` for counts; a dictionary with the keys
+            of :class:`ngvae_pyro.specs.LikelihoodSpec`; one's own class or function; or None for
+            that of the model.
         held_out: Fraction of the rows that is not trained on, but at least one row.
         layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
             spectra: these are standardised as a whole, and not column by column.
@@ -118,7 +119,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         batch_size: int | None = None,
         learning_rate: float | None = None,
         scale: float | None = None,
-        likelihood: str | Mapping[str, Any] | None = None,
+        likelihood: str | Mapping[str, Any] | Callable[..., Any] | None = None,
         held_out: float | None = None,
         layout: str | None = None,
         device: str | None = None,
@@ -533,13 +534,18 @@ def _model_spec(
     model: str | Path | Spec,
     n_components: int | None,
     scale: float | None,
-    likelihood: str | Mapping[str, Any] | None,
+    likelihood: str | Mapping[str, Any] | Callable[..., Any] | None,
     decoder: Spec | Callable[..., Any] | None = None,
 ) -> ModelSpec:
     """The spec of a model, with the keys that are parameters of the estimator applied."""
     changes: dict[str, Any] = _given(latent_size=n_components, decoder=decoder)
-    own = {"family": likelihood} if isinstance(likelihood, str) else (likelihood or {})
-    expect("NGVAE: likelihood", own, Mapping, "the name of a family, or a dictionary of keys")
+    own: Any = {} if likelihood is None else likelihood
+    if isinstance(likelihood, str):
+        own = {"family": likelihood}
+    elif callable(likelihood):
+        own = {"family": "own", "factory": likelihood}
+    kinds = "the name of a family, a dictionary of keys, a class or a function"
+    expect("NGVAE: likelihood", own, Mapping, kinds)
     if keys := {**_given(**own), **_given(scale=scale)}:
         changes["likelihood"] = keys
     try:

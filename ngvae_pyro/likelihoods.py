@@ -6,7 +6,7 @@ subclass of :class:`Likelihood`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.pixels import GaussianPixels, OneHotPixels
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.nn import first_line, imported
 from ngvae_pyro.specs import LEAST_SCALE, LikelihoodSpec
 
 # What the data carry above their mean image, in nats per image, at their resolution: an informative
@@ -128,8 +129,8 @@ def _principal(columns: Tensor) -> tuple[Tensor, Tensor]:
 class Likelihood(nn.Module):
     """p(x | decoder output): one event per image.
 
-    A subclass says by :meth:`forward` which distribution it is. Its parameters are trained with the
-    model's, and saved with them.
+    A subclass says by :meth:`forward` which distribution it is, with a mean and a variance. Its
+    parameters are trained with the model's, and saved with them.
 
     Args:
         spec: Family, scale and the like.
@@ -182,10 +183,12 @@ class Likelihood(nn.Module):
     def signal(self, x: Tensor) -> float:
         """Information in images x (N, C, H, W) beyond their mean image, in nats per image.
 
-        Here the log likelihood of each image for the output that suits it best, value by value,
-        less that for the output that suits all of them best.
+        Of it comes the weight of the KL at the beginning of the training, which falls to 1. It is
+        the log likelihood of each image for the output that suits it best, value by value, less
+        that for the output that suits all of them best. By default what images carry at their
+        resolution.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what its signal is")
+        return SIGNAL
 
     def about(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The score and the Fisher information of images x in each value of the output.
@@ -443,6 +446,78 @@ class NegativeBinomialLikelihood(CountsLikelihood):
         logits = self.exposure(x).log() + output - self.log_concentration
         fn = dist.NegativeBinomial(self.log_concentration.exp(), logits=logits, validate_args=False)
         return fn.to_event(3)
+
+
+class FunctionLikelihood(Likelihood):
+    """p(x | z) by a function from the decoder's output (..., C, H, W) to a Pyro distribution.
+
+    Its batch and event shapes are together that of the output. The decoder's output begins near 0.
+    """
+
+    def __init__(
+        self,
+        spec: LikelihoodSpec,
+        image_shape: Sequence[int],
+        function: Callable[[Tensor], TorchDistribution],
+    ) -> None:
+        super().__init__(spec, image_shape)
+        self.function = function
+
+    def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        fn = self.function(output)
+        return fn.to_event(3 - fn.event_dim)
+
+
+def load_likelihood(spec: LikelihoodSpec, image_shape: Sequence[int]) -> Likelihood:
+    """The likelihood that a spec declares, tried on two images if it is one's own.
+
+    Args:
+        spec: Of a model.
+        image_shape: (C, H, W).
+
+    Raises:
+        UserError: If a class of one's own is not there, is none of :class:`Likelihood`, or gives
+            anything but a distribution of images with a mean and a variance.
+    """
+    spec = spec.resolved()
+    if spec.family != "own":
+        return LIKELIHOODS[spec.family](spec, image_shape)
+    where = "model.likelihood.factory"
+    factory = imported(spec.factory, where)
+    if isinstance(factory, type) and not issubclass(factory, Likelihood):
+        raise UserError(
+            f"{where}: expected a class of ngvae_pyro.likelihoods.Likelihood, or a function, got "
+            f"{factory.__qualname__}"
+        )
+    try:
+        if isinstance(factory, type):
+            likelihood: Likelihood = factory(spec, image_shape, **spec.options)
+        else:
+            likelihood = FunctionLikelihood(spec, image_shape, factory)
+    except TypeError as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+    _try_out(likelihood, f"{where}: {factory.__qualname__}")
+    return likelihood
+
+
+@torch.no_grad()
+def _try_out(likelihood: Likelihood, where: str) -> None:
+    x = torch.zeros(2, *likelihood.image_shape)
+    if x.is_meta:  # only what a model takes is asked for
+        return
+    try:
+        fn = likelihood(x, x)
+        mean, variance = fn.mean, fn.variance
+    except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+    shapes = fn.batch_shape + fn.event_shape, mean.shape, variance.shape
+    finite = bool(mean.isfinite().all() and variance.isfinite().all())
+    if fn.event_dim != 3 or any(shape != x.shape for shape in shapes) or not finite:
+        raise UserError(
+            f"{where}: expected a distribution of batch shape (2,) and event shape "
+            f"{likelihood.image_shape}, with a mean and a variance, for two images, got "
+            f"{tuple(fn.batch_shape)} and {tuple(fn.event_shape)}"
+        )
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {

@@ -22,7 +22,7 @@ from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGammaPrior, SpikeSlabPrior
 from ngvae_pyro.errors import UserError, described, expect
-from ngvae_pyro.likelihoods import LIKELIHOODS, Units, check_likelihood
+from ngvae_pyro.likelihoods import Units, check_likelihood, load_likelihood
 from ngvae_pyro.nn import Decoder
 from ngvae_pyro.specs import (
     ArdPriorSpec,
@@ -54,8 +54,7 @@ class VAE(PyroModule):
         self.image_shape = tuple(image_shape)
         self.latent_size = spec.latent_size
         self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size)
-        likelihood = spec.likelihood.resolved()
-        self.likelihood = LIKELIHOODS[likelihood.family](likelihood, image_shape)
+        self.likelihood = load_likelihood(spec.likelihood, image_shape)
         # A buffer keeps track of the device and dtype that `.to` has moved the model to.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 

@@ -560,7 +560,7 @@ class OwnTrunk:
             try:
                 self.module = factory(*arguments[0], **arguments[1])
             except MISTAKES as error:
-                raise self._refused(f"cannot be made: {_first_line(error)}") from error
+                raise self._refused(f"cannot be made: {first_line(error)}") from error
             self._check_module()
             # Not from torch's generator, which determines the weights that are made next.
             own = torch.Generator(device).manual_seed(0)
@@ -596,7 +596,7 @@ class OwnTrunk:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 output = self.module(x)
         except MISTAKES as error:
-            reason = f"fails at an input of shape {tuple(x.shape)}: {_first_line(error)}"
+            reason = f"fails at an input of shape {tuple(x.shape)}: {first_line(error)}"
             raise self._refused(reason) from error
         if not isinstance(output, Tensor) or output.dtype is not torch.float32:
             got = output.dtype if isinstance(output, Tensor) else described(output)
@@ -637,7 +637,8 @@ class OwnTrunk:
             raise self._refused(f"expected images {_shape(expected)}, got {_shape(('B', *got))}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error of somebody else's code in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 

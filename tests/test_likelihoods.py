@@ -1,8 +1,10 @@
 """Each likelihood against torch's and scipy's densities, its scale, its units and its signal."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
+from own_cases import LaplaceLikelihood
 from pyro.distributions import Normal
 from scipy import stats
 from support import SMALL, ngvae
@@ -252,6 +254,7 @@ def test_data_of_which_a_likelihood_does_not_speak_are_refused(family, images, l
         ({"family": "bernoulli", "exposure": "total"}, "exposure belongs to the poisson or"),
         ({"family": "student_t", "per": "value"}, "per belongs to the gaussian likelihood"),
         ({"family": "gaussian", "df": 3.0}, "df belongs to the student_t likelihood"),
+        ({"family": "own"}, "expected a factory, package.module:Name, got none"),
     ],
 )
 def test_keys_of_other_families_are_refused(keys, line):
@@ -347,3 +350,75 @@ def test_a_run_on_counts_is_trained_inspected_measured_and_scored(tmp_path, monk
     assert "expected counts" in ngvae(
         "train", "normal_gamma", "relaxed", "--data", "cells.npy", *words, code=2
     )
+
+
+# One's own -----------------------------------------------------------------------------------
+
+
+def laplace(output):
+    return dist.Laplace(output, 0.1)
+
+
+@pytest.mark.parametrize("own", [laplace, LaplaceLikelihood])
+def test_a_likelihood_of_ones_own_is_trained_and_measured(own):
+    data = ImageData("some", torch.rand(60, 1, 8, 8))
+    model = load_model("normal_gamma", data, latent_size=3, likelihood=own, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.fit(model, guide, data, steps=20, progress=False)
+    x = ImageData.to_unit(data.images)
+    expected = dist.Laplace(model.decoder(torch.zeros(60, 3)), 0.1).log_prob(x).sum((1, 2, 3))
+    if own is laplace:
+        found = model.likelihood(model.decoder(torch.zeros(60, 3)), x).log_prob(x)
+        torch.testing.assert_close(found, expected)
+    else:
+        assert model.likelihood.log_scale != np.log(np.float32(0.1))
+    assert np.isfinite(ng.evaluate(fit, data)["elbo"])
+    assert np.isfinite(ng.log_likelihood(fit, data, draws=25).values).all()
+    vae = ng.NGVAE(3, likelihood=own, steps=3, random_state=0).fit(data)
+    assert vae.model_.likelihood.family == "own"
+
+
+def test_a_named_likelihood_is_saved_and_read_again(tmp_path):
+    data = ImageData("some", torch.rand(40, 1, 8, 8))
+    likelihood = {"family": "own", "factory": "own_cases:LaplaceLikelihood"}
+    likelihood["options"] = {"scale": 0.3}
+    model = load_model("normal_gamma", data, likelihood=likelihood, decoder=SMALL)
+    assert model.likelihood.log_scale == np.log(np.float32(0.3))
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.fit(model, guide, data, steps=3, progress=False)
+    fit.save(tmp_path / "r", data)
+    again, _ = ng.load_run(tmp_path / "r")
+    assert torch.equal(again.model.likelihood.log_scale, fit.model.likelihood.log_scale)
+    text = (tmp_path / "r" / "config.toml").read_text()
+    assert 'factory = "own_cases:LaplaceLikelihood"' in text
+    with pytest.raises(UserError, match="save_run: likelihood: expected a class"):
+        model = load_model("normal_gamma", data, likelihood=laplace, decoder=SMALL)
+        guide = ng.load_guide("relaxed", model, encoder=SMALL)
+        ng.fit(model, guide, data, steps=1, progress=False).save(tmp_path / "f", data)
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        ("own_cases:Shapeless", r"expected a distribution of batch shape \(2,\) and event shape"),
+        ("own_cases:Meanless", "with a mean and a variance"),
+        ("own_cases:NoLikelihood", "expected a class of ngvae_pyro.likelihoods.Likelihood, or a"),
+        ("own_cases:Nothing", "expected a class of torch.nn.Module as own_cases:Nothing"),
+        ("no_such_module:Nothing", "cannot import no_such_module"),
+        ("nonsense", "expected package.module:Name"),
+        (None, "expected package.module:Name, or a class or function"),
+        (3, "expected package.module:Name, or a class or function"),
+        (lambda output: output, "AttributeError"),
+        (lambda: None, "TypeError"),
+        (LaplaceLikelihood, None),
+    ],
+)
+def test_what_is_no_likelihood_is_one_line(own, line):
+    changes = {"likelihood": {"family": "own", "factory": own}}
+    if line is None:
+        changes["likelihood"]["options"] = {"nothing": 1}
+        line = "TypeError: .*nothing"
+    with pytest.raises(UserError, match=line) as caught:
+        load_model("normal_gamma", (1, 4, 4), decoder=SMALL, **changes)
+    assert "\n" not in str(caught.value)

@@ -26,7 +26,7 @@ from ngvae_pyro.evaluation.traversals import Support, typical, walk
 from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
-from ngvae_pyro.likelihoods import CategoricalLikelihood, CountsLikelihood
+from ngvae_pyro.likelihoods import CountsLikelihood
 from ngvae_pyro.nn import Decoder, Products, ResidualLayer, SumOfProducts
 from ngvae_pyro.report.plots import ROWS, are_curves
 
@@ -392,8 +392,8 @@ def _silu(x: np.ndarray) -> np.ndarray:
 def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The page's data including the decoder, with a note on it, or None and the reason."""
     likelihood = fit.model.likelihood
-    if isinstance(likelihood, CategoricalLikelihood):
-        return None, "a page does not compute the probabilities of classes"
+    if likelihood.family in ("categorical", "own"):
+        return None, f"a page does not compute the means of the likelihood {likelihood.family}"
     layers = layers_of(fit.model.decoder)
     count = sum(layer.size for layer in layers)
     # Two bytes each, and base64 takes four letters for three bytes.

@@ -184,11 +184,14 @@ def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
                 f"a {type(part).__name__}; keep its state_dict() with safetensors or torch.save"
             )
     networks = {"decoder": fit.model.spec.decoder, "encoder": guide.encoder}
-    for key, network in networks.items():
-        if isinstance(network, OwnSpec) and not isinstance(network.factory, str):
+    factories = {key: n.factory for key, n in networks.items() if isinstance(n, OwnSpec)}
+    if fit.model.spec.likelihood.family == "own":
+        factories["likelihood"] = fit.model.spec.likelihood.factory
+    for key, factory in factories.items():
+        if not isinstance(factory, str):
             raise UserError(
                 f"save_run: {key}: expected a class of torch.nn.Module, of a module that can be "
-                f"imported, got {network.factory.__qualname__} of {network.factory.__module__}; "
+                f"imported, got {factory.__qualname__} of {factory.__module__}; "
                 "keep its state_dict() with safetensors or torch.save"
             )
     if fit.schedule is not None:

@@ -153,7 +153,7 @@ def _factory(value: Any) -> str | Callable[..., Any]:
         return value
     if not isinstance(value, (type, FunctionType)):
         raise ValueError(
-            "expected package.module:Name, or a class or function that makes the network anew for "
+            "expected package.module:Name, or a class or function that makes it anew for "
             f"each model, got {described(value)}"
         )
     return _name_of(value) if _can_be_imported(value) else value
@@ -331,6 +331,7 @@ LIKELIHOOD_KEYS: dict[str, tuple[str, ...]] = {
     "student_t": ("scale", "learned", "df"),
     "poisson": ("exposure",),
     "negative_binomial": ("exposure",),
+    "own": ("factory", "options", "whole_numbers"),
 }
 # Columns of vectors from which each has a scale of its own: one that is all noise then has 1 % or
 # less of what varies.
@@ -355,6 +356,10 @@ class LikelihoodSpec(Spec):
     - ``exposure``, of poisson and negative_binomial: by what the rates of an image are multiplied,
       ``none`` or the ``total`` of its counts; by default none for poisson, and the total for
       negative_binomial.
+    - ``factory``, of own: a class of :class:`ngvae_pyro.likelihoods.Likelihood` by its full name
+      ("package.module:Name"), as for :class:`OwnSpec`; in Python the class itself, or a function
+      from the decoder's output to a Pyro distribution. ``options`` are further arguments of the
+      class, and ``whole_numbers`` says that data are kept as they are, as those of counts.
     """
 
     family: Literal[
@@ -366,17 +371,24 @@ class LikelihoodSpec(Spec):
         "student_t",
         "poisson",
         "negative_binomial",
+        "own",
     ] = "auto"
     scale: Annotated[float, Field(ge=LEAST_SCALE, le=1e4)] | Literal["auto"] = "auto"
     learned: bool = False
     per: Literal["auto", "all", "channel", "value"] = "auto"
     df: Annotated[float, Field(gt=2.0, le=1e4)] = 4.0
     exposure: Literal["auto", "none", "total"] = "auto"
+    factory: Annotated[
+        Any, PlainValidator(_factory), PlainSerializer(_text, when_used="json-unless-none")
+    ] = None
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
+    whole_numbers: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether its data are whole numbers, which are kept as they are."""
-        return self.family in ("poisson", "negative_binomial", "categorical")
+        named = self.family in ("poisson", "negative_binomial", "categorical")
+        return named or self.whole_numbers
 
     def _given(self) -> set[str]:
         return self.model_fields_set - {"family"}
@@ -387,6 +399,8 @@ class LikelihoodSpec(Spec):
         for key in sorted(self._given() - set(own)):
             owners = " or ".join(name for name, keys in LIKELIHOOD_KEYS.items() if key in keys)
             raise ValueError(f"{key} belongs to the {owners} likelihood, not to {self.family}")
+        if self.family == "own" and self.factory is None:
+            raise ValueError("own: expected a factory, package.module:Name, got none")
         return self
 
     @model_serializer(mode="wrap")
@@ -427,12 +441,17 @@ class LikelihoodSpec(Spec):
         return self.model_copy(update=changes)
 
 
+def _own_likelihood(value: Any) -> Any:
+    """What can be called, in place of a spec, is the factory of a likelihood of one's own."""
+    return {"family": "own", "factory": value} if callable(value) else value
+
+
 class ModelSpec(Spec):
     """Declares p(x, z, precision): latent size, prior, likelihood and decoder."""
 
     latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
-    likelihood: LikelihoodSpec = LikelihoodSpec()
+    likelihood: Annotated[LikelihoodSpec, BeforeValidator(_own_likelihood)] = LikelihoodSpec()
     decoder: Annotated[DecoderSpec, BeforeValidator(_deep)] = SeparableSpec()
 
 
