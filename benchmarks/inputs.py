@@ -45,7 +45,7 @@ except ModuleNotFoundError:
 
 # Of all cases; the rest are those of the keys.
 SHARES = {
-    **{"toml": 0.05, "images": 0.09, "commands": 0.08, "edited": 0.08},
+    **{"toml": 0.05, "images": 0.09, "files": 0.03, "commands": 0.08, "edited": 0.08},
     **{"folders": 0.08, "links": 0.06, "data": 0.04, "checkpoints": 0.05, "environments": 0.04},
     **{
         "contradictions": 0.02,
@@ -86,6 +86,7 @@ def all_cases(bench, count, seed, whole, kinds):
     strategies = {
         "toml": lambda bench: input_cases.toml_cases(),
         "images": lambda bench: input_cases.image_cases(),
+        "files": lambda bench: input_cases.file_cases(),
         "commands": lambda bench: input_cases.command_cases(),
         "edited": lambda bench: input_cases.folder_cases(bench.inside),
     }

@@ -41,6 +41,7 @@ from typing import Any
 from unittest import mock
 
 import annotated_types
+import h5py
 import numpy as np
 import tomli_w
 from hypothesis import strategies as st
@@ -239,7 +240,8 @@ def once(words: Iterable[Any]) -> list[str]:
 
 # Of what goes on, before a mistake that is found later.
 NOTICES = re.compile(
-    ": not used: |not say what (its|their) images were|is left there, because it is not of a run"
+    ": not used: |: text, so classes|the numbers of the first line are names|"
+    "not say what (its|their) images were|is left there, because it is not of a run"
 )
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}
@@ -486,6 +488,42 @@ def arrays(draw: Any) -> Any:
         spoilt = [0.0, 1.0, math.nan, math.inf, -0.5]
         array.flat[draw(st.integers(0, array.size - 1))] = draw(st.sampled_from(spoilt))
     return np.asfortranarray(array) if draw(st.booleans()) else array
+
+
+@cache
+def hdf5() -> bytes:
+    """An HDF5 file of images and factors, compressed."""
+    file = io.BytesIO()
+    with h5py.File(file, "w") as opened:
+        opened.create_dataset("x", data=GOOD, compression="gzip")
+        opened["factors"] = np.zeros((24, 2))
+    return file.getvalue()
+
+
+# A good table, of which cells are replaced by these.
+ROWS = [["a", "b", "kind"], *([str(i), str(i / 7), "xy"[i % 2]] for i in range(24))]
+CELLS = ["", "nan", "inf", "1e999", "x", "-0", '"', "\0", "a", ",", "\n", "\t", ";", "é", "9" * 400]
+CELLS += ["2020-01-01", "True", " 1 ", "\udcff", "0x1f", "1_000", "\ufeff"]
+
+
+@st.composite
+def file_cases(draw: Any) -> Case:
+    """HDF5 files and tables, whole and mangled, read as they are or with options."""
+    kind = draw(st.sampled_from(["h5", "h5", "csv", "csv", "tsv", "h5ad", "parquet"]))
+    if kind in ("csv", "tsv"):
+        rows = [list(row) for row in ROWS]
+        for _ in range(draw(st.integers(0, 3))):
+            row = rows[draw(st.integers(0, 24))]
+            row[draw(st.integers(0, 2))] = draw(st.sampled_from(CELLS))
+        text = "\n".join(("," if kind == "csv" else "\t").join(row) for row in rows)
+        content = text.encode("utf-8", "surrogateescape")
+    else:
+        content = hdf5()
+    content = draw(st.just(content) | mangled(content))
+    words = [w if w != IMAGES else f"x.{kind}" for w in small_words("normal_gamma", "relaxed")]
+    option = draw(st.sampled_from(["", "", "data.factors=['b']", "data.layout=sequences"]))
+    words += ["--set", option] if option else []
+    return Case(f".{kind} file", words, {f"x.{kind}": content})
 
 
 @st.composite

@@ -67,11 +67,12 @@ def test_any_key_with_any_value(bench):
     checked(bench, islice(input_cases.key_cases(bench.run_folder, seed=1), 120))
 
 
-@pytest.mark.parametrize("kind", ["toml", "images", "commands", "edited"])
+@pytest.mark.parametrize("kind", ["toml", "images", "files", "commands", "edited"])
 def test_any_file_and_any_command_line(bench, kind):
     strategies = {
         "toml": input_cases.toml_cases(),
         "images": input_cases.image_cases(),
+        "files": input_cases.file_cases(),
         "commands": input_cases.command_cases(),
         "edited": input_cases.folder_cases(bench.inside),
     }
