@@ -11,6 +11,7 @@ from support import SMALL
 import ngvae_pyro as ng
 from ngvae_pyro import _arviz, runs
 from ngvae_pyro._arviz import FIRST_GENERATION, az, xr
+from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.evaluation import diagnostics
 
@@ -172,6 +173,26 @@ def test_every_pair_has_them(small_pair, data, model, guide):
     for group in SCHEMA:
         for name, values in found[group].data_vars.items():
             assert np.isfinite(values).all(), (group, name)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "dims"),
+    [
+        ("curves", (1, 1, 9), ("image", "position")),
+        ("sequences", (2, 1, 9), ("image", "channel", "position")),
+        ("grey", (1, 5, 9), ("image", "channel", "height", "width")),
+    ],
+)
+def test_dimensions_are_those_of_the_layout(layout, shape, dims):
+    form = Form(layout)
+    data = ImageData.stored("some", torch.rand(4, *shape), None, (), form)
+    model = ng.load_model("normal_gamma", shape, latent_size=2, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.Fit(model, guide, ng.FitSpec(device="cpu"), form=form)
+    found = ng.to_arviz(fit, data, draws_per_chain=2)
+    assert found["observed_data"]["x"].dims == dims
+    assert found["posterior_predictive"]["x"].dims == ("chain", "draw", *dims)
+    assert np.array_equal(found["observed_data"]["x"].values.ravel(), data.images.ravel())
 
 
 def test_counts_are_whole_and_have_the_exposure_of_each_image():

@@ -34,6 +34,8 @@ OBSERVATIONS, DRAWS = 50, 1000
 # As many of these are drawn as images too as take no more numbers than this (16 MiB): of 32x32
 # pixels all would be 600 MB.
 MOST_NUMBERS = 2**22
+# Dimensions of what is no image.
+DIMENSIONS = {"vectors": ["column"], "curves": ["position"], "sequences": ["channel", "position"]}
 # What is a number in each row of a history.
 LOOKED = ("step", "loss", "informative")
 
@@ -450,8 +452,9 @@ def to_arviz(
 
     Returns:
         An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x). In it x has the units of the
-        model: images (image, channel, height, width) are in [0, 1], vectors (image, column)
-        standardised, and counts as they are. Latents are named z0, z1 and so on. The groups are
+        model: images (image, channel, height, width) are in [0, 1], vectors (image, column) and
+        sequences (image, channel, position) standardised, and counts as they are. Latents are named
+        z0, z1 and so on. The groups are
         ``posterior``: precision and z (chain, draw, image, latent);
         ``log_likelihood``: x (chain, draw, image), log p(x | z), nats;
         ``sample_stats``: lp (chain, draw, image), log p(x, z), nats;
@@ -505,13 +508,13 @@ def to_arviz(
         machine.FLOAT_BYTES * numbers,
         fit.device,
     )
-    of_vectors = data.form.layout == "vectors"
-    of_image = ["column"] if of_vectors else ["channel", "height", "width"]
+    of_image, sizes = ["channel", "height", "width"], data.image_shape
+    if data.form.layout in DIMENSIONS:
+        of_image, sizes = DIMENSIONS[data.form.layout], data.form.shape_of(data.image_shape)
 
     def shaped(x: Tensor) -> Tensor:
-        """Images (..., C, H, W), where these are vectors as (..., D), and counts as integers."""
-        x = x.int() if data.form.raw else x
-        return x.flatten(-3) if of_vectors else x
+        """Images (..., C, H, W) without the axes that their layout has not, counts as integers."""
+        return (x.int() if data.form.raw else x).reshape(*x.shape[:-3], *sizes)
 
     def in_chains(values: Tensor, *dims: str) -> tuple[list[str], np.ndarray]:
         """Draws (S, N, ...) in their chains, and the names of their dimensions."""
