@@ -27,19 +27,33 @@ if TYPE_CHECKING:
     from ngvae_pyro.runs import load_run, save_run
     from ngvae_pyro.runs.counting import count
     from ngvae_pyro.specs import FitSpec, ModelSpec, RunSpec
+    from ngvae_pyro.training.callbacks import (
+        Callback,
+        CsvLog,
+        EarlyStopping,
+        MLflowLog,
+        TensorBoardLog,
+        TrainingView,
+    )
     from ngvae_pyro.training.checkpoints import Checkpoints
     from ngvae_pyro.training.trainer import fit
 
 # The module of each public name. Names are imported on first use, because torch alone takes seconds
 # to import and `ngvae --help` does not need it.
 _HOMES = {
+    "Callback": "training.callbacks",
     "Checkpoints": "training.checkpoints",
+    "CsvLog": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
     "Fit": "fitted",
     "FitSpec": "specs",
     "ImageData": "data.images",
+    "MLflowLog": "training.callbacks",
     "ModelSpec": "specs",
     "NGVAE": "estimator",
     "RunSpec": "specs",
+    "TensorBoardLog": "training.callbacks",
+    "TrainingView": "training.callbacks",
     "UserError": "errors",
     "check": "evaluation.checking",
     "count": "runs.counting",

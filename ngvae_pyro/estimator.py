@@ -32,6 +32,7 @@ from ngvae_pyro.fitted import (
     read_latents,
 )
 from ngvae_pyro.specs import DataSpec, FitSpec, ModelSpec, RunSpec, Spec, parse
+from ngvae_pyro.training.callbacks import Callback
 from ngvae_pyro.training.trainer import fit
 from ngvae_pyro.verdict import Verdict
 
@@ -83,6 +84,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
             spectra: these are standardised as a whole, and not column by column.
         device: auto, cpu, cuda or cuda:N.
+        callbacks: What is called in the course of the training, a list of
+            :class:`ngvae_pyro.Callback`; a folder that is saved does not have them.
         random_state: Seed of the split, the weights and the noise: an int in [0, 2**32), used as
             the seed itself, a ``RandomState``, a ``Generator``, or None for a new seed each time.
         verbose: Whether to show a progress bar during training.
@@ -123,6 +126,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         held_out: float | None = None,
         layout: str | None = None,
         device: str | None = None,
+        callbacks: Sequence[Callback] | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         verbose: bool = False,
     ) -> None:
@@ -139,6 +143,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.held_out = held_out
         self.layout = layout
         self.device = device
+        self.callbacks = callbacks
         self.random_state = random_state
         self.verbose = verbose
 
@@ -198,7 +203,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             )
         train, held_out = images.split(count, spec.fit.seed)
         model, guide = runs.load_pair(spec, train)
-        trained = fit(model, guide, train, spec.fit, progress=bool(self.verbose))
+        callbacks = () if self.callbacks is None else self.callbacks
+        progress = bool(self.verbose)
+        trained = fit(model, guide, train, spec.fit, progress=progress, callbacks=callbacks)
         metrics = diagnostics.evaluate(trained, held_out, seed=spec.fit.seed)
         self._take(trained, metrics)
         self.spec_, self.held_out_ = spec, held_out

@@ -36,10 +36,12 @@ EXTRAS = {
     "hdf5": Extra("HDF5 files need", {"h5py": "h5py"}),
     "images": Extra("pictures and downloads need", {"PIL": "pillow", "torchvision": "torchvision"}),
     "metrics": Extra("metrics and NGVAE need", {"scipy": "scipy", "sklearn": "scikit-learn"}),
+    "mlflow": Extra("logs of MLflow need", {"mlflow": "mlflow-skinny"}),
     "parquet": Extra("parquet files need", {"pyarrow": "pyarrow"}),
     "plots": Extra("figures need", {"matplotlib": "matplotlib"}),
     "ray": Extra("a Ray cluster needs", {"ray": "ray"}),
     "tables": Extra("tables need", {"pandas": "pandas"}),
+    "tensorboard": Extra("logs of TensorBoard need", {"tensorboard": "tensorboard"}),
     "train": Extra(
         "models and their training need",
         {

@@ -76,11 +76,13 @@ class Fit:
 
     ``history`` has one row for every evaluation on the monitor images: step, loss (-ELBO per image,
     nats), ``kl`` per site (nats per image), the number of informative latents, and for each latent
-    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``. Rows within
-    a move are those of the branch that was kept. ``rotation`` records the rotation of the
-    informative latents' axes (:class:`ngvae_pyro.axes.Rotation`), or is None if none was due.
+    its mean p, ``probs``, and the variance of its posterior mean, ``variance_of_loc``; and, if
+    there were images for validation, their loss, ``validation_loss``. Rows within a move are those
+    of the branch that was kept. ``rotation`` records the rotation of the informative latents' axes
+    (:class:`ngvae_pyro.axes.Rotation`), or is None if none was due.
     ``steps`` counts optimizer steps on the final path, ``extra_steps`` those of lessons and of the
-    forks that were not kept, and ``seconds`` the time of both. ``starts`` tells how and where each
+    forks that were not kept, ``skipped`` those of ``steps`` that were left out because a callback
+    stopped the training, and ``seconds`` the time of both. ``starts`` tells how and where each
     of the successive processes of the training was started. ``schedule`` is the schedule that was
     followed, ``digest`` that of the training images and ``count`` their number; these are None for
     a pair that was not trained here. ``form`` maps a user's arrays to images of the model and back.
@@ -95,6 +97,7 @@ class Fit:
     seconds: float = 0.0
     steps: int = 0
     extra_steps: int = 0
+    skipped: int = 0
     starts: list[dict[str, Any]] = field(default_factory=list)
     schedule: ScheduleSpec | None = None
     digest: str | None = None
@@ -303,18 +306,21 @@ class Fit:
         """The history as a table, with a row for each evaluation on the monitor images.
 
         Returns:
-            ``step``, ``loss`` (-ELBO, nats per image), ``KL z`` (and ``KL precision``), nats per
-            image, ``informative``, the number of informative latents, and for each latent k its
-            mean p, ``p k``, and the ``variance of loc k``, if they were recorded.
+            ``step``, ``loss`` (-ELBO, nats per image), ``validation loss`` if there were images for
+            validation, ``KL z`` (and ``KL precision``), nats per image, ``informative``, the number
+            of informative latents, and for each latent k its mean p, ``p k``, and the ``variance of
+            loc k``, if they were recorded.
         """
         with needed("tables"):
             import pandas as pd
 
+        validated = any(row.get("validation_loss") is not None for row in self.history)
         return pd.DataFrame(
             [
                 {
                     "step": row["step"],
                     "loss": row["loss"],
+                    **({"validation loss": row["validation_loss"]} if validated else {}),
                     **{f"KL {site}": value for site, value in row["kl"].items()},
                     "informative": row["informative"],
                     **{f"p {k}": p for k, p in enumerate(row["probs"])},
@@ -474,7 +480,8 @@ class Fit:
         count = str(verdict) if verdict else f"{self.model.latent_size} latents"
         extra = f" (+{self.extra_steps:,} in moves)" if self.extra_steps else ""
         elbo = f", ELBO {-self.history[-1]['loss']:.1f} nats per image" if self.history else ""
-        steps = f"{self.steps:,} steps{extra}{elbo}, {self.seconds:.0f} s"
+        left_out = f", {self.skipped:,} of them left out" if self.skipped else ""
+        steps = f"{self.steps:,} steps{left_out}{extra}{elbo}, {self.seconds:.0f} s"
         return [f"{pair} on {self.device}", count, steps if self.steps else "not trained here"]
 
     def __repr__(self) -> str:

@@ -305,7 +305,7 @@ class SavedMove(Spec):
 
 
 class HistoryRow(Record):
-    """One look at the monitor images."""
+    """One look at the monitor images, and at images for validation if there are any."""
 
     step: Count
     loss: float
@@ -313,6 +313,7 @@ class HistoryRow(Record):
     informative: Count
     probs: list[float]
     variance_of_loc: list[float] | None = None
+    validation_loss: float | None = None
 
 
 class Place(Record):
@@ -320,6 +321,12 @@ class Place(Record):
 
     step: Count
     acted: Count
+
+
+class KeptPlace(Place):
+    """Where a training was that may go back to there."""
+
+    exact: bool
 
 
 class Recording(Record):
@@ -339,6 +346,8 @@ class Position(Place):
     moves: list[SavedMove]
     rotation: CheckedRotation | None = None
     extra_steps: Count
+    skipped: Count = 0
+    kept: KeptPlace | None = None
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     starts: Annotated[list[Start], Field(min_length=1)]
 
@@ -357,6 +366,7 @@ class History(Record):
     rows: list[HistoryRow]
     moves: list[SavedMove]
     rotation: CheckedRotation | None = None
+    skipped: Count = 0
 
     @model_validator(mode="after")
     def _of_the_latents(self) -> Self:

@@ -110,8 +110,8 @@ def test_the_extras_are_those_of_the_package_and_an_installation_has_all_of_them
     for name, extra in EXTRAS.items():
         assert [one.name for one in requirements(declared[name])] == sorted(extra.packages.values())
     (every,) = requirements(declared["all"])
-    # Clusters and the files of other packages are nothing that the README uses.
-    usual = set(EXTRAS) - {"parquet", "ray"}
+    # Clusters, the files of other packages and logs elsewhere are nothing that the README uses.
+    usual = set(EXTRAS) - {"mlflow", "parquet", "ray", "tensorboard"}
     assert every.extras == usual
     optional = {one.name for name in usual for one in requirements(declared[name])}
     plain = {one.name for one in requirements(config["options"]["install_requires"])}

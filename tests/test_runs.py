@@ -395,11 +395,23 @@ def test_a_quick_command_imports_nothing_heavy(word):
     assert "typer" in imported and not heavy & imported
 
 
+def test_the_example_of_optuna_runs(tmp_path):
+    pytest.importorskip("optuna")
+    path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "examples", "optuna_pruning.py")
+    words = ["--trials", "1", "--steps", "2", "--images", "40"]
+    command = [sys.executable, path, *words]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("best: {'width': ")
+    with open(path) as file:
+        assert len(file.readlines()) <= 40
+
+
 def test_examples_run(tmp_path):
     root = os.path.dirname(os.path.dirname(__file__))
     commands = {"train_svi.py": ["--steps", "5"]}
     files = {f for f in os.listdir(os.path.join(root, "examples")) if f.endswith(".py")}
-    assert files == set(commands), "every example is run here"
+    # This one has a test of its own, because it needs what no extra brings.
+    assert files - {"optuna_pruning.py"} == set(commands), "every example is run here"
     for name, words in commands.items():
         path = os.path.join(root, "examples", name)
         command = [sys.executable, "-W", "error", path, *words]

@@ -150,7 +150,7 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     fit = Fit(model.to(target), guide.to(target), spec.fit, form=form)
     history = read_json(folder / "history.json", History)
     fit.history, fit.moves = history["rows"], [MoveRecord(**m) for m in history["moves"]]
-    fit.rotation = Rotation.read(history.get("rotation"))
+    fit.rotation, fit.skipped = Rotation.read(history.get("rotation")), history.get("skipped", 0)
     metrics, record = load_metrics(folder), load_record(folder)
     if len(metrics["probs"]) != model.latent_size:
         raise UserError(

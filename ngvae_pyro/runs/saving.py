@@ -254,7 +254,7 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
     metrics = diagnostics.measured(fit, held_out, codes, seed=spec.fit.seed)
     rotation = fit.rotation.as_dict() if fit.rotation else None
     moves = [asdict(move) for move in fit.moves]
-    history = {"rows": fit.history, "moves": moves, "rotation": rotation}
+    history = {"rows": fit.history, "moves": moves, "rotation": rotation, "skipped": fit.skipped}
     write_json(folder / "history.json", history)
     attrs = {
         "model": spec.model_name,

@@ -1,7 +1,7 @@
 """Specs of a fit, of data and of a run."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from ngvae_pyro.extras import needed
 
@@ -9,6 +9,8 @@ with needed("train"):
     from pydantic import (
         BeforeValidator,
         Field,
+        SerializerFunctionWrapHandler,
+        model_serializer,
         model_validator,
     )
 from ngvae_pyro.specs.base import (
@@ -50,6 +52,19 @@ class AdversarialSpec(Spec):
 class FitSpec(Spec):
     """How a model and a guide are trained: Adam on the negative ELBO per data point.
 
+    The length is given in ``steps`` or in ``epochs``, which a fit turns into steps: a step is a
+    batch, and an epoch has as many whole ones as the training images make. From the fraction
+    ``decay_begin`` of training the learning rate falls to 0, on a line or on half a cosine, or not
+    at all (``decay``). ``optimizer`` adamw also shrinks weights of two and more axes, in each step
+    by ``weight_decay`` times the learning rate, by default 0.01 (Loshchilov and Hutter, 2019,
+    "Decoupled weight decay regularization", arXiv:1711.05101); biases, precisions and the scale of
+    the likelihood are left alone. Of torch's optimizers these two have moments that moves can
+    reset, and a fused step that leaves out gradients that are not finite.
+
+    The share ``validation`` of the training images is not trained on but evaluated at every look,
+    and ``early_stopping`` is the number of looks without a new best of them after which the
+    training ends (:class:`ngvae_pyro.EarlyStopping`).
+
     ``elbo`` is the estimator of the plain ELBO; the mixture, flat and Poisson guides and the
     baselines' objectives have their own. ``adversarial``, if given, is added to whichever objective
     is used. ``fast`` records the operations of a step and replays them, on CUDA as a graph.
@@ -60,8 +75,12 @@ class FitSpec(Spec):
     """
 
     steps: Steps = 4400
+    epochs: Steps | None = None
     batch_size: Annotated[int, Field(gt=0, le=10**6)] = 64
+    optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: LearningRate = 3e-3
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
+    decay: Literal["linear", "cosine", "none"] = "linear"
     decay_begin: Fraction = 0.3
     clip_norm: Annotated[float, Field(ge=1e-6, le=1e12)] = 2000.0
     elbo: Literal["Trace_ELBO", "TraceMeanField_ELBO"] = "Trace_ELBO"
@@ -75,7 +94,44 @@ class FitSpec(Spec):
     network_dtype: Literal["float32", "bfloat16"] = "float32"
     resident_bytes: Annotated[int, Field(gt=0, le=10**18)] = 4 * 2**30
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    early_stopping: Annotated[int, Field(gt=0, le=10**9)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            given = [key for key in ("steps", "epochs") if values.get(key) is not None]
+            if len(given) > 1:
+                raise ValueError("expected steps or epochs, got both")
+        return values
+
+    @model_validator(mode="after")
+    def _weights_that_shrink(self) -> Self:
+        if self.weight_decay is not None and self.optimizer != "adamw":
+            raise ValueError(
+                f"weight_decay needs optimizer = 'adamw', got optimizer = '{self.optimizer}'"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _with_one_length(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.epochs is not None:
+            # The default, which says nothing.
+            values.pop("steps", None)
+        return values
+
+    def in_steps(self, images: int) -> "FitSpec":
+        """The spec with ``steps`` in place of ``epochs``, for a number of training images."""
+        if self.epochs is None:
+            return self
+        steps = self.epochs * (images // min(self.batch_size, images))
+        return self.model_copy(update={"steps": steps, "epochs": None})
+
+
+# Keys that trainings of older versions had no choice of: what a default says, these did.
+NEWER = {"optimizer", "weight_decay", "decay", "epochs", "validation", "early_stopping"}
 
 # Keys that change where a run is computed, where its data lie or what it is called, but not its
 # result.

@@ -218,7 +218,7 @@ class Fork(Action):
         trainer.set_state(ends[record.accepted])
         trainer.fit.moves.append(record)
         trainer.record(rows[record.accepted])
-        trainer.bar.decided(record, trainer.step)
+        trainer.moved(record)
         return record
 
 

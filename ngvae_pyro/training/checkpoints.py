@@ -8,6 +8,7 @@ actions taken so far, with three files:
 - ``state.json``: the position in the data and in the schedule, the history, a description of the
   training (specs, a digest of the images, versions) and the SHA-256 of all of it.
 
+A training that may go back to an earlier state has that too, under names that begin with ``kept.``.
 Nothing in it is a pickle, and reading a checkpoint runs no code. It is written under another name,
 flushed to the disk and renamed; then the one before it is removed. So the newest checkpoint is
 complete at every moment. Only these files are removed, and no link is followed.
@@ -22,7 +23,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ with needed("train"):
 # Version of the layout of the files.
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+# What the tensors of a state begin with that a training may go back to.
+KEPT = "kept."
 _NAME = re.compile(r"step-(\d{9,})-(\d+)")
 _PARTIAL = re.compile(r"\.step-\d{9,}-\d+\.partial")
 _FILES = {str(path) for name in (WEIGHTS, OPTIMIZER, STATE) for path in files.with_partial(name)}
@@ -66,6 +69,26 @@ class Snapshot:
     def step(self) -> int:
         """The step that the training has reached."""
         return int(self.position["step"])
+
+    @property
+    def kept(self) -> "Snapshot | None":
+        """The state that the training may go back to, if there is one; its position is a place."""
+        if self.position.get("kept") is None:
+            return None
+        weights, optimizer = (
+            {name.removeprefix(KEPT): t for name, t in tensors.items() if name.startswith(KEPT)}
+            for tensors in (self.weights, self.optimizer)
+        )
+        return replace(self, weights=weights, optimizer=optimizer, position=self.position["kept"])
+
+    @property
+    def own(self) -> "Snapshot":
+        """The same without the state that the training may go back to."""
+        weights, optimizer = (
+            {name: t for name, t in tensors.items() if not name.startswith(KEPT)}
+            for tensors in (self.weights, self.optimizer)
+        )
+        return replace(self, weights=weights, optimizer=optimizer)
 
     @property
     def name(self) -> str:

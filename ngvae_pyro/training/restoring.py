@@ -39,10 +39,16 @@ def check(trainer: "Trainer", snapshot: Snapshot) -> None:
         UserError: For the first contradiction.
     """
     position: Position = parse(Position, snapshot.position, f"{snapshot.source / STATE}: position")
+    own, kept = snapshot.own, snapshot.kept
+    if kept is None:
+        # Then nothing may be named as if there were.
+        own = snapshot
     for name, problems in (
         (STATE, _of_position(trainer, position)),
-        (WEIGHTS, _of_weights(trainer, snapshot.weights)),
-        (OPTIMIZER, _of_optimizer(trainer, snapshot.optimizer, position.step)),
+        (WEIGHTS, _of_weights(trainer, own.weights)),
+        (OPTIMIZER, _of_optimizer(trainer, own.optimizer, position.step)),
+        (WEIGHTS, _of_weights(trainer, kept.weights) if kept else ()),
+        (OPTIMIZER, _of_optimizer(trainer, kept.optimizer, kept.step) if kept else ()),
     ):
         for problem in problems:
             raise UserError(f"{snapshot.source / name}: {problem}")
@@ -59,12 +65,22 @@ def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
         due = min(action.at * last, last)
         if number < position.acted and position.step < due:
             yield f"position.acted: action {number} is done, but not due until step {due:g}"
-        # Only forks, which count as extra steps, skip the step at which an action is due.
-        if number >= position.acted and position.step - due >= 1 + position.extra_steps:
+        # Only forks, which count as extra steps, skip the step at which an action is due, and a
+        # training that was stopped does.
+        late = position.extra_steps + position.skipped
+        if number >= position.acted and position.step - due >= 1 + late:
             yield f"position.acted: action {number} was due at step {due:g}, and is not done"
-    relaxed = any(isinstance(action, BecomeExact) for action in actions[position.acted :])
-    if position.exact != (isinstance(trainer.guide, Relaxable) and not relaxed):
+    if position.skipped > position.step:
+        yield f"position.skipped: expected at most {position.step}, got {position.skipped}"
+    if position.exact != _exact(trainer, position.acted):
         yield f"position.exact: is {position.exact} after {position.acted} actions"
+    if (kept := position.kept) is not None:
+        if kept.step > position.step:
+            yield f"position.kept.step: expected at most {position.step}, got {kept.step}"
+        if kept.acted > position.acted:
+            yield f"position.kept.acted: expected at most {position.acted}, got {kept.acted}"
+        if kept.exact != _exact(trainer, kept.acted):
+            yield f"position.kept.exact: is {kept.exact} after {kept.acted} actions"
     steps = position.steps
     if (steps.fast and not trainer.spec.fast) or (not steps.fast and steps.recorded):
         yield f"position.steps: is fast = {steps.fast} and recorded = {steps.recorded}"
@@ -77,6 +93,12 @@ def _of_position(trainer: "Trainer", position: Position) -> Iterator[str]:
             yield f"position.rotation.step: expected at most {position.step}, got {step}"
         if max(rotation["latents"]) >= trainer.model.latent_size:
             yield f"position.rotation.latents: expected below {trainer.model.latent_size}"
+
+
+def _exact(trainer: "Trainer", acted: int) -> bool:
+    """Whether the guide is exact once so many actions are done."""
+    relaxed = any(isinstance(action, BecomeExact) for action in trainer.actions[acted:])
+    return isinstance(trainer.guide, Relaxable) and not relaxed
 
 
 def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterator[str]:
@@ -96,6 +118,9 @@ def _of_history(trainer: "Trainer", position: Position, actions: int) -> Iterato
             yield f"{key}.probs: expected numbers in [0, 1]"
         if row.informative != sum(map(is_informative, row.probs)):
             yield f"{key}.informative: expected as many as have p above 0.5, got {row.informative}"
+        if (row.validation_loss is None) != (trainer.validation is None):
+            expected = "none" if trainer.validation is None else "a number"
+            yield f"{key}.validation_loss: expected {expected}, got {row.validation_loss}"
         if row.kl.keys() != rows[0].kl.keys() or "z" not in row.kl:
             yield f"{key}.kl: expected the same sites in all rows, z among them, got {[*row.kl]}"
 

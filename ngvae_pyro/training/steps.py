@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.errors import Notice
+from ngvae_pyro.specs import FitSpec
 from ngvae_pyro.training.program import Program, Recording, difference, same_values
 
 # Literal steps before a recording, enough for optimizer and kernels to allocate what they need on
@@ -39,6 +40,9 @@ CAPTURE_AFTER = 3
 # Number of rows of the schedule that are on the device at a time.
 ROWS = 4096
 
+# What a parameter is called that belongs to neither model nor guide.
+OF_THE_OBJECTIVE = "the objective"
+
 # A loss and its gradients with respect to the parameters.
 Gradients = tuple[Tensor | None, ...]
 # States of generators, and tensors with their values.
@@ -52,20 +56,45 @@ class NonFiniteLoss(RuntimeError):
         step: The step.
         loss: Its loss.
         norm: Norm of its gradient.
+        where: The first parameter whose gradient is not finite, if that is known.
+        hint: What to try.
     """
 
-    def __init__(self, step: int, loss: float, norm: float) -> None:
+    def __init__(
+        self,
+        step: int,
+        loss: float,
+        norm: float,
+        where: str | None = None,
+        hint: str = "try a smaller fit.learning_rate, such as a tenth of it",
+    ) -> None:
+        first = f", first that of {where}" if where else ""
         super().__init__(
-            f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}; "
-            "the state before that step is kept "
-            "(try a smaller fit.learning_rate, such as a tenth of it)"
+            f"non-finite loss at step {step}: loss {loss:g}, gradient norm {norm:g}{first}; "
+            f"the state before that step is kept ({hint})"
         )
-        self.step, self.loss, self.norm = step, loss, norm
+        self.step, self.loss, self.norm, self.where, self.hint = step, loss, norm, where, hint
+
+    def advised(self, spec: FitSpec) -> "NonFiniteLoss":
+        """The same with what to try, by what was seen, in a training of this spec."""
+        if self.step == 0:
+            hint = (
+                "nothing was learned yet: look for extreme values in the data, or try a larger "
+                "model.likelihood.scale"
+            )
+        else:
+            ways = [f"fit.learning_rate={spec.learning_rate / 10:g}"]
+            if self.where == OF_THE_OBJECTIVE and spec.adversarial is not None:
+                ways = [f"fit.adversarial.learning_rate={spec.adversarial.learning_rate / 10:g}"]
+            if spec.network_dtype != "float32":
+                ways.insert(0, "fit.network_dtype=float32")
+            hint = f"try {', or '.join([*ways, f'fit.clip_norm={spec.clip_norm / 10:g}'])}"
+        return type(self)(self.step, self.loss, self.norm, self.where, hint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default an exception is unpickled with its message as the only argument, which would
         # fail, and a worker process could not report it.
-        return type(self), (self.step, self.loss, self.norm)
+        return type(self), (self.step, self.loss, self.norm, self.where, self.hint)
 
 
 class Steps:
@@ -187,7 +216,24 @@ class Steps:
             NonFiniteLoss: For the first of them.
         """
         if self.failed.item():
-            raise NonFiniteLoss(int(self.position.item()), *self.latest.tolist())
+            loss, norm = self.latest.tolist()
+            raise NonFiniteLoss(int(self.position.item()), loss, norm, self._where())
+
+    def _where(self) -> str | None:
+        """The first parameter whose gradient is not finite, or None if there is none."""
+        for parameter, name in zip(self.parameters, self._names(), strict=True):
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return name
+        return None
+
+    def _names(self) -> list[str]:
+        """What the parameters are called."""
+        names = {
+            id(parameter): f"{part}.{name}"
+            for part, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        return [names.get(id(parameter), OF_THE_OBJECTIVE) for parameter in self.parameters]
 
     def _tabulate(self, step: int) -> None:
         """Make sure that the rows of the schedule around a step are on the device."""
@@ -320,12 +366,7 @@ class Steps:
         ``summands`` times the resolution of a number.
         """
         assert self.program is not None
-        names = {
-            id(parameter): f"the gradient of {part}.{name}"
-            for part, module in self.modules.items()
-            for name, parameter in module.named_parameters()
-        }
-        of = [names.get(id(p), "a gradient of the objective") for p in self.parameters]
+        of = [f"the gradient of {name}" for name in self._names()]
         pairs = list(zip(["the loss", *of], replayed, literal, strict=True))
         pairs += [("a buffer", a[1], b[1]) for a, b in zip(now[1], after[1], strict=True)]
         noise = [("the noise", a, b) for a, b in zip(now[0], after[0], strict=True)]

@@ -28,7 +28,7 @@ from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData, check_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, MoveRecord, site_terms
+from ngvae_pyro.fitted import Fit, MoveRecord, data_of, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.likelihoods import check_likelihood
@@ -39,6 +39,7 @@ from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
 from ngvae_pyro.specs import (
     IMMATERIAL,
+    NEWER,
     BaseGuideSpec,
     FitSpec,
     NormalGammaPriorSpec,
@@ -51,12 +52,15 @@ from ngvae_pyro.training.actions import (
     WORTH_A_TRIAL,
     Action,
     BecomeExact,
+    Fork,
+    Rescale,
     Resolve,
     actions_of,
     check_actions,
     resolve,
 )
-from ngvae_pyro.training.checkpoints import Checkpoints, Snapshot
+from ngvae_pyro.training.callbacks import Callback, EarlyStopping, TrainingView, check_callbacks
+from ngvae_pyro.training.checkpoints import KEPT, Checkpoints, Snapshot
 from ngvae_pyro.training.progress import TrainingBar
 from ngvae_pyro.training.steps import PAYS_FROM, NonFiniteLoss, Steps
 from ngvae_pyro.verdict import leaks
@@ -64,6 +68,14 @@ from ngvae_pyro.verdict import leaks
 # Images on which moves are judged and progress is measured: enough for a standard error of the ELBO
 # well below one nat, few enough to cost less than ten training steps.
 MONITOR_IMAGES = 1024
+
+# The fraction of training at which its ending begins. A training that is stopped skips to there:
+# the learning rate is low enough for single iterates to be as good as their average, and what the
+# schedules change at the very end is still to come.
+ENDING = 0.95
+
+# What AdamW has by default in torch.
+WEIGHT_DECAY = 0.01
 
 # Steps between updates of the bar.
 SHOWN_EVERY = 10
@@ -140,6 +152,22 @@ def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list
     ]
 
 
+def shrinking(groups: Sequence[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """The same groups for AdamW, which shrinks weights of layers and nothing else."""
+    found = []
+    for group in groups:
+        layers = [p for p in group["params"] if p.dim() > 1]
+        rest = [p for p in group["params"] if p.dim() < 2]
+        found.append({**group, "params": layers, "weight_decay": weight_decay})
+        found.append({**group, "params": rest, "weight_decay": 0.0})
+    return [group for group in found if group["params"]]
+
+
+def _described(data: ImageData, digest: str | None) -> dict[str, Any]:
+    """Images, as the identity of a training names them."""
+    return {"shape": list(data.images.shape), "SHA-256": digest}
+
+
 def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     """The gradient with the strides of its parameter, which fused kernels require."""
     if gradient is None or gradient.stride() == parameter.stride():
@@ -159,6 +187,8 @@ class Trainer:
         schedule: ScheduleSpec,
         team: Team = ALONE,
         actions: Sequence[Action] = (),
+        callbacks: Sequence[Callback] = (),
+        validation: ImageData | None = None,
     ) -> None:
         if isinstance(guide.spec, BaseGuideSpec):
             for key, owner in guide.spec.foreign(schedule).items():
@@ -193,7 +223,9 @@ class Trainer:
             spec.workers,
             team,
         )
-        self.monitor_images = ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
+        self.monitor_images = self._monitored(data)
+        self.validation = validation
+        self.validation_images = None if validation is None else self._monitored(validation)
         self.model.likelihood.learn(data)
         if isinstance(model.decoder, Network) and not model.decoder.has_units:
             model.learn_units(data)
@@ -205,6 +237,9 @@ class Trainer:
         both = (*self.model.parameters(), *self.guide.parameters())
         pair = [parameter for parameter in both if parameter.requires_grad]
         groups = parameter_groups(pair, spec.learning_rate)
+        if spec.optimizer == "adamw":
+            decay = WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay
+            groups = shrinking(groups, decay)
         objective = guide.objective(guide.spec, spec, self.model, len(data))
         expect("the guide's objective", objective, TraceELBO, "one of ngvae_pyro.objectives")
         self.elbo = with_adversary(objective, spec, self.model)
@@ -237,6 +272,16 @@ class Trainer:
             warnings.warn(UNSTEADY, Notice, stacklevel=2)
         self.stop = Stop()
         self.bar = TrainingBar(spec.steps, enabled=False)
+        self.callbacks = tuple(callbacks)
+        # Those that are called after every step, so that a training without them has no more to do.
+        self.callbacks_of_steps = [c for c in callbacks if type(c).on_step is not Callback.on_step]
+        self.view, self.begun = TrainingView(self), False
+        # A state, how many actions had been taken in it, and whether the guide was exact.
+        self.kept: tuple[dict[str, Any], int, bool] | None = None
+
+    def _monitored(self, data: ImageData) -> Tensor:
+        """The first images, on the device."""
+        return ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
 
     def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         """Set the memory layout of the networks and the type that they compute in."""
@@ -269,7 +314,8 @@ class Trainer:
         self.weights = {name: next(numbers) for name in ramps}
         self.factors = [next(numbers) for _ in self.annealed]
         self.elbo.fraction = next(numbers)
-        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=True)
+        kind = torch.optim.AdamW if self.spec.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(groups, weight_decay=0.0, fused=True, capturable=True)
         return Steps(
             self.gradients,
             self.parameters,
@@ -287,8 +333,13 @@ class Trainer:
     # One step --------------------------------------------------------------------------------
 
     def learning_rate(self, initial: float, fraction: float) -> float:
-        """Learning rate at a fraction of training: constant, then falling linearly to 0."""
-        return initial * min(1.0, (1.0 - fraction) / (1.0 - self.spec.decay_begin + 1e-12))
+        """Learning rate at a fraction of training: constant, then falling to 0 by ``fit.decay``."""
+        if self.spec.decay == "none":
+            return initial
+        left = min(1.0, (1.0 - fraction) / (1.0 - self.spec.decay_begin + 1e-12))
+        if self.spec.decay == "cosine":
+            left = 0.5 * (1.0 - math.cos(math.pi * left))
+        return initial * left
 
     def phase(self) -> Hashable:
         """A value that, together with the tensors, determines the operations of the next step."""
@@ -375,28 +426,42 @@ class Trainer:
     def look(self) -> dict[str, Any]:
         """Evaluate on the monitor images, and return a row of the history."""
         self.steps.check()
+        codes, loss, kl = self._terms(self.monitor_images)
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "kl": kl,
+            "informative": int(codes.informative.sum()),
+            "probs": codes.probs.detach().mean(0).tolist(),
+            "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
+        }
+        if self.validation_images is not None:
+            # Callbacks may decide by it.
+            row["validation_loss"] = self.team.agreed(self._terms(self.validation_images)[1])
+        return row
+
+    def _terms(self, x: Tensor) -> tuple[Codes, float, dict[str, float]]:
+        """Codes, -ELBO and the KL of each site of images, nats per image.
+
+        Raises:
+            NonFiniteLoss: If they are not finite after the last step.
+        """
         looks = evaluating(self.model, self.guide)
         with looks, self.fixed_noise(), pyro.validation_enabled(False):
             # First, because a posterior that is not finite cannot be sampled.
-            codes = self.finite_codes(self.monitor_images)
-            probs = codes.probs.detach().mean(0)
-            log_likelihood, kl = site_terms(self.model, self.guide, self.monitor_images)
+            codes = self.finite_codes(x)
+            log_likelihood, kl = site_terms(self.model, self.guide, x)
         kl_sites = {name: term.sum(-1).mean().item() for name, term in kl.items()}
         loss = -log_likelihood.mean().item() + sum(kl_sites.values())
         if not math.isfinite(loss):
             raise NonFiniteLoss(self.step, loss, math.nan)
-        return {
-            "step": self.step,
-            "loss": loss,
-            "kl": kl_sites,
-            "informative": int(codes.informative.sum()),
-            "probs": probs.tolist(),
-            "variance_of_loc": codes.loc.detach().var(0, correction=0).tolist(),
-        }
+        return codes, loss, kl_sites
 
     def record(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows to the history, and show the last one."""
-        self.fit.history += rows
+        for row in rows:
+            self.fit.history.append(row)
+            self._call("on_look")
         if rows:
             selects = isinstance(self.guide, SwitchableLatents)
             found = None if self.model.discrete else len(leaks(rows[-1], selects))
@@ -493,6 +558,68 @@ class Trainer:
 
     # The whole training --------------------------------------------------------------------
 
+    def moved(self, move: MoveRecord) -> None:
+        """Show the outcome of a move."""
+        self.bar.decided(move, self.step)
+        self._call("on_move", move)
+
+    def _call(self, hook: str, *values: Any) -> None:
+        """Call a method of all callbacks."""
+        if self.callbacks:
+            with self._own_noise():
+                for callback in self.callbacks:
+                    getattr(callback, hook)(self.view, *values)
+
+    @property
+    def ending(self) -> int:
+        """The step at which the ending of the training begins."""
+        return math.ceil(ENDING * self.spec.steps)
+
+    @property
+    def moves_left(self) -> int:
+        """How many of the moves are not yet decided."""
+        left = self.actions[self.acted :]
+        return 0 if self.fit.skipped else sum(isinstance(action, Fork) for action in left)
+
+    def _step_is_done(self) -> None:
+        with self._own_noise():
+            for callback in self.callbacks_of_steps:
+                callback.on_step(self.view)
+
+    def _own_noise(self) -> AbstractContextManager[None]:
+        """A block whose random numbers are not those of the training."""
+        return torch.random.fork_rng([self.device] if self.on_cuda else [])
+
+    def _may_end(self) -> None:
+        """Skip to the ending of the training, if a callback has asked for it.
+
+        All processes of a team do so at the same step, whichever of them was asked.
+        """
+        if not self.callbacks or (self.team.size > 1 and self.step % HEED_EVERY):
+            return
+        now, ending = self.step, self.ending
+        if now < ending and self.team.most(int(self.view.stopping)):
+            if self.kept is not None:
+                self._take(*self.kept)
+                self.kept = None
+            self.fit.skipped = ending - now
+            self.step = ending
+            self.anneal()
+
+    def keep(self) -> None:
+        """Keep the present state, for a training that is stopped to go back to."""
+        exact = isinstance(self.guide, Relaxable) and self.guide.exact
+        self.kept = self.state(), self.acted, exact
+
+    def _take(self, state: Mapping[str, Any], acted: int, exact: bool) -> None:
+        """Go on from a state in which so many actions had been taken."""
+        if isinstance(self.guide, Relaxable):
+            self.guide.exact = exact
+        self.set_state(state)
+        self.acted = acted
+        if isinstance(self.guide, SwitchableLatents):
+            self.guide.seal(any(isinstance(action, Resolve) for action in self.actions[:acted]))
+
     @property
     def finished(self) -> bool:
         """Whether the last evaluation, after the last step, is done."""
@@ -529,10 +656,13 @@ class Trainer:
         actions, last = self.actions, self.spec.steps
         self.bar = bar
         bar.begin(self.step)
+        self._call("on_start")
+        self.begun = True
         look_at = self._look_at()
         # The first one is due after the first step, which reveals most mistakes in the arguments.
         save_at = self._next(self.step, checkpoints.every) if checkpoints and self.step else 1
         while not self.finished:
+            self._may_end()
             # A fork may skip the step at which an action was due.
             looks = look_at <= self.step < last
             acts = not looks and self.acted < len(actions)
@@ -542,7 +672,10 @@ class Trainer:
                 self.save(checkpoints)
                 save_at = self._next(self.step, checkpoints.every)
             if acts:
-                actions[self.acted].apply(self)
+                # In a training that was stopped there is no time for moves any more, and a scale
+                # that belongs to the state it went back to would not be that state's.
+                if not (self.fit.skipped and isinstance(actions[self.acted], Fork | Rescale)):
+                    actions[self.acted].apply(self)
                 self.acted += 1
                 look_at = self._look_at()
             elif looks or self.step == last:
@@ -555,9 +688,17 @@ class Trainer:
                     if checkpoints is not None:
                         self.save(checkpoints)
                     raise
+                if self.callbacks_of_steps:
+                    self._step_is_done()
         if checkpoints is not None:
             self.save(checkpoints)
         self.heed(now=True)
+
+    def end(self) -> None:
+        """Tell the callbacks that no step will follow, if they were told that one would."""
+        self.fit.steps, self.fit.seconds = self.step, self.seconds
+        if self.begun:
+            self._call("on_end")
 
     def heed(self, now: bool = False) -> None:
         """Stop if a signal has requested it, all processes of a team at the same step."""
@@ -578,7 +719,15 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """A description of the training as plain values, which its checkpoints must match."""
         versions = provenance.versions()
-        own = {"actions": [repr(action) for action in self.own_actions]} if self.own_actions else {}
+        own: dict[str, Any] = {}
+        if self.own_actions:
+            own["actions"] = [repr(action) for action in self.own_actions]
+        if self.validation is not None:
+            own["validation"] = _described(self.validation, self.validation.digest)
+        fit_keys = self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"])
+        for key in NEWER:
+            if fit_keys[key] == FitSpec.model_fields[key].default:
+                del fit_keys[key]
         return {
             "model": self.model.spec.model_dump(mode="json"),
             # The schedule may differ from the guide's own.
@@ -586,19 +735,16 @@ class Trainer:
                 mode="json", exclude=IMMATERIAL["guide"] | {"schedule"}
             ),
             "schedule": self.schedule.model_dump(mode="json"),
-            "fit": self.spec.model_dump(mode="json", exclude=IMMATERIAL["fit"]),
-            "images": {
-                "shape": list(self.batches.data.images.shape),
-                "SHA-256": self.fit.digest,
-            },
+            "fit": fit_keys,
+            "images": _described(self.batches.data, self.fit.digest),
             "versions": {name: versions[name] for name in provenance.DECISIVE},
             "device": self.device.type,
             **own,
         }
 
-    def snapshot(self) -> Snapshot:
-        """Everything that :meth:`restore` needs."""
-        state = self.state()
+    @staticmethod
+    def _packed(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A state of :meth:`state` as tensors by name: weights, and those of the optimizer."""
         weights = {
             f"{part}.{name}": value
             for part in ("model", "guide")
@@ -611,6 +757,11 @@ class Trainer:
             for name, value in moments.items()
         }
         optimizer |= {name: state[name] for name in ("rng", "cuda_rng") if state[name] is not None}
+        return weights, optimizer
+
+    def snapshot(self) -> Snapshot:
+        """Everything that :meth:`restore` needs."""
+        weights, optimizer = self._packed(self.state())
         position = {
             "step": self.step,
             "acted": self.acted,
@@ -623,6 +774,13 @@ class Trainer:
             "seconds": self.seconds,
             "starts": self.fit.starts,
         }
+        if self.fit.skipped:
+            position["skipped"] = self.fit.skipped
+        if self.kept is not None:
+            state, acted, exact = self.kept
+            position["kept"] = {"step": state["step"], "acted": acted, "exact": exact}
+            for tensors, more in zip((weights, optimizer), self._packed(state), strict=True):
+                tensors |= {KEPT + name: value for name, value in more.items()}
         return Snapshot(weights, optimizer, position, self.identity)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -645,8 +803,8 @@ class Trainer:
                     stacklevel=2,
                 )
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        position = snapshot.position
+    def _unpacked(self, snapshot: Snapshot) -> dict[str, Any]:
+        """The tensors of a snapshot as :meth:`set_state` takes them."""
         state: dict[str, Any] = {"step": snapshot.step, "rng": None, "cuda_rng": None}
         state |= {name: {} for name in ("model", "guide", "objective")}
         state["optimizer"] = [{} for _ in self.parameters]
@@ -660,18 +818,19 @@ class Trainer:
                 state["optimizer"][int(number)][rest] = value
             else:
                 state[name] = value
-        if isinstance(self.guide, Relaxable):
-            self.guide.exact = position["exact"]
-        self.set_state(state)
-        self.acted = position["acted"]
-        if any(isinstance(action, Resolve) for action in self.actions[: self.acted]):
-            assert isinstance(self.guide, SwitchableLatents)
-            self.guide.seal()
+        return state
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        position = snapshot.position
+        self._take(self._unpacked(snapshot.own), position["acted"], position["exact"])
+        if (kept := snapshot.kept) is not None:
+            self.kept = self._unpacked(kept), kept.position["acted"], kept.position["exact"]
         self.steps.set_state(position["steps"], self.step)
         self.fit.history = list(position["history"])
         self.fit.moves = [MoveRecord(**move) for move in position["moves"]]
         self.fit.rotation = axes.Rotation.read(position.get("rotation"))
         self.fit.extra_steps = position["extra_steps"]
+        self.fit.skipped = position.get("skipped", 0)
         self.seconds_before = position["seconds"]
         self.fit.starts = [*position["starts"], *self.fit.starts]
 
@@ -688,6 +847,8 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     actions: Sequence[Action] = (),
+    callbacks: Sequence[Callback] = (),
+    validation: Images | float | None = None,
     **changes: Any,
 ) -> Fit:
     """Train a model and a guide by stochastic variational inference.
@@ -713,6 +874,11 @@ def fit(
             is that of an uninterrupted training to the last bit.
         actions: Further actions that are taken once at some fraction of the steps, besides those of
             the schedule (:mod:`ngvae_pyro.training.actions`).
+        callbacks: What is called in the course of the training
+            (:mod:`ngvae_pyro.training.callbacks`).
+        validation: Images that are not trained on, or the share of ``data`` that is set aside for
+            that. At every look -ELBO of at most 1,024 of them is added to the history as
+            ``validation_loss``, nats per image.
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
@@ -736,8 +902,16 @@ def fit(
         expect("schedule", schedule, ScheduleSpec, "a ScheduleSpec")
     if checkpoints is not None:
         expect("checkpoints", checkpoints, Checkpoints, "ngvae_pyro.Checkpoints(folder)")
+    if isinstance(validation, float):
+        changes["validation"], validation = validation, None
     if changes:
         spec = parse(FitSpec, merge(spec.model_dump(exclude_unset=True), changes), "fit")
+    check_callbacks(callbacks)
+    digest = data.digest
+    data, held = _set_aside(model, guide, data, validation, spec)
+    spec = spec.in_steps(len(data))
+    if spec.early_stopping is not None:
+        callbacks = [*callbacks, EarlyStopping(spec.early_stopping)]
     if len(data) < 2:
         raise UserError(f"data '{data.name}': expected at least 2 images to train on, got 1")
     if team.leads and not data.varies:
@@ -755,8 +929,18 @@ def fit(
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
     with fitting(model, guide), pyro.get_param_store().scope(), random:
-        trainer = Trainer(model, guide, data, spec, schedule or guide.spec.schedule, team, actions)
-        trainer.fit.digest = data.digest
+        trainer = Trainer(
+            model,
+            guide,
+            data,
+            spec,
+            schedule or guide.spec.schedule,
+            team,
+            actions,
+            callbacks,
+            held,
+        )
+        trainer.fit.digest = digest
         trainer.fit.starts.append(provenance.here(trainer.device, team.size))
         # Without checkpoints there is nothing to save, so let signals act immediately.
         signals = deferred() if checkpoints is not None else nullcontext(trainer.stop)
@@ -765,8 +949,31 @@ def fit(
                 if resume and checkpoints is not None:
                     trainer.restore(checkpoints.load(trainer.identity))
                 trainer.run(bar, checkpoints)
+            except NonFiniteLoss as error:
+                raise error.advised(spec) from None
             finally:
                 trainer.set_networks(torch.contiguous_format, torch.float32)
-                trainer.fit.steps = trainer.step
-                trainer.fit.seconds = trainer.seconds
+                trainer.end()
     return trainer.fit
+
+
+def _set_aside(
+    model: VAE, guide: Guide, data: ImageData, validation: Images | None, spec: FitSpec
+) -> tuple[ImageData, ImageData | None]:
+    """The images that are trained on, and those for validation, if there are any.
+
+    Raises:
+        UserError: If they are given twice, do not fit the training images, or are missing.
+    """
+    if spec.validation is not None:
+        if validation is not None:
+            raise UserError("validation: expected images or the share fit.validation, got both")
+        return data.split(spec.validation, spec.seed)
+    if validation is not None:
+        return data, data_of(Fit(model, guide, spec, form=data.form), validation, "validation")
+    if spec.early_stopping is not None:
+        raise UserError(
+            "fit.early_stopping: needs images that are not trained on; set aside a share of the "
+            "training images by fit.validation, such as 0.1"
+        )
+    return data, None
