@@ -12,14 +12,17 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.pixels import GaussianPixels, OneHotPixels
 from ngvae_pyro.errors import UserError
+from ngvae_pyro.extras import needed
 from ngvae_pyro.nn import first_line, imported
 from ngvae_pyro.specs import LEAST_SCALE, LikelihoodSpec
+
+with needed("train"):
+    from scipy.special import stdtrit
 
 # What the data carry above their mean image, in nats per image, at their resolution: an informative
 # latent, which costs about 12, then has to account for a four-hundredth of their variance. On the

@@ -96,6 +96,14 @@ def test_the_scale_rises_to_the_noise_and_falls_to_the_resolution():
         assert trainer.model.likelihood.scale == pytest.approx(expected, rel=0.03)
 
 
+def test_the_noise_is_that_of_validation_images_where_there_are_some():
+    data, others = noise(), ImageData("others", torch.full((300, 1, 8, 8), 0.9))
+    trainer = Trainer(*pair(data), data, SPEC, ScheduleSpec(), validation=others)
+    trainer.model.decoder = Drawing(torch.full((1, 8, 8), 0.5))
+    Rescale(0.0).apply(trainer)
+    assert trainer.model.likelihood.scale == pytest.approx(0.4)
+
+
 def test_a_training_ends_at_the_noise_of_its_images():
     data = noise()
     spec = SPEC.model_copy(update={"steps": 120, "monitor_every": 40})
