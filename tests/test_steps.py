@@ -397,8 +397,8 @@ def test_a_step_on_cuda_neither_waits_nor_copies(data, model, guide, monkeypatch
     """What a CUDA graph asks for, on tensors that say they are on CUDA and have no data."""
     monkeypatch.setattr(svi, "resolve_device", lambda name: torch.device("cuda", 0))
     # Computed from the images, once.
-    monkeypatch.setattr("ngvae_pyro.model.resolution", lambda data: 0.1)
-    monkeypatch.setattr(svi, "units", lambda data: (torch.zeros(data.image_shape), 1.0))
+    found = torch.zeros(data.image_shape), 0.1
+    monkeypatch.setattr("ngvae_pyro.likelihoods._mean_and_resolution", lambda *_, **options: found)
     # Fake modules cannot be moved, and are there already.
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *args, **kwargs: module)
     cuda, store = torch.device("cuda"), pyro.get_param_store().scope()
