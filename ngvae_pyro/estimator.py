@@ -84,6 +84,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
             spectra: these are standardised as a whole, and not column by column.
         device: auto, cpu, cuda or cuda:N.
+        validation: Share of the training rows that is set aside, to measure the noise and the ELBO
+            on during training; with some hundreds of rows 0.2 is better than none.
         callbacks: What is called in the course of the training, a list of
             :class:`ngvae_pyro.Callback`; a folder that is saved does not have them.
         random_state: Seed of the split, the weights and the noise: an int in [0, 2**32), used as
@@ -126,6 +128,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         held_out: float | None = None,
         layout: str | None = None,
         device: str | None = None,
+        validation: float | None = None,
         callbacks: Sequence[Callback] | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         verbose: bool = False,
@@ -143,6 +146,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.held_out = held_out
         self.layout = layout
         self.device = device
+        self.validation = validation
         self.callbacks = callbacks
         self.random_state = random_state
         self.verbose = verbose
@@ -216,6 +220,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             steps=self.steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            validation=self.validation,
             device=self.device,
             seed=_seed(self.random_state),
         )
@@ -468,6 +473,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             steps=_changed(spec.fit, "steps"),
             batch_size=_changed(spec.fit, "batch_size"),
             learning_rate=_changed(spec.fit, "learning_rate"),
+            validation=_changed(spec.fit, "validation"),
             scale=scale,
             held_out=held_out,
             layout="sequences" if trained.form.sequential else None,

@@ -218,9 +218,11 @@ def test_the_defaults_are_those_of_the_command_line():
     declared = run_spec("normal_gamma", "relaxed", {"fit": {"seed": 0}}, "command line")
     assert (spec.model, spec.guide, spec.fit) == (declared.model, declared.guide, declared.fit)
     assert spec.data.held_out == declared.data.held_out
-    changed = NGVAE(np.int64(5), scale=0.3, learning_rate=1, random_state=7)._spec("x.npz")
+    vae = NGVAE(np.int64(5), scale=0.3, learning_rate=1, random_state=7, validation=0.2)
+    changed = vae._spec("x.npz")
     assert changed.model.latent_size == 5 and changed.fit.seed == 7
     assert changed.model.likelihood == LikelihoodSpec(scale=0.3) and changed.fit.learning_rate == 1
+    assert changed.fit.validation == 0.2
 
 
 def test_random_states():
