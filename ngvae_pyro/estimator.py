@@ -559,7 +559,7 @@ def _model_spec(
         own = {"family": "own", "factory": likelihood}
     kinds = "the name of a family, a dictionary of keys, a class or a function"
     expect("NGVAE: likelihood", own, Mapping, kinds)
-    if keys := {**_given(**own), **_given(scale=scale)}:
+    if keys := {**_given(**{str(key): value for key, value in own.items()}), **_given(scale=scale)}:
         changes["likelihood"] = keys
     try:
         spec: ModelSpec = variants.spec_of("models", model, changes)

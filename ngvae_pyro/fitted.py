@@ -678,6 +678,8 @@ def check_data(fit: Fit, data: Any) -> None:
             f"data '{data.name}': expected the units of the training data, {fit.form!r}, got "
             f"{data.form!r}; pass fit.as_images(array)"
         )
+    if fit.model.likelihood.spec.whole and not data.whole:
+        raise UserError(f"data '{data.name}': expected counts, whole numbers from 0 on")
 
 
 @torch.no_grad()

@@ -392,14 +392,15 @@ class CountsLikelihood(Likelihood):
         """The exposure of images x (B, C, H, W), shape (B, 1, 1, 1), or of none, ()."""
         if x is None or not self.of_total:
             return self.typical
-        return x.sum((-3, -2, -1), keepdim=True)
+        # The total 0 has no logarithm, and no gradient.
+        return x.sum((-3, -2, -1), keepdim=True).clamp_min(1e-6)
 
     @torch.no_grad()
     def learn(self, data: ImageData) -> None:
         """Take the median total of the training data."""
         if self.of_total:
             totals = torch.cat([p.flatten(1).sum(1) for p in data.images.split(1024)])
-            self.typical.copy_(totals.float().median())
+            self.typical.copy_(totals.float().median().clamp_min(1.0))
 
     def units(self, data: ImageData) -> tuple[Units, Units]:
         """Of the encoder, which has log(1 + x), and of the decoder, whose loc is log mean rates."""

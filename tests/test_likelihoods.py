@@ -11,12 +11,15 @@ from support import SMALL, ngvae
 from torch import Tensor
 
 import ngvae_pyro as ng
+from ngvae_pyro import runs
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.pixels import GaussianPixels, OneHotPixels
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.likelihoods import LIKELIHOODS, Likelihood, own_noise, resolution
 from ngvae_pyro.model import load_model
-from ngvae_pyro.specs import LikelihoodSpec
+from ngvae_pyro.specs import FitSpec, LikelihoodSpec, ScheduleSpec
+from ngvae_pyro.specs.run import _older
+from ngvae_pyro.training.trainer import Trainer, parameter_groups, shrinking
 
 SHAPE = (2, 3, 4)
 # Values that each family may see, (5, 2, 3, 4).
@@ -422,3 +425,112 @@ def test_what_is_no_likelihood_is_one_line(own, line):
     with pytest.raises(UserError, match=line) as caught:
         load_model("normal_gamma", (1, 4, 4), decoder=SMALL, **changes)
     assert "\n" not in str(caught.value)
+
+
+# Where parts meet ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["poisson", "negative_binomial"])
+def test_images_without_counts_train(family):
+    counts = np.random.default_rng(0).poisson(5.0, (60, 6))
+    counts[:3] = 0
+    likelihood = {"family": family, "exposure": "total"}
+    model = load_model("normal_gamma", counts, likelihood=likelihood, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.fit(model, guide, counts, steps=10, progress=False)
+    assert np.isfinite(ng.evaluate(fit, counts)["elbo"])
+    nothing = load_model("normal_gamma", 0 * counts, likelihood=likelihood, decoder=SMALL)
+    assert nothing.likelihood.typical == 1.0
+
+
+def test_what_is_no_count_is_no_validation_and_has_no_codes():
+    random = np.random.default_rng(0)
+    counts = random.poisson(5.0, (60, 6))
+    model = load_model("normal_gamma", counts, likelihood={"family": "poisson"}, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    with pytest.raises(UserError, match="expected counts, whole numbers from 0 on"):
+        ng.fit(model, guide, counts, steps=3, progress=False, validation=random.random((9, 6)))
+    fit = ng.fit(model, guide, counts, steps=3, progress=False)
+    for values in (counts + 0.5, -1.0 - counts):
+        with pytest.raises(UserError, match="expected counts, whole numbers from 0 on"):
+            fit.encode(values)
+
+
+def test_standardised_columns_that_are_whole_are_no_counts():
+    data = ng.from_numpy(np.tile([[1.0, -1.0], [-1.0, 1.0]], (10, 1)))
+    assert data.form.raw  # by chance: mean 0 and standard deviation 1
+    with pytest.raises(UserError, match="expected counts"):
+        data.as_counts()
+
+
+def test_one_channel_has_one_scale_of_its_own():
+    data = ImageData("grey", torch.rand(40, 1, 8, 8))
+    likelihood = {"per": "channel"}
+    model = load_model("normal_gamma", data, likelihood=likelihood, decoder=SMALL)
+    fn = model.likelihood(torch.zeros(5, 1, 8, 8))
+    assert fn.log_prob(torch.rand(5, 1, 8, 8)).shape == (5,)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_any_number_of_channels_are_drawn(channels, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(channels, (40, 8, 8), generator=generator)
+    x = torch.nn.functional.one_hot(classes, channels).movedim(-1, 1).bool()
+    data = ImageData("classes", x)
+    likelihood = {"family": "categorical"}
+    model = load_model("normal_gamma", data, likelihood=likelihood, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.fit(model, guide, data, steps=3, progress=False)
+    fit.save(tmp_path / "r", data)
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_pictures_of_counts_are_not_all_white():
+    counts = np.random.default_rng(0).poisson(50.0, (40, 8, 8))
+    model = load_model("normal_gamma", counts, likelihood={"family": "poisson"}, decoder=SMALL)
+    guide = ng.load_guide("relaxed", model, encoder=SMALL)
+    fit = ng.fit(model, guide, counts, steps=3, progress=False)
+    for draw in (fit.plot.reconstructions, fit.plot.traversals):
+        picture = np.asarray(draw(counts).get_images()[0].get_array())
+        assert 0.2 < np.median(picture) < 0.95
+
+
+def test_the_curve_of_counts_keeps_what_shares_a_scale(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 110))
+    spec = ng.ModelSpec(likelihood=LikelihoodSpec(per="all"), latent_size=2, decoder=SMALL)
+    ng.count(x, out=tmp_path / "c", model=spec, factors=[2.0], steps=2)
+    for folder in (tmp_path / "c").iterdir():
+        if folder.is_dir():
+            assert runs.load_spec(folder).model.likelihood.per == "all"
+
+
+def test_trainings_of_before_there_was_a_choice_have_one_scale():
+    data = ng.from_numpy(np.random.default_rng(0).normal(size=(60, 110)))
+    spec = FitSpec(steps=2, device="cpu")
+
+    def identity(**likelihood):
+        model = load_model("normal_gamma", data, likelihood=likelihood, decoder=SMALL)
+        guide = ng.load_guide("relaxed", model, encoder=SMALL)
+        return Trainer(model, guide, data, spec, ScheduleSpec()).identity["model"]["likelihood"]
+
+    assert "per" not in identity(per="all") and identity()["per"] == "value"
+    values = {"model": {"likelihood": {"family": "gaussian"}}}
+    assert _older(values)["model"]["likelihood"]["per"] == "all"
+
+
+def test_adamw_leaves_the_likelihood_alone():
+    model = load_model("normal_gamma", (1, 4, 4), likelihood={"family": "negative_binomial"})
+    own = list(model.likelihood.parameters())
+    groups = shrinking(parameter_groups(list(model.parameters()), 0.01), 0.1, own)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert [decay[id(p)] for p in own] == [0.0] and 0.1 in decay.values()
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_a_function_is_not_recorded():
+    data = ImageData("some", torch.rand(40, 1, 8, 8))
+    for own, steady in ((laplace, False), (LaplaceLikelihood, True)):
+        model = load_model("normal_gamma", data, likelihood=own, decoder=SMALL)
+        guide = ng.load_guide("relaxed", model, encoder=SMALL)
+        spec = FitSpec(steps=2, device="cpu")
+        assert Trainer(model, guide, data, spec, ScheduleSpec()).steady is steady

@@ -417,7 +417,7 @@ class ImageData(Dataset[Tensor]):
             UserError: If they are not whole numbers from 0 on, or too large to be told from their
                 standardised values in float32.
         """
-        if self.form.raw:
+        if self.form.raw and self.whole:
             return self
         # Bytes count in 255ths of the model's range.
         unit = 255.0 if self.form.in_bytes else 1.0
@@ -513,6 +513,11 @@ class ImageData(Dataset[Tensor]):
         return not self.form.standardised and all(
             bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
         )
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stored values are whole numbers from 0 on."""
+        return all(bool(((p >= 0) & (p == p.floor())).all()) for p in self.images.split(1024))
 
     @property
     def varies(self) -> bool:

@@ -63,8 +63,9 @@ class GaussianPixels(Independent):
         squares = mse_loss(loc, value, reduction="none")
         if self.scale.numel() == 1:
             squares = squares.sum((-3, -2, -1))
-            log_norm = self.scale.log() + 0.5 * math.log(2 * math.pi)
-            return -0.5 * squares / self.scale.square() - self.event_shape.numel() * log_norm
+            scale = self.scale.reshape(())
+            log_norm = scale.log() + 0.5 * math.log(2 * math.pi)
+            return -0.5 * squares / scale.square() - self.event_shape.numel() * log_norm
         # One product of matrices in place of a pass over the pixels.
         scale = self.scale.expand(self.event_shape).flatten()
         log_norm = (scale.log() + 0.5 * math.log(2 * math.pi)).sum()

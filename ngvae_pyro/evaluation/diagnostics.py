@@ -514,7 +514,7 @@ def to_arviz(
 
     def shaped(x: Tensor) -> Tensor:
         """Images (..., C, H, W) without the axes that their layout has not, counts as integers."""
-        return (x.int() if data.form.raw else x).reshape(*x.shape[:-3], *sizes)
+        return (x.int() if fit.model.likelihood.spec.whole else x).reshape(*x.shape[:-3], *sizes)
 
     def in_chains(values: Tensor, *dims: str) -> tuple[list[str], np.ndarray]:
         """Draws (S, N, ...) in their chains, and the names of their dimensions."""

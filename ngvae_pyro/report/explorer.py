@@ -28,7 +28,7 @@ from ngvae_pyro.fitted import Fit
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.likelihoods import CountsLikelihood
 from ngvae_pyro.nn import Decoder, Products, ResidualLayer, SumOfProducts
-from ngvae_pyro.report.plots import ROWS, are_curves
+from ngvae_pyro.report.plots import ROWS, are_curves, brightest, in_colours
 
 # Largest size of the explorer's data in the page, including base64.
 BYTES = 5_000_000
@@ -305,7 +305,7 @@ def explore(
             leave = f" Moving several together may leave the data, where {what}s break up."
             return Explorer(sliders, (f"{ends}{leave}{rest}", note), weights, what)
         why = note
-    if what == "vector":
+    if what != "image":
         return Explorer((), (f"There is no explorer, because {why}.",), None)
     for frames in FRAMES:
         strips = _strips(fit, support, latents, numbers, frames)
@@ -407,21 +407,27 @@ def _weights(fit: Fit, z: Tensor, page: dict[str, Any]) -> tuple[dict[str, Any] 
             likelihood(x.view_as(expected).to(fit.device)).mean.cpu() for x in (expected, output)
         )
     curves = are_curves(truth)
-    apart = means - truth if curves else means.clamp(0, 1) - truth.clamp(0, 1)
+    white = brightest(fit, truth)
+    apart = (means - truth) / white
+    if not curves:
+        apart = (means / white).clamp(0, 1) - (truth / white).clamp(0, 1)
     worst = apart.abs().max().item()
     if not worst <= CLOSE:
         return None, f"16-bit weights would change what is decoded by {255 * worst:.1f}/255"
+    times = likelihood.typical.item() if isinstance(likelihood, CountsLikelihood) else 1.0
     found = {
         **page,
         "steps": STEPS,
         "mean": likelihood.family,
-        "times": likelihood.typical.item() if isinstance(likelihood, CountsLikelihood) else 1.0,
+        "times": times if curves else times / white,
         "layers": [layer.packed() for layer in layers],
     }
     unit = "of a pixel's range"
     if curves:
         found["curve"] = _curve(fit, truth)
         unit = f"of a {'channel' if fit.form.sequential else 'column'}'s standard deviation"
+    if likelihood.spec.whole:
+        unit = "of the largest count"
     if (size := _size(found)) > BYTES:
         return None, f"the weights of the decoder are {size / 1e6:.0f} MB"
     return found, (
@@ -467,7 +473,8 @@ def _strips(
     for base in numbers:
         images, _ = walk(fit, support, [[k] for k in latents], frames, base)
         own = fit.means(support.loc[base][None])
-        found.append([_png(torch.cat([row, own])) for row in images])
+        white = brightest(fit, images)
+        found.append([_png(torch.cat([row, own]) / white) for row in images])
     return found
 
 
@@ -476,7 +483,7 @@ def _png(images: Tensor) -> str:
     with needed("images"):
         from PIL import Image
 
-    pixels = (255.0 * images.nan_to_num().clamp(0, 1)).round().byte()
+    pixels = (255.0 * in_colours(images.nan_to_num()).clamp(0, 1)).round().byte()
     strip = pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()
     file = io.BytesIO()
     Image.fromarray(strip.squeeze(-1) if strip.shape[-1] == 1 else strip).save(

@@ -609,6 +609,23 @@ def draw_covariance(ax: Axes, values: Tensor, rows: list[Row]) -> AxesImage:
     return image
 
 
+def in_colours(images: Tensor) -> Tensor:
+    """Images (..., C, H, W) as grey or RGB: of other C each channel has a colour of its own."""
+    channels = images.shape[-3]
+    if channels in (1, 3):
+        return images
+    hues = np.stack([np.arange(channels) / channels, *np.ones((2, channels))], 1)
+    colours = torch.from_numpy(matplotlib.colors.hsv_to_rgb(hues)).to(images)
+    return torch.einsum("...chw,cr->...rhw", images, colours)
+
+
+def brightest(fit: Fit, images: Tensor) -> float:
+    """What is drawn as white: 1, or the largest of images of whole numbers, such as counts."""
+    if not fit.model.likelihood.spec.whole:
+        return 1.0
+    return max(1.0, images.max().item())
+
+
 def draw_grid(axes: Any, images: Tensor, apart: int = 0) -> None:
     """Draw images (rows, columns, C, H, W) as one picture, separated by thin white lines.
 
@@ -617,6 +634,7 @@ def draw_grid(axes: Any, images: Tensor, apart: int = 0) -> None:
         images: The images.
         apart: How many rows at the end are set half a row below the others.
     """
+    images = in_colours(images)
     rows, columns, channels, height, width = images.shape
     gap = np.where(np.arange(rows) >= rows - apart, (height + 1) // 2, 0) if apart < rows else 0
     tops = np.arange(rows) * (height + 2) + gap
@@ -753,7 +771,7 @@ def reconstructions(
     if are_curves(x):
         return _reconstructed_curves(fit.form, x, mean, ax)
     with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:
-        draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]))
+        draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]) / brightest(fit, x))
         ax.set_yticklabels(["image", "reconstruction", "|difference| × 10"])
         ax.set_title("Held-out reconstructions")
     return ax
@@ -883,6 +901,9 @@ def traversals(
         for name, row in zip(names, moved, strict=True)
     ]
     walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
+    if not are_curves(walks[0][0]):
+        white = brightest(fit, torch.stack([images for images, _ in walks]))
+        walks = [(images / white, found) for images, found in walks]
     groups = [[known[k] for k in row] for row in moved]
     draw: Any = _draw_walk
     across, down = 0.42, 0.45

@@ -287,6 +287,7 @@ class _Work:
             )
             return None
         values = {"family": "gaussian", "scale": float(text)}
+        values["per"] = self.spec.model.likelihood.per
         likelihood = parse(LikelihoodSpec, values, f"count: factor {factor:g}")
         model = self.spec.model.model_copy(update={"likelihood": likelihood})
         spec = self.spec.model_copy(update={"model": model})

@@ -17,6 +17,7 @@ from ngvae_pyro.data.declared import data_seed, load_images
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.sources import ARRAYS
+from ngvae_pyro.data.tables import TABLES
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation.assessment import NEW_SEED
 from ngvae_pyro.extras import needed
@@ -165,6 +166,8 @@ def _other_images(
             values.setdefault("resolution", own.resolution)
     elif fit.form.sequential and str(values["name"]).endswith(ARRAYS):
         values.setdefault("layout", "sequences")
+    if own.factors and str(values["name"]).endswith((*TABLES, ".h5ad")):
+        values.setdefault("factors", own.factors)
     spec = parse(DataSpec, values, "--data")
     # Not the run's seed, which would give the sprites that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
@@ -188,7 +191,8 @@ def _other_images(
             "resizes them and repeats or averages channels"
         )
     channels, height, width = image_shape
-    return images.fitted((channels, height, width))
+    fitted, how = images.fitted((channels, height, width))
+    return (fitted.as_counts() if fit.form.raw else fitted), how
 
 
 def _kind(form: Form, image_shape: tuple[int, ...]) -> str:

@@ -199,6 +199,11 @@ def _older(values: Any) -> Any:
         decoder = model.get("decoder")
         if isinstance(decoder, Mapping) and decoder.get("kind") == "separable":
             values = {**values, "model": {**model, "decoder": {"channels": 0, **decoder}}}
+        likelihood = model.get("likelihood")
+        if isinstance(likelihood, Mapping) and likelihood.get("family") == "gaussian":
+            # Before there was a choice, all values had one scale.
+            model = {**values["model"], "likelihood": {"per": "all", **likelihood}}
+            values = {**values, "model": model}
     if not isinstance(guide := values.get("guide"), Mapping):
         return values
     if "rate" in guide and "freedom" not in guide:

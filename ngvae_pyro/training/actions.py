@@ -66,6 +66,7 @@ from ngvae_pyro.likelihoods import GaussianLikelihood
 from ngvae_pyro.specs import Move, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.training.lessons import (
+    FEWEST,
     STEPS,
     coordinates,
     lesson_steps,
@@ -421,8 +422,9 @@ class Rescale(Action):
     (:func:`ngvae_pyro.likelihoods.resolution`): without the floor, what a decoder cannot draw of
     noiseless images would be worth more and more nats, and latents. What it is is said by the
     likelihood's ``rescale``, for the gaussian the root mean square. With validation images it is
-    theirs: of few training images the reconstructions leave less than of others, and at a scale
-    that is too fine what does not hold for others is worth learning.
+    theirs (where each value has a scale, if there are FEWEST of them): of few training images the
+    reconstructions leave less than of others, and at a scale that is too fine what does not hold
+    for others is worth learning.
     """
 
     @torch.no_grad()
@@ -430,9 +432,9 @@ class Rescale(Action):
         likelihood = trainer.model.likelihood
         if not isinstance(likelihood, GaussianLikelihood):
             return
-        x = trainer.monitor_images
-        if trainer.validation_images is not None:
-            x = trainer.validation_images
+        x, others = trainer.monitor_images, trainer.validation_images
+        if others is not None and (likelihood.log_scale.numel() == 1 or len(others) >= FEWEST):
+            x = others
         codes = trainer.codes(x)
         with evaluating(trainer.model):
             residuals = x - trainer.model.decoder(codes.loc)

@@ -31,7 +31,7 @@ from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, MoveRecord, data_of, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
-from ngvae_pyro.likelihoods import check_likelihood
+from ngvae_pyro.likelihoods import FunctionLikelihood, check_likelihood
 from ngvae_pyro.machine import resolve_device, seeded
 from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.nn import Network
@@ -86,7 +86,8 @@ HEED_EVERY = 10
 # Of a network whose code nobody here has seen.
 UNSTEADY = (
     "training goes step by step, unrecorded: a network of your own may do something else in each "
-    "step; recorded = true in its spec says that it does not"
+    "step; recorded = true in its spec says that it does not (a function as likelihood is never "
+    "recorded, a class is)"
 )
 
 # Largest number of inputs at which the weights of a linear layer keep the learning rate unchanged.
@@ -152,12 +153,15 @@ def parameter_groups(parameters: Sequence[Tensor], learning_rate: float) -> list
     ]
 
 
-def shrinking(groups: Sequence[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    """The same groups for AdamW, which shrinks weights of layers and nothing else."""
+def shrinking(
+    groups: Sequence[dict[str, Any]], weight_decay: float, kept: Sequence[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """The same groups for AdamW, which shrinks weights of layers, none of those ``kept``."""
     found = []
+    others = {id(p) for p in kept}
     for group in groups:
-        layers = [p for p in group["params"] if p.dim() > 1]
-        rest = [p for p in group["params"] if p.dim() < 2]
+        layers = [p for p in group["params"] if p.dim() > 1 and id(p) not in others]
+        rest = [p for p in group["params"] if p.dim() < 2 or id(p) in others]
         found.append({**group, "params": layers, "weight_decay": weight_decay})
         found.append({**group, "params": rest, "weight_decay": 0.0})
     return [group for group in found if group["params"]]
@@ -239,7 +243,7 @@ class Trainer:
         groups = parameter_groups(pair, spec.learning_rate)
         if spec.optimizer == "adamw":
             decay = WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay
-            groups = shrinking(groups, decay)
+            groups = shrinking(groups, decay, list(model.likelihood.parameters()))
         objective = guide.objective(guide.spec, spec, self.model, len(data))
         expect("the guide's objective", objective, TraceELBO, "one of ngvae_pyro.objectives")
         self.elbo = with_adversary(objective, spec, self.model)
@@ -266,7 +270,10 @@ class Trainer:
         self.fit = Fit(
             self.model, self.guide, spec, schedule=schedule, count=len(data), form=data.form
         )
-        self.steady = all(network.steady for network in networks)
+        # A function may keep its state where nobody sees it.
+        self.steady = all(network.steady for network in networks) and not isinstance(
+            self.model.likelihood, FunctionLikelihood
+        )
         self.steps = self._steps(groups)
         if spec.fast and not self.steady and spec.steps > PAYS_FROM and team.leads:
             warnings.warn(UNSTEADY, Notice, stacklevel=2)
@@ -728,8 +735,12 @@ class Trainer:
         for key in NEWER:
             if fit_keys[key] == FitSpec.model_fields[key].default:
                 del fit_keys[key]
+        model = self.model.spec.model_dump(mode="json")
+        if model["likelihood"].get("per") == "all":
+            # As in trainings of older versions, which had no choice of it.
+            del model["likelihood"]["per"]
         return {
-            "model": self.model.spec.model_dump(mode="json"),
+            "model": model,
             # The schedule may differ from the guide's own.
             "guide": self.guide.spec.model_dump(
                 mode="json", exclude=IMMATERIAL["guide"] | {"schedule"}
