@@ -118,7 +118,7 @@ def table(values):
         (lambda k: ng.log_likelihood(k.fit, k.data, widen="2"), "widen: expected a factor above 0"),
         (
             lambda k: ng.fit(k.model, k.guide, np.ones((4, 1, 8, 8)).astype(object)),
-            "^images: expected dtype uint8, bool or float, got object",
+            "^images: expected numbers, got dtype object",
         ),
         (
             lambda k: ng.load_model("gaussian", memoryview(np.ones((4, 8, 8, 1), "u1"))),

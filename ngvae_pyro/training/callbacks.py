@@ -63,7 +63,7 @@ class TrainingView:
         return self._trainer.spec.steps
 
     @property
-    def row(self) -> Mapping[str, Any]:
+    def row(self) -> Mapping[str, object]:
         """The latest look, the last row of ``fit.history`` (:class:`ngvae_pyro.Fit`).
 
         It may be of an earlier step, ``row["step"]``. Empty before the first look.
@@ -274,7 +274,7 @@ class EarlyStopping(Callback):
     def on_look(self, view: TrainingView) -> None:
         if view.moves_left or view.step >= view.ending:
             return
-        loss = view.row["validation_loss"]
+        loss = view.fit.history[-1]["validation_loss"]
         if loss < self.best - self.least:
             self.best, self.waited = loss, 0
             view.keep()
