@@ -6,6 +6,7 @@ subclass of :class:`Likelihood`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,7 +130,7 @@ def _principal(columns: Tensor) -> tuple[Tensor, Tensor]:
     return values, columns.T @ scores / (count * values.clamp_min(1e-300)).sqrt()
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """p(x | decoder output): one event per image.
 
     A subclass says by :meth:`forward` which distribution it is, with a mean and a variance. Its
@@ -155,6 +156,7 @@ class Likelihood(nn.Module):
         self.spec, self.family = spec, spec.family
         self.image_shape = tuple(image_shape)
 
+    @abstractmethod
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of images.
 
@@ -163,7 +165,6 @@ class Likelihood(nn.Module):
             x: The images (B, C, H, W) that it is asked about, for what is known of each besides z:
                 its exposure. Without them the exposure is a typical one.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what p(x | z) is")
 
     @property
     def scale(self) -> float | None:

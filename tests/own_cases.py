@@ -32,3 +32,7 @@ class Meanless(Likelihood):
 
 class NoLikelihood(nn.Module):
     pass
+
+
+class Wordless(Likelihood):
+    """It does not say what p(x | z) is."""

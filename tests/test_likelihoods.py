@@ -398,6 +398,7 @@ def test_a_named_likelihood_is_saved_and_read_again(tmp_path):
     [
         ("own_cases:Shapeless", r"expected a distribution of batch shape \(2,\) and event shape"),
         ("own_cases:Meanless", "with a mean and a variance"),
+        ("own_cases:Wordless", "Can't instantiate abstract class Wordless"),
         ("own_cases:NoLikelihood", "expected a class of ngvae_pyro.likelihoods.Likelihood, or a"),
         ("own_cases:Nothing", "expected a class of torch.nn.Module as own_cases:Nothing"),
         ("no_such_module:Nothing", "cannot import no_such_module"),
