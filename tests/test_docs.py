@@ -75,7 +75,11 @@ def blocks(page, kind):
 
 
 @pytest.mark.parametrize(
-    ("page", "count"), [("own_model", 5), ("own_guide", 7), ("own_network", 2)]
+    ("page", "count"),
+    [
+        *(("own_model", 5), ("own_guide", 7), ("own_network", 2)),
+        *(("likelihoods", 3), ("tutorials/your_data", 8)),
+    ],
 )
 def test_the_cells_of_a_page_run(page, count):
     cells = blocks(page, "{code-cell}")
