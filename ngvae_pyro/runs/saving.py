@@ -38,6 +38,10 @@ from ngvae_pyro.runs.folder import (
     write_json,
 )
 
+# Images that are drawn for a run folder take no more numbers than this, 4 MB each of posterior and
+# prior.
+DRAWN_NUMBERS = 2**20
+
 
 def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: Form) -> SavedRun:
     """The content of ``config.toml``: enough to rebuild the pair of a run."""
@@ -263,7 +267,11 @@ def _write_run(folder: Path, fit: Fit, spec: RunSpec, held_out: ImageData) -> di
         "seed": spec.fit.seed,
         **{f"version {name}": text for name, text in provenance.versions().items()},
     }
-    posterior = diagnostics.to_arviz(fit, held_out, seed=spec.fit.seed, attrs=attrs)
+    kept = min(diagnostics.OBSERVATIONS, len(held_out)) * held_out.images[0].numel()
+    predictive = min(diagnostics.DRAWS, DRAWN_NUMBERS // kept)
+    posterior = diagnostics.to_arviz(
+        fit, held_out, seed=spec.fit.seed, attrs=attrs, predictive=predictive
+    )
     _arviz.to_netcdf(posterior, folder / "posterior.nc")
     plots.save_all(folder / "figures", fit, held_out, metrics, codes, support)
     record = {"starts": fit.starts, "seconds": fit.seconds}
