@@ -78,7 +78,8 @@ def blocks(page, kind):
     ("page", "count"),
     [
         *(("own_model", 5), ("own_guide", 7), ("own_network", 2)),
-        *(("likelihoods", 3), ("tutorials/your_data", 8)),
+        ("likelihoods", 3),
+        pytest.param("tutorials/your_data", 8, marks=pytest.mark.slow),
     ],
 )
 def test_the_cells_of_a_page_run(page, count):

@@ -106,7 +106,7 @@ addEventListener("load", async () => {
         spoken: all(".slider input").map((input) => input.getAttribute("aria-valuetext")),
         seen: picture.localName === "canvas"
           ? [...picture.getContext("2d").getImageData(0, 0, picture.width, picture.height).data]
-          : picture.querySelector(".now").getAttribute("points"),
+          : picture.querySelector(".now").getAttribute("d"),
       };
     };
     const move = (i, place) => {
@@ -249,7 +249,7 @@ def test_vectors_are_curves_in_their_own_units(tmp_path, spread, own):
         for look, done in zip(page["looks"][:2], ([], moves), strict=True):
             z = torch.from_numpy(at(found.data, 0, done))
             (values,) = fit.decode(z).numpy() if own else fit.means(z).flatten(1).numpy()
-            points = np.array([pair.split(",") for pair in look["seen"].split()], float)
+            points = np.array(re.findall(r"[ML]([-.\d]+),([-.\d]+)", look["seen"]), float)
             high, low = curve["high"], curve["low"]
             drawn = high - (high - low) * points[:, 1] / 100
             assert np.allclose(drawn, values, atol=2e-4 * (high - low))
