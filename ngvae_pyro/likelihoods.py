@@ -345,8 +345,8 @@ class CategoricalLikelihood(BernoulliLikelihood):
 class StudentTLikelihood(GaussianLikelihood):
     """StudentT(df, output, scale), for values of which some are far off.
 
-    An ``auto`` scale is that of the noise, by the median of |x - E[x | z]|, which outliers hardly
-    move, and at least the resolution.
+    An ``auto`` scale is that of the noise, by the median of the absolute residuals, which outliers
+    hardly move, and at least the resolution.
     """
 
     def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
