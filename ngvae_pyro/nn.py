@@ -278,10 +278,10 @@ class Network(nn.Module):
     bfloat16 at a loc of 2; so the layer that outputs loc and the one that takes z stay in float32.
 
     The trunk has images in units of the data, (x - loc) / unit with loc their mean image, if it is
-    told these (:func:`ngvae_pyro.likelihoods.units`), so that images of any contrast on any background
-    train alike: a step of Adam moves weights by the learning rate, whatever the size of what they
-    make. Seven-factor sprites at 0.3 of their contrast were counted as four without, and as seven
-    with.
+    told these (:func:`ngvae_pyro.likelihoods.units`), so that images of any contrast on any
+    background train alike: a step of Adam moves weights by the learning rate, whatever the size of
+    what they make. Seven-factor sprites at 0.3 of their contrast were counted as four without, and
+    as seven with.
 
     Args:
         image_shape: (C, H, W), the shape of loc.
