@@ -543,6 +543,10 @@ def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
         UserError: If they do not fit; the message names what does.
     """
     family = likelihood.family
+    if likelihood.counts and not data.form.raw:
+        raise UserError(
+            "model.likelihood.whole_numbers: expected true for a likelihood of counts, got false"
+        )
     if likelihood.intensities and data.form.standardised:
         what = "sequences" if data.form.sequential else "vectors"
         raise UserError(

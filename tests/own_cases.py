@@ -36,3 +36,12 @@ class NoLikelihood(nn.Module):
 
 class Wordless(Likelihood):
     """It does not say what p(x | z) is."""
+
+
+class OwnCounts(Likelihood):
+    """Counts, whose spec has to say so too."""
+
+    counts = True
+
+    def forward(self, output, x=None):
+        return dist.Poisson(output.exp()).to_event(3)

@@ -529,3 +529,13 @@ def test_a_function_is_not_recorded():
         guide = ng.load_guide("relaxed", model, encoder=SMALL)
         spec = FitSpec(steps=2, device="cpu")
         assert Trainer(model, guide, data, spec, ScheduleSpec()).steady is steady
+
+
+def test_counts_of_ones_own_are_kept_as_they_are():
+    counts = np.random.default_rng(0).poisson(5.0, (40, 6))
+    own = {"family": "own", "factory": "own_cases:OwnCounts"}
+    with pytest.raises(UserError, match="whole_numbers: expected true"):
+        load_model("normal_gamma", counts, likelihood=own, decoder=SMALL)
+    own["whole_numbers"] = True
+    model = load_model("normal_gamma", counts, likelihood=own, decoder=SMALL)
+    assert ng.load_guide("relaxed", model, encoder=SMALL).encoder.of_counts
