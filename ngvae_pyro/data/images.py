@@ -204,8 +204,10 @@ def image_tensor(
     if own:
         source, found = found, np.empty(found.shape, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
-            for part, out in zip(parts(source), parts(found), strict=True):
-                out[...] = part
+            # Not by their parts, which have other numbers of rows where the types differ in size.
+            rows = block_rows(source[:1].nbytes)
+            for start in range(0, len(source), rows):
+                found[start : start + rows] = source[start : start + rows]
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
     stored = checked_values(found, where, boolean, own)
