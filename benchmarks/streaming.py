@@ -20,6 +20,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -197,6 +198,7 @@ def main():
             if WAYS[way][0] is not None:
                 WAYS[way][0](path, words.images)
             rows.append(in_a_process(way, path, words.images, words.steps))
+        print(f"{way}: done", file=sys.stderr)
     print(table(rows))
     print(in_words(machine("cpu")))
     if words.json:

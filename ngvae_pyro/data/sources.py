@@ -41,7 +41,7 @@ from ngvae_pyro.data.images import (
 from ngvae_pyro.data.rendering import sprites
 from ngvae_pyro.data.streams import check_like, folder_of, stream_array, stream_items
 from ngvae_pyro.data.tables import TABLES, Columns, columns_of, is_table, load_table
-from ngvae_pyro.errors import UserError, described, nearest
+from ngvae_pyro.errors import UserError, described, expect, nearest
 
 # What to do with a data set that does not fit into memory.
 STREAMED = "; ngvae_pyro.stream leaves it on the disk"
@@ -248,8 +248,9 @@ def as_images(
             f"path of a file or a folder, got {described(data)}"
         )
     if isinstance(data, np.memmap) or stream:
-        # Of all arrays the tensor alone has other types.
-        array = number_array(data, name) if isinstance(data, Tensor) else data
+        # Arrays of HDF5 and the like have numpy's types, and are sliced.
+        sliced = isinstance(getattr(data, "dtype", None), np.dtype)
+        array = data if sliced else number_array(data, name)
         options: dict[str, Any] = {"form": form, "any_range": True, "counts": counts}
         rows, form = stream_array(array, name, layout, folder_of(stream), **options)
         return ImageData.stored(name, rows, form=form)
@@ -287,6 +288,7 @@ def stream(
     Raises:
         UserError: As :func:`ngvae_pyro.data.as_images`, and if there is no room on the disk.
     """
+    expect("name", name, str, "a name for messages and reports")
     return as_images(data, name, layout=layout, stream=True if folder is None else folder)
 
 

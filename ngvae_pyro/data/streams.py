@@ -25,7 +25,7 @@ from ngvae_pyro.data.images import (
     tensor_of,
 )
 from ngvae_pyro.data.rows import RowFile, Rows, block_rows, written
-from ngvae_pyro.errors import UserError
+from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.machine import FLOAT_BYTES
 
 Folder = str | Path | None
@@ -33,6 +33,7 @@ Folder = str | Path | None
 
 def folder_of(stream: bool | str | Path) -> Folder:
     """The folder that an option ``stream`` names, if it names one."""
+    expect("stream", stream, (bool, str, Path), "True, or the name of a folder")
     return None if isinstance(stream, bool) else stream
 
 
@@ -138,6 +139,7 @@ def stream_array(
     if isinstance(array, np.memmap) and (place := _place(array)) is not None:
         return stream_file(*place, array.shape, array.dtype, where, layout, folder, form, **options)
     shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    _layout(shape, where, layout, form)
     size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     # Chunks of HDF5 are inflated as a whole.
     chunk = chunks[0] if (chunks := getattr(array, "chunks", None)) else 1
