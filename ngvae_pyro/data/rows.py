@@ -63,7 +63,7 @@ class RowFile:
         found = os.fstat(self._handle)
         return found.st_size, found.st_mtime_ns
 
-    def read(self, numbers: range | np.ndarray, out: np.ndarray) -> None:
+    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
         """Read rows.
 
         Args:
@@ -97,22 +97,17 @@ class RowFile:
         """All rows in order, ``BLOCK`` bytes at a time."""
         size = block_rows(self._row_bytes)
         for start in range(0, len(self), size):
-            numbers = range(start, min(start + size, len(self)))
+            numbers = np.arange(start, min(start + size, len(self)))
             part = np.empty((len(numbers), *self.shape[1:]), self.dtype)
             self.read(numbers, part)
             yield part
 
 
-def _runs(numbers: range | np.ndarray) -> Iterator[tuple[int, int]]:
+def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
     """The numbers as ranges [start, stop), in their order."""
-    if isinstance(numbers, range) and numbers.step == 1:
-        if numbers:
-            yield numbers.start, numbers.stop
-        return
-    found = np.asarray(numbers)
-    breaks = np.flatnonzero(np.diff(found) != 1) + 1
-    for run in np.split(found, breaks) if len(found) else ():
-        yield int(run[0]), int(run[-1]) + 1
+    first = np.diff(numbers, prepend=-2) != 1
+    last = np.diff(numbers, append=-2) != 1
+    yield from zip(numbers[first].tolist(), (numbers[last] + 1).tolist(), strict=True)
 
 
 class _Parts(Sequence[Tensor]):
@@ -145,9 +140,9 @@ class Rows:
 
     device = torch.device("cpu")
 
-    def __init__(self, file: RowFile, numbers: range | np.ndarray | None = None) -> None:
+    def __init__(self, file: RowFile, numbers: np.ndarray | None = None) -> None:
         self.file = file
-        self.numbers = range(len(file)) if numbers is None else numbers
+        self.numbers = np.arange(len(file)) if numbers is None else numbers
         self.dtype = torch.from_numpy(np.empty(0, file.dtype)).dtype
 
     @property
@@ -173,7 +168,7 @@ class Rows:
             return self[at : at + 1].read()[0]
         if isinstance(index, slice):
             return Rows(self.file, self.numbers[index])
-        return Rows(self.file, np.asarray(self.numbers)[np.asarray(index)])
+        return Rows(self.file, self.numbers[np.asarray(index)])
 
     def split(self, size: int) -> Sequence[Tensor]:
         """Tensors of ``size`` rows in order, each read when it is looked at."""
@@ -182,7 +177,9 @@ class Rows:
     def read(self, out: Tensor | None = None) -> Tensor:
         """The rows as a tensor in memory, ``out`` if that is given."""
         if out is None:
-            machine.check(f"{self.file.where}: shape {tuple(self.shape)}", self.nbytes)
+            # Which takes as long as a batch does.
+            if self.nbytes > BLOCK:
+                machine.check(f"{self.file.where}: shape {tuple(self.shape)}", self.nbytes)
             out = torch.empty(self.shape, dtype=self.dtype)
         self.file.read(self.numbers, out.numpy())
         return out
