@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ngvae_pyro.data.cells import from_anndata
     from ngvae_pyro.data.images import ImageData
     from ngvae_pyro.data.rendering import sprites
-    from ngvae_pyro.data.sources import from_numpy
+    from ngvae_pyro.data.sources import from_numpy, stream
     from ngvae_pyro.errors import UserError
     from ngvae_pyro.estimator import NGVAE
     from ngvae_pyro.evaluation import metrics, scores, uncertainty
@@ -68,6 +68,7 @@ _HOMES = {
     "log_likelihood": "evaluation.evidence",
     "save_run": "runs.saving",
     "sprites": "data.rendering",
+    "stream": "data.sources",
     "to_arviz": "evaluation.diagnostics",
 }
 # Modules that are public as a whole.

@@ -244,7 +244,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _images(self, X: Any, trained: Fit | None, counts: bool = False) -> ImageData:
         """Convert the rows to images, after scikit-learn's own checks of tables."""
-        if not isinstance(X, (ImageData, Dataset, DataLoader, str, Path)):
+        if not isinstance(X, (ImageData, Dataset, DataLoader, str, Path, np.memmap)):
             X = self._array(X, trained)
         if trained is not None:
             return trained.as_images(X, "X")

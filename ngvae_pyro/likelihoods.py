@@ -406,7 +406,8 @@ class CountsLikelihood(Likelihood):
     def units(self, data: ImageData) -> tuple[Units, Units]:
         """Of the encoder, which has log(1 + x), and of the decoder, whose loc is log mean rates."""
         mean, finest = _mean_and_resolution(data, logs=True)
-        total = sum(part.double().sum(0) for part in data.images.split(1024))
+        sums = (part.double().sum(0) for part in data.images.split(1024))
+        total = sum(sums, torch.zeros((), dtype=torch.float64))
         # Half a count for what was never seen.
         exposure = total.sum().item() if self.of_total else float(len(data))
         rates = ((total + 0.5) / max(exposure, 1.0)).log().float()

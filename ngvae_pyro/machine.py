@@ -104,13 +104,14 @@ def allowed(root: Path = Path("/")) -> float:
     return min(limits)
 
 
-def check(what: str, needed: float, device: torch.device | str = "cpu") -> None:
+def check(what: str, needed: float, device: torch.device | str = "cpu", hint: str = "") -> None:
     """Refuse something that cannot fit into memory.
 
     Args:
         what: What needs the memory, for the message.
         needed: How much it needs, in bytes.
         device: The device whose memory is meant.
+        hint: What to do then, appended to the message.
 
     Raises:
         UserError: Stating how much is needed and how much there is.
@@ -118,5 +119,5 @@ def check(what: str, needed: float, device: torch.device | str = "cpu") -> None:
     if needed > (room := there(device)):
         raise UserError(
             f"{what}: expected something that fits into the {room / 2**30:,.1f} GiB of memory "
-            f"here, got what needs {needed / 2**30:,.1f} GiB"
+            f"here, got what needs {needed / 2**30:,.1f} GiB{hint}"
         )

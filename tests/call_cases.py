@@ -46,6 +46,7 @@ COUNTED = f"ng.ModelSpec(decoder={SMALL})"
 # Each function with good arguments; those by keyword come up, or are left out.
 CALLS: dict[str, tuple[list[str], dict[str, str]]] = {
     "ng.load_data": (["'images.npz'"], {"seed": "0", "n": "10", "root": "'x'", "device": "'cpu'"}),
+    "ng.stream": (["images"], {"name": "'a'", "layout": "None", "folder": "'.'"}),
     "ng.sprites": (
         ["20"],
         {"seed": "1", "resolution": "32", "vary": "('x', 'y')", "edge": "3.0", "device": "'cpu'"}

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngvae_pyro.data import load, load_idx, load_npz, torchvision_data
-from ngvae_pyro.data.images import BLOCK, ImageData
+from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rendering import SHAPES, SPRITE_FACTORS, sprites
+from ngvae_pyro.data.rows import BLOCK
 from ngvae_pyro.errors import Notice, UserError
 
 SEVEN = ("x", "y", "size", "red", "green", "blue", "background")

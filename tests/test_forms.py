@@ -10,6 +10,7 @@ import ngvae_pyro as ng
 from ngvae_pyro.data import as_images, load
 from ngvae_pyro.data.forms import Form, ranging, standardising
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import BLOCK
 from ngvae_pyro.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,14 @@ def test_layouts_come_back(array, layout):
     assert np.array_equal(np.rint(255 * back(data)), array)
     train, held_out = data.split(0.25, seed=0)
     assert train.form is held_out.form is data.form is data.subset([1]).form
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_images_of_another_type_are_converted_however_many_there_are(dtype):
+    array = np.random.default_rng(0).random((200, 64, 64)).astype(dtype)
+    assert array.nbytes > BLOCK
+    found = ImageData("a", array).images
+    assert torch.equal(found[:, 0], torch.from_numpy(array.astype(np.float32)))
 
 
 def test_black_and_white_are_no_bytes():

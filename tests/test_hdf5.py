@@ -9,7 +9,8 @@ from test_data import BYTES, COLOUR, FLOATS, write_npz
 import ngvae_pyro as ng
 from ngvae_pyro import machine
 from ngvae_pyro.data.hdf5 import load_hdf5
-from ngvae_pyro.data.images import BLOCK, ImageData
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import BLOCK
 from ngvae_pyro.errors import Notice, UserError
 
 RNG = np.random.default_rng(0)

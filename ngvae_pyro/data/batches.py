@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import Rows
 from ngvae_pyro.distributed import ALONE, Team
 
 # How many batches each worker may be ahead: one being gathered and one waiting.
 _AHEAD = 2
 
 
-def _gather(images: Tensor, index: Tensor, pinned: bool) -> Tensor:
+def _gather(images: Tensor | Rows, index: Tensor, pinned: bool) -> Tensor:
     """Gather the images at an index, optionally in pinned memory, for asynchronous GPU copies."""
     batch = torch.empty((len(index), *images.shape[1:]), dtype=images.dtype, pin_memory=pinned)
+    if isinstance(images, Rows):
+        rows: Rows = images[index]
+        return rows.read(batch)
     return torch.index_select(images, 0, index, out=batch)
 
 
@@ -27,7 +31,8 @@ class Batches:
 
     Args:
         data: Images. They are moved to ``device`` once if they take at most ``resident_bytes``;
-            otherwise each batch is gathered in main memory and streamed.
+            otherwise each batch is gathered in main memory and streamed, as it is from data in a
+            file, whatever their size.
         batch_size: Images per step, at most ``len(data)``.
         seed: Seed of the shuffles.
         device: The device on which batches are needed.
@@ -55,7 +60,8 @@ class Batches:
         self.batch_size = min(batch_size, len(data))
         team.check_batch(self.batch_size)
         self.per_epoch = len(data) // self.batch_size
-        self.resident = data.images.to(device) if data.nbytes <= resident_bytes else None
+        fits = data.nbytes <= resident_bytes and not isinstance(data.images, Rows)
+        self.resident = data.images.to(device) if fits else None
         # Indices of the images of each step of an epoch.
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         rows = self.batch_size // team.size

@@ -14,7 +14,8 @@ import numpy as np
 from ngvae_pyro import machine
 from ngvae_pyro.data.formats import check_file, named_path, read_stored, reading
 from ngvae_pyro.data.hdf5 import array_of, read_into, whole
-from ngvae_pyro.data.images import BLOCK, ImageData, image_tensor
+from ngvae_pyro.data.images import ImageData, image_tensor
+from ngvae_pyro.data.rows import BLOCK
 from ngvae_pyro.data.tables import factor_columns, stacked
 from ngvae_pyro.errors import UserError, described, nearest, one_line
 from ngvae_pyro.extras import needed
@@ -86,7 +87,7 @@ def load_cells(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
             shape, dtype, fill = found.shape, found.dtype, lambda room: read_into(room, found)
         if len(shape) != 2 or dtype.kind not in "biuf":
             raise UserError(f"{where}: expected numbers (N, D), got {dtype} of shape {shape}")
-        images, form = read_stored(shape, dtype, where, fill)
+        images, form = read_stored(shape, dtype, where, fill, hint="")
         names = _column(file["var"], file["var"].attrs["_index"], path)
         if len(names) != shape[1]:
             raise UserError(f"{path}: var: expected {shape[1]} names, got {len(names)}")

@@ -1,6 +1,7 @@
 """Image files and torchvision's data sets: each format is read in parts, and checked."""
 
 import gzip
+import io
 import math
 import os
 import re
@@ -21,7 +22,6 @@ from torch import Tensor
 from ngvae_pyro import machine
 from ngvae_pyro.data.forms import Form, sequential
 from ngvae_pyro.data.images import (
-    BLOCK,
     ImageData,
     channels_axis,
     checked_values,
@@ -33,10 +33,13 @@ from ngvae_pyro.data.images import (
     stored_dtype,
     tensor_of,
 )
+from ngvae_pyro.data.rows import BLOCK, Rows, block_rows
+from ngvae_pyro.data.streams import Folder, folder_of, stream_blocks, stream_file, stream_items
 from ngvae_pyro.errors import Notice, UserError, nearest
 from ngvae_pyro.extras import needed
 
 _Found = TypeVar("_Found")
+_Reader = Callable[..., tuple[Tensor | Rows, Form]]
 
 
 def named_path(name_or_path: object) -> str | Path:
@@ -112,19 +115,24 @@ def _read_into(
         raise UserError(f"{claim}, got more")
 
 
-def make_room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> np.ndarray:
+# What to do with data that do not fit into memory.
+STREAM = "; stream=True, or data.stream = true in a run, leaves it on the disk"
+
+
+def make_room(shape: tuple[int, ...], dtype: np.dtype, where: str, hint: str = "") -> np.ndarray:
     """Allocate an array, if there is memory for it and for what is made from it.
 
     Args:
         shape: Shape of the array.
         dtype: Type of its elements.
         where: What it is read from, for the message.
+        hint: What to do if it does not fit into memory.
 
     Raises:
         UserError: If it does not fit into memory.
     """
     size = math.prod(shape) * dtype.itemsize
-    machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
+    machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size, hint=hint)
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
@@ -145,12 +153,36 @@ def _read_array(
     return array
 
 
+def _what(shape: tuple[int, ...], where: str, layout: str | None) -> str:
+    """What an array holds, in a word."""
+    if layout is not None:
+        return "sequences" if sequential(layout, shape, where) else ""
+    return "vectors" if len(shape) == 2 else "images"
+
+
+def check_count(shape: tuple[int, ...], where: str, layout: str | None) -> None:
+    """Refuse a file of fewer than two images, vectors or sequences.
+
+    Args:
+        shape: Shape of its array.
+        where: What it is, for the message.
+        layout: As for :class:`ngvae_pyro.ImageData`.
+
+    Raises:
+        UserError: With the shape.
+    """
+    what = _what(shape, where, layout)
+    if not shape or shape[0] < 2:
+        raise UserError(f"{where}: expected at least 2 {what}, got shape {shape}")
+
+
 def read_stored(
     shape: tuple[int, ...],
     dtype: np.dtype,
     where: str,
     fill: Callable[[np.ndarray], None],
     layout: str | None = None,
+    hint: str = STREAM,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form.
 
@@ -162,27 +194,25 @@ def read_stored(
         where: What it is, for the message.
         fill: Writes the file's numbers into an array of that shape.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        hint: What to do with what does not fit into memory.
 
     Raises:
         UserError: For a wrong shape, type or range, and for what does not fit into memory.
     """
-    what = "vectors" if len(shape) == 2 else "images"
-    if layout is not None:
-        what = "sequences" if sequential(layout, shape, where) else ""
+    what = _what(shape, where, layout)
     axis = channels_axis(shape, where) if what == "images" else None
     stored = stored_dtype(dtype, where)
+    check_count(shape, where, layout)
     count, *sizes = shape
-    if count < 2:
-        raise UserError(f"{where}: expected at least 2 {what}, got shape {shape}")
     if what != "images" or has_range(dtype):
         # These are converted to float32 once their range is known.
         size = math.prod(shape) * (dtype.itemsize + machine.FLOAT_BYTES)
-        machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
-        array = make_room(shape, dtype.newbyteorder("="), where)
+        machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size, hint=hint)
+        array = make_room(shape, dtype.newbyteorder("="), where, hint)
         fill(array)
         return image_tensor(array, where, layout=layout)
     channels = 1 if axis is None else sizes.pop(axis - 1)
-    images = make_room((count, channels, *sizes), stored, where)
+    images = make_room((count, channels, *sizes), stored, where, hint)
     # The same memory, with the axes in the order of the file.
     fill(images[:, 0] if axis is None else np.moveaxis(images, 1, axis))
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
@@ -206,6 +236,52 @@ def _read_any(
         _read_into(room.T if fortran else room, file, held, where)
 
     return read_stored(shape, dtype, where, fill, layout)
+
+
+def _stream_any(
+    file: IO[bytes] | gzip.GzipFile,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    where: str,
+    fortran: bool = False,
+    layout: str | None = None,
+    folder: Folder = None,
+) -> tuple[Rows, Form]:
+    """Stream the images, vectors or sequences of a file: a plain one is read where it lies."""
+    check_count(shape, where, layout)
+    if fortran and len(shape) > 1:
+        raise UserError(
+            f"{where}: stream: expected an array in C order, got one in Fortran order, whose rows "
+            "lie apart; numpy.ascontiguousarray changes it"
+        )
+    if isinstance(file, io.BufferedReader):
+        return stream_file(file.name, file.tell(), shape, dtype, where, layout, folder)
+    blocks = _read_parts(file, shape, dtype, where)
+    return stream_blocks(blocks, shape, dtype, where, layout, folder)
+
+
+def _reader(layout: str | None, stream: bool | str | Path) -> _Reader:
+    """What reads the images of a file in stored form, into memory or not."""
+    if stream:
+        return partial(_stream_any, layout=layout, folder=folder_of(stream))
+    return partial(_read_any, layout=layout)
+
+
+def _read_parts(
+    file: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype, where: str
+) -> Iterator[np.ndarray]:
+    """Read the rows of one C-ordered array, which must end with the file, a few at a time."""
+    size = math.prod(shape[1:]) * dtype.itemsize
+    rows = block_rows(size)
+    claim = f"{where}: expected {shape[0] * size} bytes of data for {shape}"
+    for start in range(0, shape[0], rows):
+        count = min(rows, shape[0] - start)
+        content = file.read(count * size)
+        if len(content) < count * size:
+            raise UserError(f"{claim}, got {start * size + len(content)}")
+        yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
+    if file.read(1):
+        raise UserError(f"{claim}, got more")
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -241,7 +317,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot read the {kind}: {error}") from error
 
 
-def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
+def load_npz(
+    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+) -> ImageData:
     """Read an ``.npz`` file, as those of dSprites and MPI3D.
 
     - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
@@ -258,6 +336,7 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description, or does not fit into memory.
@@ -266,7 +345,7 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
     check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _parse_npz(path, archive, layout)
+            return _parse_npz(path, archive, _reader(layout, stream))
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
@@ -275,10 +354,10 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
         raise UserError(f"{path}: cannot read the .npz file: {error}") from error
 
 
-def _parse_npz(path: Path, archive: zipfile.ZipFile, layout: str | None) -> ImageData:
+def _parse_npz(path: Path, archive: zipfile.ZipFile, read: _Reader) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     key, source, named = chosen_keys(path, keys, FACTORS)
-    images, form = _read_npy(path, archive, key, "biuf", partial(_read_any, layout=layout))
+    images, form = _read_npy(path, archive, key, "biuf", read)
     if source is None:
         return ImageData.stored(path.stem, images, form=form)
     values = _read_npy(path, archive, source, "biufU", _read_array)
@@ -327,7 +406,7 @@ def chosen_keys(
 
 def with_factors(
     path: Path,
-    images: Tensor,
+    images: Tensor | Rows,
     form: Form,
     factors: tuple[str, np.ndarray],
     names: tuple[str | None, np.ndarray | None],
@@ -419,7 +498,9 @@ def _read_plain(
     return read(file, shape, dtype, where, order[1] == "True")
 
 
-def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
+def load_npy(
+    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+) -> ImageData:
     """Read an ``.npy`` file of at least 2 images or vectors.
 
     Nothing is ever unpickled.
@@ -427,6 +508,7 @@ def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description.
@@ -436,14 +518,13 @@ def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            read = partial(_read_any, layout=layout)
-            images, form = _read_plain(file, size, str(path), "biuf", read)
+            images, form = _read_plain(file, size, str(path), "biuf", _reader(layout, stream))
     except OSError as error:
         raise UserError(f"{path}: cannot read the .npy file: {error}") from error
     return ImageData.stored(path.stem, images, form=form)
 
 
-def load_pictures(folder: str | Path) -> ImageData:
+def load_pictures(folder: str | Path, stream: bool | str | Path = False) -> ImageData:
     """Read the PNG and JPEG files of a folder in the order of their names; others are skipped.
 
     All must have one size. They are read as grey if all of them are grey, and otherwise as RGB;
@@ -451,6 +532,7 @@ def load_pictures(folder: str | Path) -> ImageData:
 
     Args:
         folder: The folder.
+        stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For fewer than 2 pictures, for different sizes, for more than 8 bits, and for
@@ -478,12 +560,19 @@ def load_pictures(folder: str | Path) -> ImageData:
             raise UserError(f"{path}: expected 8 bits of grey or of each colour, got mode {mode!r}")
     grey = all(mode in _GREY for _, mode in kinds)
     mode, shape = ("L", (height, width)) if grey else ("RGB", (height, width, 3))
-    images = make_room((len(paths), *shape), np.dtype(np.uint8), str(folder))
-    for path, room in zip(paths, images, strict=True):
-        room[...] = _opened(path, lambda picture: np.asarray(picture.convert(mode)))
+    found = (_opened(path, lambda p: np.asarray(p.convert(mode))) for path in paths)
     form = Form("grey" if grey else "channels_last", in_bytes=True)
+    name = folder.name or str(folder)
+    if stream:
+        rows, _, _ = stream_items(
+            found, str(folder), folder=folder_of(stream), count=len(paths), form=form
+        )
+        return ImageData.stored(name, rows, form=form)
+    images = make_room((len(paths), *shape), np.dtype(np.uint8), str(folder), STREAM)
+    for room in images:
+        room[...] = next(found)
     tensor = tensor_of(images, form, str(folder))
-    return ImageData.stored(folder.name or str(folder), tensor, form=form)
+    return ImageData.stored(name, tensor, form=form)
 
 
 def _opened(path: Path, look: Callable[[Any], _Found]) -> _Found:
@@ -503,7 +592,7 @@ def _dtype_name(descr: str) -> str:
     return "object (pickled)" if "O" in descr else repr(descr)
 
 
-def load_idx(path: str | Path) -> ImageData:
+def load_idx(path: str | Path, stream: bool | str | Path = False) -> ImageData:
     """Read the images of one IDX file (MNIST's format), gzipped or not.
 
     If a file of labels lies beside it under the usual name (``t10k-labels-idx1-ubyte`` for
@@ -511,12 +600,13 @@ def load_idx(path: str | Path) -> ImageData:
 
     Args:
         path: The file.
+        stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For a wrong magic number, truncation, broken gzip, and labels of another length.
     """
     path = Path(named_path(path))
-    images, form = _read_idx(path, 3, _read_any)
+    images, form = _read_idx(path, 3, _reader(None, stream))
     stem = path.name.removesuffix(".gz")
     labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
     labels_path = _plain_or_gz(path.with_name(labels_stem))

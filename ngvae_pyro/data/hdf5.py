@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ngvae_pyro.data.formats import (
     FACTORS,
+    check_count,
     check_file,
     chosen_keys,
     make_room,
@@ -15,7 +17,9 @@ from ngvae_pyro.data.formats import (
     reading,
     with_factors,
 )
-from ngvae_pyro.data.images import BLOCK, ImageData
+from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import Rows, block_rows
+from ngvae_pyro.data.streams import folder_of, stream_array
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.extras import needed
 
@@ -23,7 +27,9 @@ with needed("hdf5"):
     import h5py
 
 
-def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
+def load_hdf5(
+    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+) -> ImageData:
     """Read an HDF5 file (``.h5``, ``.hdf5``), as those of 3D Shapes.
 
     - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
@@ -37,6 +43,7 @@ def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description, for arrays whose numbers lie in
@@ -48,9 +55,14 @@ def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
         key, source, named = chosen_keys(path, list(file), (*FACTORS, "labels"))
         found = _numbers(file, key, path)
         where = f"{path}: {key}"
-        images, form = read_stored(
-            found.shape, found.dtype, where, lambda room: read_into(room, found), layout
-        )
+        images: Tensor | Rows
+        if stream:
+            check_count(found.shape, where, layout)
+            images, form = stream_array(found, where, layout, folder_of(stream))
+        else:
+            images, form = read_stored(
+                found.shape, found.dtype, where, lambda room: read_into(room, found), layout
+            )
         if source is None:
             return ImageData.stored(path.stem, images, form=form)
         values = whole(file, source, path)
@@ -99,7 +111,7 @@ def read_into(room: np.ndarray, found: Any) -> None:
     if found.shape == ():
         room[...] = found[()]
         return
-    rows = max(1, BLOCK // max(1, room[:1].nbytes))
+    rows = block_rows(room[:1].nbytes)
     chunk = found.chunks[0] if found.chunks else 1
     rows = -(-rows // chunk) * chunk
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused later

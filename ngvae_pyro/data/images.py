@@ -1,10 +1,10 @@
 """Images in memory, with their generating factors if these are known."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ngvae_pyro.data.forms import Form, Layout, counting, ranging, sequential, standardising
+from ngvae_pyro.data.rows import Rows, block_rows, written
 from ngvae_pyro.errors import UserError, described, expect
 
-# Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
-BLOCK = 2**20
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 
@@ -39,9 +38,16 @@ def known_count(factors: Sequence[str] | None) -> int | None:
     return None if not factors or list(factors) == ["label"] else len(factors)
 
 
-def parts(images: _Rows) -> Iterator[_Rows]:
-    """Views of the images in order, ``BLOCK`` bytes at a time."""
-    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+@overload
+def parts(images: Rows) -> Iterator[Tensor]: ...
+@overload
+def parts(images: _Rows) -> Iterator[_Rows]: ...
+def parts(images: Any) -> Iterator[Any]:
+    """Views of the images in order, ``BLOCK`` bytes at a time; rows of a file are read."""
+    rows = block_rows(images[:1].nbytes)
+    if isinstance(images, Rows):
+        yield from images.split(rows)
+        return
     for start in range(0, len(images), rows):
         yield images[start : start + rows]
 
@@ -198,8 +204,10 @@ def image_tensor(
     if own:
         source, found = found, np.empty(found.shape, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
-            for part, out in zip(parts(source), parts(found), strict=True):
-                out[...] = part
+            # Not by their parts, which have other numbers of rows where the types differ in size.
+            rows = block_rows(source[:1].nbytes)
+            for start in range(0, len(source), rows):
+                found[start : start + rows] = source[start : start + rows]
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
     stored = checked_values(found, where, boolean, own)
@@ -283,7 +291,8 @@ class ImageData(Dataset[Tensor]):
             only 0 and 1: these mean black and white, as in bool, and become 0 and 255. Floating
             point, which must lie in [0, 1], becomes float32, and so do other integers, whose lowest
             value becomes 0 and the highest 1. Arrays that already have the stored form are not
-            copied. Vectors (N, D) in any units are stored as (N, 1, 1, D) after
+            copied. A ``numpy.memmap`` stays on the disk (:class:`ngvae_pyro.data.rows.Rows`).
+            Vectors (N, D) in any units are stored as (N, 1, 1, D) after
             subtracting each column's mean and dividing by its standard deviation.
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column. Text becomes classes: numbers from 0 in the alphabetical
@@ -303,7 +312,7 @@ class ImageData(Dataset[Tensor]):
     """
 
     name: str
-    images: Tensor
+    images: Tensor | Rows
     factors: Tensor | None
     factor_names: tuple[str, ...]
     form: Form
@@ -324,12 +333,18 @@ class ImageData(Dataset[Tensor]):
             )
         object.__setattr__(self, "name", name)
         where = f"{name}: images"
-        if form is None:
-            stored, form = image_tensor(images, where, layout=layout)
-        elif layout is not None:
+        stored: Tensor | Rows
+        if form is not None and layout is not None:
             raise UserError(f"{name}: expected a form or a layout, got both")
-        else:
+        if form is not None:
             expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
+        if isinstance(images, np.memmap):
+            from ngvae_pyro.data.streams import stream_array
+
+            stored, form = stream_array(images, where, layout, form=form)
+        elif form is None:
+            stored, form = image_tensor(images, where, layout=layout)
+        else:
             stored = tensor_of(number_array(images, where), form, where)
         self._set(stored, factors, factor_names, form)
 
@@ -337,7 +352,7 @@ class ImageData(Dataset[Tensor]):
     def stored(
         cls,
         name: str,
-        images: Tensor,
+        images: Tensor | Rows,
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
@@ -347,11 +362,13 @@ class ImageData(Dataset[Tensor]):
         Args:
             name: As for the class.
             images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1], on the CPU; any finite
-                float32 if the form has units of its own.
+                float32 if the form has units of its own. Rows of a file have been checked before.
             factors: As for the class.
             factor_names: As for the class.
             form: Their form; by default channels first, in [0, 1] or in bytes.
         """
+        if isinstance(images, Rows):
+            return cls._made(name, images, factors, factor_names, form)
         if (
             not isinstance(images, Tensor)
             or images.ndim != 4
@@ -363,16 +380,27 @@ class ImageData(Dataset[Tensor]):
                 f"{name}: images: expected a non-empty tensor (N, C, H, W) of uint8 or float32 on "
                 f"the CPU, got {_described(images)}"
             )
-        if form is None:
-            form = Form(in_bytes=images.dtype == torch.uint8)
         if images.is_floating_point():
-            if form.unit:
+            if form is None or form.unit:
                 checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
             elif not images.isfinite().all():
                 raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
+        return cls._made(name, images.detach(), factors, factor_names, form)
+
+    @classmethod
+    def _made(
+        cls,
+        name: str,
+        images: Tensor | Rows,
+        factors: Any,
+        factor_names: Sequence[str],
+        form: Form | None,
+    ) -> "ImageData":
+        """Wrap images that have been checked."""
         new = object.__new__(cls)
         object.__setattr__(new, "name", name)
-        new._set(images.detach(), factors, factor_names, form)
+        form = Form(in_bytes=images.dtype == torch.uint8) if form is None else form
+        new._set(images, factors, factor_names, form)
         return new
 
     @classmethod
@@ -400,6 +428,11 @@ class ImageData(Dataset[Tensor]):
         ImageData('cells', 3 vectors of 2, no factors)
         """
         where = f"{name}: counts"
+        if isinstance(counts, np.memmap):
+            from ngvae_pyro.data.streams import stream_array
+
+            rows, form = stream_array(counts, where, layout, counts=True)
+            return cls.stored(name, rows, factors, factor_names, form)
         array = number_array(counts, where)
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
@@ -421,21 +454,46 @@ class ImageData(Dataset[Tensor]):
             return self
         # Bytes count in 255ths of the model's range.
         unit = 255.0 if self.form.in_bytes else 1.0
-        arrays = unit * self.form.arrays(self.to_unit(self.images)).double()
-        whole = arrays.round()
-        # A standardised value in float32 has a relative error of 2^-24.
-        reach = arrays.abs().max().item() if self.form.loc is not None else 255.0
-        apart = (arrays - whole).abs()
-        if reach > 2**20 or not bool((apart <= 2**-22 * reach).all()):
-            got = arrays[apart == apart.max()][0].item()
-            raise UserError(
-                f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
-            )
-        form = counting(whole.numpy(), self.form.layout, self.name)
-        form = replace(form, columns=self.form.columns)
-        return self._like(tensor_of(whole.numpy(), form, self.name), self.factors, form)
+        reach = 255.0
 
-    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
+        def given(part: Tensor) -> Tensor:
+            return unit * self.form.arrays(self.to_unit(part)).double()
+
+        def counted(part: Tensor) -> Tensor:
+            arrays = given(part)
+            whole = arrays.round()
+            apart = (arrays - whole).abs()
+            # A standardised value in float32 has a relative error of 2^-24.
+            if reach > 2**20 or not bool((apart <= 2**-22 * reach).all()):
+                got = arrays[apart == apart.max()][0].item()
+                raise UserError(
+                    f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
+                )
+            form = counting(whole.numpy(), self.form.layout, self.name)
+            return tensor_of(whole.numpy(), form, self.name)
+
+        if self.form.loc is not None:
+            pieces = parts(self.images) if isinstance(self.images, Rows) else [self.images]
+            reach = max(given(part).abs().max().item() for part in pieces)
+        images = self.mapped(counted)
+        # It has only the shape of what is counted.
+        form = counting(given(self.images[0][None]).round().numpy(), self.form.layout, self.name)
+        return self._like(images, self.factors, replace(form, columns=self.form.columns))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Tensor | Rows:
+        """What becomes of the stored images; those in a file go to another, a few at a time.
+
+        Args:
+            change: Of images (n, C, H, W), which may be any n of these.
+        """
+        if not isinstance(self.images, Rows):
+            return change(self.images)
+        blocks = (change(part).numpy() for part in parts(self.images))
+        return Rows(written(blocks, self.name, None))
+
+    def _set(
+        self, images: Tensor | Rows, factors: Any, factor_names: Sequence[str], form: Form
+    ) -> None:
         # A single name is a string, which would otherwise be split into letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
@@ -458,7 +516,7 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(self, "form", form)
 
     def _like(
-        self, images: Tensor, factors: Tensor | None, form: Form | None = None
+        self, images: Tensor | Rows, factors: Tensor | None, form: Form | None = None
     ) -> "ImageData":
         """Other images in stored form, under the same name."""
         form = self.form if form is None else form
@@ -480,7 +538,8 @@ class ImageData(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """One stored image (C, H, W), so that a ``DataLoader`` can stream the data."""
-        return self.images[index]
+        found: Tensor = self.images[index]
+        return found
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -496,7 +555,7 @@ class ImageData(Dataset[Tensor]):
     @property
     def digest(self) -> str:
         """SHA-256 of the stored images, their type and shape, and the units of the form, if any."""
-        kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
+        kind, shape = str(self.images.dtype).removeprefix("torch."), tuple(self.images.shape)
         digest = hashlib.sha256(f"{kind} {shape} ".encode())
         for units in (self.form.loc, self.form.scale):
             if units is not None:
@@ -523,10 +582,11 @@ class ImageData(Dataset[Tensor]):
     def varies(self) -> bool:
         """Whether any image differs from another."""
         # In parts, so that the search stops early if images differ.
-        return any(bool((part != self.images[:1]).any()) for part in self.images.split(1024))
+        first = self.images[0]
+        return any(bool((part != first).any()) for part in self.images.split(1024))
 
     @staticmethod
-    def to_unit(images: Tensor) -> Tensor:
+    def to_unit(images: Tensor | Rows) -> Tensor:
         """Stored images as float32, with bytes scaled to [0, 1], on their own device.
 
         >>> ImageData.to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
@@ -535,7 +595,7 @@ class ImageData(Dataset[Tensor]):
         if images.dtype == torch.uint8:
             # In place: for large batches, allocating a second copy takes longer than dividing.
             return images.to(torch.float32).div_(255)
-        if images.is_floating_point():
+        if images.dtype.is_floating_point:
             return images.to(torch.float32)
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
 
@@ -544,17 +604,22 @@ class ImageData(Dataset[Tensor]):
         at: Any = index if isinstance(index, slice) else np.asarray(index)
         if not isinstance(at, slice) and not at.size:
             at = at.astype(int)  # an empty list is one of floats
+        images = self.images
         # Numpy copies whole images, where torch would copy pixel by pixel.
-        images = torch.from_numpy(self.images.numpy()[at])
+        images = images[at] if isinstance(images, Rows) else torch.from_numpy(images.numpy()[at])
         factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
         return self._like(images, factors)
 
     def reordered(self, order: Tensor) -> "ImageData":
         """Like :meth:`subset`, but reuses the memory of these images, whose order changes.
 
+        Images in a file stay as they are.
+
         Args:
             order: Numbers of images, without repetition.
         """
+        if isinstance(self.images, Rows):
+            return self.subset(order)
         found = _move(self.images.numpy(), order.numpy())
         if self.factors is not None:
             object.__setattr__(self, "factors", self.factors[found])
@@ -586,6 +651,8 @@ class ImageData(Dataset[Tensor]):
             return self._like(images, self.factors), ""
         if form.standardised:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
+        # Those whose shape is another are few.
+        images = images.to("cpu")
         if size != [height, width]:
             way = "padded with black"
             down, across = height - size[0], width - size[1]
@@ -654,7 +721,7 @@ def _described(images: Any) -> str:
 
 def _move(images: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Move ``images[order]`` to the front of the images; return which image is now where."""
-    rows = max(1, BLOCK // max(1, images[:1].nbytes))
+    rows = block_rows(images[:1].nbytes)
     image, place = np.arange(len(images)), np.arange(len(images))
     for start in range(0, len(order), rows):
         sources = place[order[start : start + rows]]

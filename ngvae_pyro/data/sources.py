@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ngvae_pyro.data.formats import (
     TORCHVISION,
@@ -39,8 +39,12 @@ from ngvae_pyro.data.images import (
     tensor_of,
 )
 from ngvae_pyro.data.rendering import sprites
+from ngvae_pyro.data.streams import check_like, folder_of, stream_array, stream_items
 from ngvae_pyro.data.tables import TABLES, Columns, columns_of, is_table, load_table
-from ngvae_pyro.errors import UserError, described, nearest
+from ngvae_pyro.errors import UserError, described, expect, nearest
+
+# What to do with a data set that does not fit into memory.
+STREAMED = "; ngvae_pyro.stream leaves it on the disk"
 
 # The types that `as_images` accepts, without and with tensors.
 NoTensor = ImageData | np.ndarray | Dataset[Any] | DataLoader[Any] | str | Path
@@ -48,6 +52,7 @@ Images = NoTensor | Tensor
 
 # The ends of the names of files, but for those of IDX, and of those that may hold sequences.
 ARRAYS = (".npz", ".npy", ".h5", ".hdf5", *TABLES)
+STREAMS = (".npz", ".npy", ".h5", ".hdf5")
 FILES = (*ARRAYS, ".h5ad")
 
 
@@ -79,6 +84,7 @@ def load(
     device: torch.device | str | None = None,
     factors: Sequence[str] = (),
     layout: str | None = None,
+    stream: bool | str | Path = False,
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -104,6 +110,10 @@ def load(
             no part of the vectors.
         layout: For arrays and tables only: ``sequences`` if they are (N, C, L) or, of one channel,
             (N, L), as for :class:`ngvae_pyro.ImageData`.
+        stream: Whether the images stay on the disk, for those that do not fit into memory; for
+            ``.npy``, ``.npz``, ``.h5`` and ``.hdf5`` files, IDX files and folders of pictures
+            only. What cannot be read where it lies is written once, to a file in the folder of
+            temporary files (``TMPDIR``), or in the folder that this names.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -120,6 +130,12 @@ def load(
         raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
     if layout is not None and not name.endswith(ARRAYS):
         raise UserError(f"{name}: layout: only arrays ({', '.join(ARRAYS)}) have this option")
+    streams = (*STREAMS, "idx3-ubyte", "idx3-ubyte.gz")
+    if stream and not (name.endswith(streams) or os.path.isdir(name)):
+        raise UserError(
+            f"{name}: stream: only {', '.join(STREAMS)} and IDX files and folders of pictures have "
+            "this option"
+        )
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -142,15 +158,15 @@ def load(
     if name in TORCHVISION:
         data = torchvision_data(name, "data" if root is None else root, download)
     elif name.endswith(".npz"):
-        data = load_npz(name, layout)
+        data = load_npz(name, layout, stream)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
-        data = load_idx(name)
+        data = load_idx(name, stream)
     elif name.endswith(".npy"):
-        data = load_npy(name, layout)
+        data = load_npy(name, layout, stream)
     elif name.endswith((".h5", ".hdf5")):
         from ngvae_pyro.data.hdf5 import load_hdf5
 
-        data = load_hdf5(name, layout)
+        data = load_hdf5(name, layout, stream)
     elif name.endswith(TABLES):
         data = load_table(name, factors, layout)
     elif name.endswith(".h5ad"):
@@ -158,7 +174,7 @@ def load(
 
         data = load_cells(name, factors)
     elif os.path.isdir(name):
-        data = load_pictures(name)
+        data = load_pictures(name, stream)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
@@ -180,8 +196,9 @@ def as_images(
     form: Form | None = None,
     layout: str | None = None,
     counts: bool = False,
+    stream: bool | str | Path = False,
 ) -> ImageData:
-    """Convert any accepted kind of data to images in memory.
+    """Convert any accepted kind of data to images, which are in memory unless they are streamed.
 
     Args:
         data: An :class:`ngvae_pyro.ImageData`, which is returned; an array, a tensor or any object
@@ -198,6 +215,9 @@ def as_images(
         layout: ``sequences`` if arrays and files hold sequences, as for
             :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
+        stream: Whether they stay on the disk, as for :func:`load`, in which case a ``Dataset`` need
+            not know its length. A ``numpy.memmap`` always does, and an
+            :class:`ngvae_pyro.ImageData` is as it is.
 
     Raises:
         UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
@@ -205,11 +225,11 @@ def as_images(
     if layout is not None and form is not None:
         raise UserError(f"{name}: expected a form or a layout, got both")
     if isinstance(data, (str, Path)):
-        data = load(data, layout=layout)
+        data = load(data, layout=layout, stream=stream)
     if isinstance(data, DataLoader):
         data = data.dataset
         if not hasattr(data, "__array__") and not isinstance(data, Dataset):
-            return _in_memory(data, name, form, layout, counts)
+            return _of_dataset(data, name, form, layout, counts, stream)
     if isinstance(data, ImageData):
         if layout is not None and not data.form.sequential:
             raise UserError(f"data '{data.name}': layout: expected an array, got {data!r}")
@@ -219,14 +239,21 @@ def as_images(
             return data.as_counts()
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
-        return _in_memory(data, name, form, layout, counts)
+        return _of_dataset(data, name, form, layout, counts, stream)
     if is_table(data):
-        return _of_table(columns_of(data, name), name, form, layout, counts)
+        return _of_table(columns_of(data, name), name, form, layout, counts, stream)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
+    if isinstance(data, np.memmap) or stream:
+        # Arrays of HDF5 and the like have numpy's types, and are sliced.
+        sliced = isinstance(getattr(data, "dtype", None), np.dtype)
+        array = data if sliced else number_array(data, name)
+        options: dict[str, Any] = {"form": form, "any_range": True, "counts": counts}
+        rows, form = stream_array(array, name, layout, folder_of(stream), **options)
+        return ImageData.stored(name, rows, form=form)
     if form is None and counts:
         return ImageData.counts(name, number_array(data, name), layout=layout)
     if form is None:
@@ -237,6 +264,32 @@ def as_images(
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
+
+
+def stream(
+    data: Images, name: str = "data", layout: str | None = None, folder: str | Path | None = None
+) -> ImageData:
+    """Images, vectors or sequences that stay on the disk, for those that do not fit into memory.
+
+    They are read in passes: for their range or their means, for each step of a training, and
+    whenever they are looked at.
+
+    Args:
+        data: As for :func:`ngvae_pyro.data.as_images`: a torch ``Dataset`` or ``DataLoader``, whose
+            items are read once, in the order of the data set, and kept as they were then; a data
+            set of that kind without a length; a ``numpy.memmap``, an array of an HDF5 file or
+            anything else with a shape, a type and slices; or a path that :func:`load` accepts with
+            ``stream=True``.
+        name: For messages and reports.
+        layout: As for :class:`ngvae_pyro.ImageData`.
+        folder: Where what cannot be read in its own file is written once, to a file without a name
+            that is gone with the data; by default the folder of temporary files (``TMPDIR``).
+
+    Raises:
+        UserError: As :func:`ngvae_pyro.data.as_images`, and if there is no room on the disk.
+    """
+    expect("name", name, str, "a name for messages and reports")
+    return as_images(data, name, layout=layout, stream=True if folder is None else folder)
 
 
 def from_numpy(
@@ -265,14 +318,51 @@ def from_numpy(
 
 
 def _of_table(
-    table: Columns, name: str, form: Form | None, layout: str | None, counts: bool
+    table: Columns,
+    name: str,
+    form: Form | None,
+    layout: str | None,
+    counts: bool,
+    stream: bool | str | Path,
 ) -> ImageData:
-    """The vectors of a table in memory, with its columns of text as factors."""
+    """The vectors of a table, with its columns of text as factors."""
     if form is not None:
         form.check_columns(table.names, name)
-    vectors = as_images(table.values, name, form, layout, counts)
+    vectors = as_images(table.values, name, form, layout, counts, stream)
     form = replace(vectors.form, columns=table.names or vectors.form.columns)
     return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
+
+
+def _of_dataset(
+    dataset: Any,
+    name: str,
+    form: Form | None,
+    layout: str | None,
+    counts: bool,
+    stream: bool | str | Path,
+) -> ImageData:
+    """Read a torch data set once; the numbers in its pairs become the factor ``label``."""
+    if not stream:
+        return _in_memory(dataset, name, form, layout, counts)
+    count = len(dataset) if hasattr(dataset, "__len__") else None
+    if count == 0:
+        raise UserError(f"{name}: expected images, got an empty {type(dataset).__name__}")
+    iterable = isinstance(dataset, IterableDataset) or count is None
+    items = dataset if iterable else (dataset[i] for i in range(count or 0))
+    rows, form, labels = stream_items(
+        items,
+        name,
+        layout,
+        folder_of(stream),
+        # What an iterable says of its length may be wrong.
+        None if iterable else count,
+        form,
+        any_range=True,
+        counts=counts,
+    )
+    if labels is None:
+        return ImageData.stored(name, rows, form=form)
+    return ImageData.stored(name, rows, torch.tensor(labels)[:, None], ("label",), form)
 
 
 def _in_memory(
@@ -291,12 +381,8 @@ def _in_memory(
         paired = isinstance(item, (tuple, list)) and len(item) > 0
         found = number_array(item[0] if paired else item, f"{name}[{i}]")
         if i == 0:
-            images = make_room((count, *found.shape), found.dtype, name)
-        if (found.shape, found.dtype) != (images.shape[1:], images.dtype):
-            raise UserError(
-                f"{name}[{i}]: expected {images.dtype} of shape {images.shape[1:]} as the first, "
-                f"got {found.dtype} of shape {found.shape}"
-            )
+            images = make_room((count, *found.shape), found.dtype, name, STREAMED)
+        check_like(found, images.shape[1:], images.dtype, f"{name}[{i}]")
         images[i] = found
         labels += item[1:2] if paired else []
     data = as_images(images, name, form, layout, counts)
@@ -316,8 +402,11 @@ def _turned(data: ImageData, form: Form) -> ImageData:
             f"data '{data.name}': expected the units of {form!r}, got those of {data.form!r}; pass "
             "the array itself"
         )
-    arrays = data.form.arrays(ImageData.to_unit(data.images)).numpy()
-    if not form.standardised:
-        form = replace(form, layout=data.form.layout)
-    tensor = tensor_of(arrays, form, f"data '{data.name}'")
-    return ImageData.stored(data.name, tensor, data.factors, data.factor_names, form)
+    own = form if form.standardised else replace(form, layout=data.form.layout)
+
+    def turned(part: Tensor) -> Tensor:
+        arrays = data.form.arrays(ImageData.to_unit(part)).numpy()
+        return tensor_of(arrays, own, f"data '{data.name}'")
+
+    images = data.mapped(turned)
+    return ImageData.stored(data.name, images, data.factors, data.factor_names, own)

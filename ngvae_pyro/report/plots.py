@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import Rows
 from ngvae_pyro.errors import UserError, described, expect, printable
 from ngvae_pyro.evaluation import traversals as paths
 from ngvae_pyro.evaluation.diagnostics import (
@@ -706,7 +707,7 @@ def scores(
     return ax
 
 
-def are_curves(images: Tensor) -> bool:
+def are_curves(images: Tensor | Rows) -> bool:
     """Whether images (..., C, H, W) have one row, as vectors and sequences, drawn as curves."""
     return images.shape[-2] == 1
 

@@ -137,7 +137,7 @@ NEWER = {"optimizer", "weight_decay", "decay", "epochs", "validation", "early_st
 # result.
 IMMATERIAL = {
     "fit": {"device", "resident_bytes", "workers", "checkpoint_every"},
-    "data": {"root", "download"},
+    "data": {"root", "download", "stream"},
     "guide": {"label"},
 }
 
@@ -148,7 +148,8 @@ class DataSpec(Spec):
     ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the fraction
     of them that is not trained on; ``resolution`` is the side of sprites in pixels, by default 32.
     ``factors`` are the columns of a table that are factors, and no part of its vectors, and
-    ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences.
+    ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences. With ``stream``
+    the images stay on the disk.
     """
 
     name: Text = "sprites"
@@ -160,6 +161,7 @@ class DataSpec(Spec):
     download: bool = False
     factors: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
     layout: Literal["sequences"] | None = None
+    stream: bool = False
 
 
 class RunSpec(Spec):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.data.rows import Rows
 from ngvae_pyro.nn import ResidualLayer
 from ngvae_pyro.specs import FitSpec
 
@@ -138,7 +139,7 @@ def lesson_steps(spec: FitSpec) -> int:
 
 
 @torch.enable_grad()
-def teach(trainer: "Trainer", images: Tensor, codes: Tensor) -> None:
+def teach(trainer: "Trainer", images: Tensor | Rows, codes: Tensor) -> None:
     """Train encoder and decoder with given codes in place of the posterior means.
 
     The loss of an image x with codes u is, in nats and without a constant,
