@@ -24,6 +24,7 @@ from ngvae_pyro.extras import needed
 from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
+from ngvae_pyro.own import OwnGuide, OwnModel
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.verdict import Verdict, judge
@@ -106,7 +107,7 @@ class Fit:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.zero.device
 
     @property
     def verdict(self) -> Verdict | None:
@@ -475,7 +476,7 @@ class Fit:
 
     def _lines(self) -> list[str]:
         """Lines on the pair and its device, the count, and the training."""
-        pair = f"{type(self.model).__name__} with {type(self.guide).__name__}"
+        pair = f"{_name(self.model)} with {_name(self.guide)}"
         verdict = self.verdict
         count = str(verdict) if verdict else f"{self.model.latent_size} latents"
         extra = f" (+{self.extra_steps:,} in moves)" if self.extra_steps else ""
@@ -491,6 +492,10 @@ class Fit:
         rows = zip(("pair", "latents", "training"), self._lines(), strict=True)
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
         return f"<table>{cells}</table>"
+
+
+def _name(part: VAE | Guide) -> str:
+    return part.program.name if isinstance(part, (OwnModel, OwnGuide)) else type(part).__name__
 
 
 def _closest(row: "Latent") -> dict[str, str | float]:

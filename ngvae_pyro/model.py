@@ -74,6 +74,15 @@ class VAE(PyroModule):
             z = self.sample_latents()
             return pyro.sample("x", self.likelihood(self.decoder(z), x), obs=x)
 
+    @torch.no_grad()
+    def drawn(self, size: int) -> dict[str, Tensor]:
+        """Draws (size, K) from the prior of the latent sites."""
+        with pyro.poutine.trace() as tracer, pyro.plate("data", size):
+            self.sample_latents()
+        nodes: Any = tracer.trace.nodes
+        names = [name for name in ("precision", "z") if name in nodes]
+        return {name: nodes[name]["value"] for name in names}
+
     def learn_units(self, data: ImageData) -> None:
         """Take the units of the networks from the training data, unless they are known."""
         own, output = self.likelihood.units(data)

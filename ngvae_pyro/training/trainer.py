@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from ngvae_pyro import axes, provenance
+from ngvae_pyro import axes, own, provenance
 from ngvae_pyro.contexts import evaluating, fitting
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.batches import Batches
@@ -37,6 +37,7 @@ from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.nn import Network
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
+from ngvae_pyro.own import OwnGuide, OwnModel
 from ngvae_pyro.specs import (
     IMMATERIAL,
     NEWER,
@@ -88,6 +89,12 @@ UNSTEADY = (
     "training goes step by step, unrecorded: a network of your own may do something else in each "
     "step; recorded = true in its spec says that it does not (a function as likelihood is never "
     "recorded, a class is)"
+)
+
+# Of programs that say nothing of it.
+UNSTEADY_PROGRAMS = (
+    "training goes step by step, unrecorded: {} may do something else in each step; an attribute "
+    "recorded = True says that it does not"
 )
 
 # Largest number of inputs at which the weights of a linear layer keep the learning rate unchanged.
@@ -239,7 +246,8 @@ class Trainer:
                     module.set_units(*model.seen)
         # What a user holds still, such as an encoder that was trained before, stays as it is.
         both = (*self.model.parameters(), *self.guide.parameters())
-        pair = [parameter for parameter in both if parameter.requires_grad]
+        # By identity, because programs of one's own may share some.
+        pair = list({id(p): p for p in both if p.requires_grad}.values())
         groups = parameter_groups(pair, spec.learning_rate)
         if spec.optimizer == "adamw":
             decay = WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay
@@ -274,9 +282,13 @@ class Trainer:
         self.steady = all(network.steady for network in networks) and not isinstance(
             self.model.likelihood, FunctionLikelihood
         )
+        programs = [part for part in (model, guide) if isinstance(part, (OwnModel, OwnGuide))]
+        unsteady = [part.program.name for part in programs if not part.steady]
+        self.steady = self.steady and not unsteady
         self.steps = self._steps(groups)
         if spec.fast and not self.steady and spec.steps > PAYS_FROM and team.leads:
-            warnings.warn(UNSTEADY, Notice, stacklevel=2)
+            line = UNSTEADY_PROGRAMS.format(" and ".join(unsteady)) if unsteady else UNSTEADY
+            warnings.warn(line, Notice, stacklevel=2)
         self.stop = Stop()
         self.bar = TrainingBar(spec.steps, enabled=False)
         self.callbacks = tuple(callbacks)
@@ -294,7 +306,9 @@ class Trainer:
         """Set the memory layout of the networks and the type that they compute in."""
         self.model.to(memory_format=memory_format)
         self.guide.to(memory_format=memory_format)
-        self.model.decoder.compute_dtype = self.guide.encoder.compute_dtype = dtype
+        for part in (*self.model.modules(), *self.guide.modules()):
+            if isinstance(part, Network):
+                part.compute_dtype = dtype
 
     def _steps(self, groups: list[dict[str, Any]]) -> Steps:
         """Build the steps: the optimizer, and the schedule as a table for the device."""
@@ -903,6 +917,14 @@ def fit(
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
         Interrupted: If a signal requested the end and there are checkpoints.
     """
+    if own.is_own(model, guide):
+        data = as_images(data, counts=own.whole_numbers(model))
+        seed = changes.get("seed", spec.seed if isinstance(spec, FitSpec) else 0)
+        model, guide = own.paired(model, guide, data, seed)
+        if team.size > 1:
+            raise UserError(
+                f"team: expected one process for a model or guide of your own, got {team.size}"
+            )
     check_pair(model, guide)
     data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
@@ -936,6 +958,8 @@ def fit(
         raise UserError("resume: expected checkpoints to go on from, got none")
     if checkpoints is not None and not resume and checkpoints.names():
         raise UserError(f"{checkpoints.folder}: holds checkpoints already; resume or move them")
+    if (line := own.without_moves(model, guide, schedule or guide.spec.schedule)) is not None:
+        warnings.warn(line, Notice, stacklevel=2)
     random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
