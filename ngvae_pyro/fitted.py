@@ -24,7 +24,7 @@ from ngvae_pyro.extras import needed
 from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
-from ngvae_pyro.own import OwnGuide, OwnModel
+from ngvae_pyro.own import OwnGuide, OwnModel, apart
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.verdict import Verdict, judge
@@ -693,7 +693,8 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
 
     Returns:
         log p(x | z) of shape (B,), and for each latent site its sampled KL term
-        log q - log p of shape (B, K), all in nats.
+        log q - log p of shape (B, K), all in nats. Where latents depend on each other, as they may
+        in a guide of one's own, each has an equal share.
     """
     guide_trace = pyro.poutine.trace(guide).get_trace(x)
     model_trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(x)
@@ -703,7 +704,11 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
         p: Any = model_trace.nodes[name]
         if site_is_subsample(q):
             continue
-        value = q["value"]
-        kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
+        value, each_q, each_p = q["value"], apart(q["fn"]), apart(p["fn"])
+        if each_q is not None and each_p is not None:
+            kl[name] = each_q.log_prob(value) - each_p.log_prob(value)
+        else:
+            whole = q["fn"].log_prob(value) - p["fn"].log_prob(value)
+            kl[name] = whole.unsqueeze(-1).expand_as(value) / value.shape[-1]
     x_site: Any = model_trace.nodes["x"]
     return x_site["fn"].log_prob(x_site["value"]), kl

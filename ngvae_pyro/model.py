@@ -322,7 +322,12 @@ def load_model(
         binary=data is not None and data.binary, columns=_columns(data)
     )
     spec = spec.model_copy(update={"likelihood": likelihood})
-    model = MODELS[type(spec.prior)](spec, image_shape)
+    if (kind := MODELS.get(type(spec.prior))) is None:
+        raise UserError(
+            f"prior family '{spec.prior.family}': expected a model of your own as the first "
+            "argument of ngvae_pyro.fit, which reads it from no file"
+        )
+    model = kind(spec, image_shape)
     model.decoder.of_logits = not model.likelihood.in_units
     if data is not None:
         check_likelihood(model.likelihood, data)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -44,6 +44,7 @@ from ngvae_pyro.model import VAE, GaussianVAE, NormalGammaVAE, load_model
 from ngvae_pyro.nn import MISTAKES, first_line, found_by
 from ngvae_pyro.specs import (
     SELECT,
+    FitSpec,
     LikelihoodSpec,
     ModelSpec,
     OwnGuideSpec,
@@ -237,7 +238,7 @@ class RowDistribution(TorchDistribution):
         program: The model, for messages.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    arg_constraints: ClassVar = {}
     support = constraints.real
 
     def __init__(
@@ -331,7 +332,7 @@ class OwnLikelihood(Likelihood):
 
     def about(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise self.models[0].program.refused(
-            "a model of one's own offers no decoder apart from its likelihood, which is needed here"
+            "it offers no decoder apart from its likelihood, which log_likelihood needs"
         )
 
 
@@ -390,7 +391,7 @@ class OwnModel(VAE):
 
     @property
     def marginal(self) -> TorchDistribution:
-        """The prior p(z), batch shape (K,).
+        """The prior p(z), batch shape (1, K), or whatever the model's own ``marginal`` has.
 
         Raises:
             UserError: If that of z depends on the row or on its precision, and the model does not
@@ -400,28 +401,26 @@ class OwnModel(VAE):
             fn: TorchDistribution = own
             return fn
         x = self.zero.new_zeros(2, *self.image_shape)
-        first, second = (self.sites(x)["z"] for _ in range(2))
+        with seeded(0, x.device):
+            first, second = (self.sites(x)["z"] for _ in range(2))
+            row = apart(self.sites(x[:1])["z"]["fn"])
         z = first["value"][:1].detach()
         log_p = torch.cat([site["fn"].log_prob(z) for site in (first, second)])
-        base = getattr(first["fn"], "base_dist", None)
-        if base is None or base.event_dim or (log_p != log_p[0]).any():
+        if row is None or (log_p != log_p[0]).any():
             raise self.program.refused(
                 "the prior of z depends on its precision or on the row, or its latents on each "
                 "other, and the model offers no marginal, the p(z) of batch shape (K,) that is "
                 "needed here"
             )
-        return _row_of(base)
-
-
-def _row_of(fn: Any) -> TorchDistribution:
-    """One row (K,) of a distribution of batch shape (N, K)."""
-    while isinstance(fn, torch.distributions.Independent) and not fn.reinterpreted_batch_ndims:
-        fn = fn.base_dist
-    if len(fn.batch_shape) < 2:
-        row: TorchDistribution = fn
         return row
-    values = {name: getattr(fn, name)[0] for name in fn.arg_constraints if name in vars(fn)}
-    return type(fn)(**values)
+
+
+def apart(fn: Any) -> TorchDistribution | None:
+    """The distribution of each latent, batch shape (B, K), None if they depend on each other."""
+    if isinstance(fn, torch.distributions.Independent) and len(fn.event_shape) == 1:
+        base: Any = fn.base_dist
+        return base if not base.event_shape else None
+    return None
 
 
 class OwnGuide(Guide):
@@ -445,7 +444,7 @@ class OwnGuide(Guide):
         self.image_shape, self.latent_size = model.image_shape, model.latent_size
         self.row_shape = row_shape(model.image_shape)
         self.add_module("_program", program)
-        self.p_is = spec.p_is
+        self.p_is, self.amortized = spec.p_is, not isinstance(program.called, RowNormals)
         self.steady = bool(getattr(program.called, "recorded", False))
 
     @property
@@ -473,7 +472,7 @@ class OwnGuide(Guide):
         return {name: nodes[name] for name in LATENTS if name in nodes}
 
     def codes(self, x: Tensor) -> Codes:
-        if isinstance(self.program.called, RowNormals):
+        if not self.amortized:
             # Here, because Pyro adds lines of its own to what is said within a trace.
             self.program.called.numbers(self.rows(x))
         if not self.program.lacks("codes"):
@@ -655,8 +654,10 @@ def made(factory: str, options: Mapping[str, Any], key: str, owners: dict[str, A
         UserError: If there is none, or it is anything else: reading a run folder calls nothing
             but these.
     """
-    found = found_by(factory, key)
     module, _, path = factory.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
+        raise UserError(f"{key}: expected package.module:Name, got {factory!r}")
+    found = found_by(factory, key)
     parent = found_by(f"{module}:{path.rpartition('.')[0]}", key) if "." in path else None
     if isinstance(found, FunctionType):
         library = module.partition(".")[0] in sys.stdlib_module_names
@@ -731,11 +732,11 @@ def whole_numbers(model: Any) -> bool:
 
 def is_own(model: Any, guide: Any) -> bool:
     """Whether one of the two is a program of the user's own."""
-    if isinstance(model, (Guide, type)) or isinstance(guide, (VAE, type)):
-        return False
-    if isinstance(model, VAE):
-        return callable(guide) and not isinstance(guide, Guide)
-    return callable(model) and (callable(guide) or isinstance(guide, (str, Spec)))
+    return _is_program(model) or _is_program(guide)
+
+
+def _is_program(part: Any) -> bool:
+    return callable(part) and not isinstance(part, (VAE, Guide, type))
 
 
 def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Guide]:
@@ -750,6 +751,17 @@ def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Gui
     Raises:
         UserError: If one of them cannot be called with a batch, or has other sites than expected.
     """
+    if not (isinstance(model, VAE) or _is_program(model)):
+        raise UserError(
+            "model: expected a model from ngvae_pyro.load_model, or one of your own that is called "
+            f"with a batch, got {described(model)}"
+        )
+    named_one = isinstance(guide, (str, Spec)) and not isinstance(model, VAE)
+    if not (isinstance(guide, Guide) or _is_program(guide) or named_one):
+        raise UserError(
+            "guide: expected a guide from ngvae_pyro.load_guide, or one of your own that is called "
+            f"with a batch, got {described(guide)}"
+        )
     x, shape = ImageData.to_unit(data.images[:TRIED]), data.image_shape
     store = Store()
     with seeded(seed, torch.device("cpu")):
@@ -888,6 +900,26 @@ def _declared(spec: Any, model: VAE) -> Guide:
     used = WITHOUT_MOVES.keys() & set(spec.schedule.in_use)
     schedule = spec.schedule.model_copy(update={key: WITHOUT_MOVES[key] for key in used})
     return kind(spec.model_copy(update={"schedule": schedule}), model)
+
+
+def check_fit(model: VAE, guide: Guide, spec: FitSpec, processes: int) -> None:
+    """Refuse what a training does not do with programs of one's own.
+
+    Raises:
+        UserError: For the first of these.
+    """
+    owns = isinstance(model, OwnModel), isinstance(guide, OwnGuide)
+    if any(owns) and processes > 1:
+        raise UserError(
+            f"team: expected one process for a model or a guide of your own, got {processes}"
+        )
+    if owns[0] and spec.adversarial is not None:
+        raise UserError("fit.adversarial: expected none for a model of your own")
+    if all(owns) and spec.network_dtype != "float32":
+        raise UserError(
+            "fit.network_dtype: expected float32 for a model and a guide of your own, got "
+            f"{spec.network_dtype}"
+        )
 
 
 def without_moves(model: VAE, guide: Guide, schedule: ScheduleSpec) -> str | None:

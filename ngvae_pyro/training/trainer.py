@@ -921,10 +921,6 @@ def fit(
         data = as_images(data, counts=own.whole_numbers(model))
         seed = changes.get("seed", spec.seed if isinstance(spec, FitSpec) else 0)
         model, guide = own.paired(model, guide, data, seed)
-        if team.size > 1:
-            raise UserError(
-                f"team: expected one process for a model or guide of your own, got {team.size}"
-            )
     check_pair(model, guide)
     data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
@@ -939,6 +935,7 @@ def fit(
         changes["validation"], validation = validation, None
     if changes:
         spec = parse(FitSpec, merge(spec.model_dump(exclude_unset=True), changes), "fit")
+    own.check_fit(model, guide, spec, team.size)
     check_callbacks(callbacks)
     digest = data.digest
     data, held = _set_aside(model, guide, data, validation, spec)
