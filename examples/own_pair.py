@@ -15,8 +15,6 @@ K, D = 5, 8
 
 
 class Model(PyroModule):
-    recorded = True  # the same operations in every step
-
     def __init__(self):
         super().__init__()
         self.decoder = nn.Sequential(nn.Linear(K, 32), nn.Tanh(), nn.Linear(32, D))
@@ -29,8 +27,6 @@ class Model(PyroModule):
 
 
 class Guide(PyroModule):
-    recorded = True
-
     def __init__(self):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(D, 32), nn.Tanh(), nn.Linear(32, 2 * K))
@@ -46,10 +42,9 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", help="a run folder")
     args = parser.parse_args()
-    # A run folder names both by their module, and the main program is none.
-    from own_pair import Guide, Model
+    from own_pair import Guide, Model  # a run folder names them by their module
 
-    # A Normal guide offers nothing by which latents could be switched.
+    Model.recorded = Guide.recorded = True  # their steps are all the same operations
     warnings.filterwarnings("ignore", "guide: Guide trains without moves")
     torch.manual_seed(0)
     rows = torch.randn(2000, 2) @ torch.randn(2, D) + 0.1 * torch.randn(2000, D)

@@ -25,16 +25,11 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ngvae_pyro.data.images import ImageData
-from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.guide import (
     GUIDES,
     Codes,
-    EpanechnikovGuide,
-    GaussianGuide,
-    GaussianMixtureGuide,
     Guide,
-    RelaxedGuide,
-    ScoreGuide,
     Touched,
     load_guide,
 )
@@ -69,7 +64,7 @@ MOVED = ("codes", "switch", "recombine", "seal")
 # What a run folder says of an AutoNormal.
 AUTO_NORMAL = f"{AutoNormal.__module__}:{AutoNormal.__qualname__}"
 # The package's guides that need nothing of a model but its sites.
-OF_ANY_MODEL = (RelaxedGuide, ScoreGuide, GaussianGuide, GaussianMixtureGuide, EpanechnikovGuide)
+OF_ANY_MODEL = ("relaxed", "score", "gaussian", "gaussian_mixture", "epanechnikov")
 # Latent sites that a model may have.
 LATENTS = ("precision", "z")
 
@@ -885,18 +880,17 @@ def _declared(spec: Any, model: VAE) -> Guide:
     """One of the package's guides for a model of one's own."""
     if not isinstance(model, OwnModel):
         return load_guide(spec, model)
+    expect("guide", spec, tuple(GUIDES), "the spec of a guide, e.g. a GaussianGuideSpec")
     sites = latents_of(model.sites(torch.zeros(TRIED, *model.image_shape)))
     fits = NormalGammaVAE if "precision" in sites else GaussianVAE
-    if (kind := GUIDES.get(type(spec))) is None or kind not in OF_ANY_MODEL or kind.fits != fits:
-        known = [
-            s.model_fields["family"].default
-            for s, g in GUIDES.items()
-            if g in OF_ANY_MODEL and g.fits is fits
-        ]
+    families = {s.model_fields["family"].default: g for s, g in GUIDES.items()}
+    known = [family for family in OF_ANY_MODEL if families[family].fits is fits]
+    if spec.family not in known:
         raise UserError(
             f"guide: expected {' or '.join(known)} for a model with the latent sites "
             f"{' and '.join(sorted(sites))}, got {spec.family}"
         )
+    kind = families[spec.family]
     used = WITHOUT_MOVES.keys() & set(spec.schedule.in_use)
     schedule = spec.schedule.model_copy(update={key: WITHOUT_MOVES[key] for key in used})
     return kind(spec.model_copy(update={"schedule": schedule}), model)
