@@ -324,8 +324,8 @@ def load_model(
     spec = spec.model_copy(update={"likelihood": likelihood})
     if (kind := MODELS.get(type(spec.prior))) is None:
         raise UserError(
-            f"prior family '{spec.prior.family}': expected a model of your own as the first "
-            "argument of ngvae_pyro.fit, which reads it from no file"
+            f"prior family '{spec.prior.family}': expected a model of your own as it is, as the "
+            "first argument of ngvae_pyro.fit"
         )
     model = kind(spec, image_shape)
     model.decoder.of_logits = not model.likelihood.in_units

@@ -57,8 +57,6 @@ from ngvae_pyro.variants import spec_of
 DRAWS = 64
 # Rows of data with which a pair is tried before it is trained.
 TRIED = 5
-# When a latent is informative, where the guide says nothing of it.
-P_IS = "the share of rows whose inferred variance is below one half, half that of Normal(0, 1)"
 # What a guide has to offer for the moves, besides its sites.
 MOVED = ("codes", "switch", "recombine", "seal")
 # What a run folder says of an AutoNormal.
@@ -439,7 +437,8 @@ class OwnGuide(Guide):
         self.image_shape, self.latent_size = model.image_shape, model.latent_size
         self.row_shape = row_shape(model.image_shape)
         self.add_module("_program", program)
-        self.p_is, self.amortized = spec.p_is, not isinstance(program.called, RowNormals)
+        self.p_is = spec.p_is
+        self.amortized = not isinstance(program.called, RowNormals)
         self.steady = bool(getattr(program.called, "recorded", False))
 
     @property
@@ -777,8 +776,8 @@ def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Gui
             guide = _of_rows(guide, data)
         program = Program(guide, "guide", store)
         found = _checked_guide(program, x, model)
-        p_is = getattr(guide, "p_is", P_IS)
-        spec = OwnGuideSpec(**named(guide), p_is=p_is, schedule=_schedule(program, found))
+        words = {"p_is": guide.p_is} if hasattr(guide, "p_is") else {}
+        spec = OwnGuideSpec(**named(guide), **words, schedule=_schedule(program, found))
     return model, _kind_of(program)(program, spec, model)
 
 

@@ -3,13 +3,15 @@
 import math
 import warnings
 
+import numpy as np
 import pair_cases as cases
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from support import cut, undrawn
+from support import SHORT as WORDS
+from support import cut, ngvae, undrawn
 
 import ngvae_pyro as ng
 from ngvae_pyro import own
@@ -481,8 +483,22 @@ def test_a_run_folder_calls_only_programs(factory, line, rows, tmp_path, drawing
         ng.load_run(tmp_path / "run")
 
 
-def test_a_family_of_ones_own_is_not_declared_in_a_file(rows):
-    with pytest.raises(UserError, match="prior family 'own': expected a model of your own as the"):
+def test_a_pair_is_trained_from_files(rows, tmp_path, monkeypatch, drawing_nothing):
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", rows.numpy())
+    for name, more in (("model", "latent_size = 3\n[prior]\n"), ("guide", "")):
+        text = f'{more}family = "own"\nfactory = "pair_cases:{name}"\n'
+        (tmp_path / f"{name}.toml").write_text(text)
+    words = [*WORDS[:2], "--device", "cpu", "--data", "rows.npy", "--out", "run"]
+    ngvae("train", "model.toml", "guide.toml", *words)
+    assert "of 3 latents" in ngvae("inspect", "run")
+    (tmp_path / "guide.toml").write_text('family = "own"\n')
+    line = ngvae("train", "model.toml", "guide.toml", *words[:-1], "other", code=2)
+    assert line == "guide.factory: expected package.module:Name, got ''"
+
+
+def test_a_family_of_ones_own_is_not_loaded_by_itself(rows):
+    with pytest.raises(UserError, match="prior family 'own': expected a model of your own as it"):
         ng.load_model(ng.ModelSpec(prior={"family": "own"}), rows)
     with pytest.raises(UserError, match="variant: expected the spec of a guide.*OwnGuideSpec"):
         ng.load_guide(own.OwnGuideSpec(), ng.load_model("gaussian", rows))

@@ -759,7 +759,9 @@ class OwnGuideSpec(BaseGuideSpec):
 
     family: Literal["own"] = "own"
     label: Label | None = None
-    p_is: Text = ""
+    p_is: Text = (
+        "the share of rows whose inferred variance is below one half, half that of Normal(0, 1)"
+    )
     factory: Text = ""
     options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
     schedule: ScheduleSpec = ScheduleSpec()
