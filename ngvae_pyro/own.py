@@ -24,6 +24,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from ngvae_pyro.contexts import float32, in_mode
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.guide import (
@@ -170,17 +171,17 @@ class Program(nn.Module):
         """The error of a program that is not what was expected."""
         return UserError(f"{self.what}: {self.name}: {reason}")
 
-    def traced(self, x: Tensor, replayed: Any = None) -> Mapping[str, Any]:
+    def traced(self, x: Tensor) -> Mapping[str, Any]:
         """The sites of one call, by name.
 
         Raises:
             UserError: If the call fails.
         """
         program: Any = self
-        if replayed is not None:
-            program = poutine.replay(program, trace=replayed)
         try:
-            return poutine.trace(program).get_trace(x).nodes
+            # So that no running statistics come from it.
+            with in_mode(False, self):
+                return poutine.trace(program).get_trace(x).nodes
         except MISTAKES as error:
             if isinstance(error, UserError):
                 raise
@@ -733,6 +734,7 @@ def _is_program(part: Any) -> bool:
     return callable(part) and not isinstance(part, (VAE, Guide, type))
 
 
+@float32()
 def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Guide]:
     """A model and a guide of the package's classes that stand for a user's own.
 
@@ -781,6 +783,7 @@ def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Gui
     return model, _kind_of(program)(program, spec, model)
 
 
+@float32()
 def rebuilt(spec: RunSpec, image_shape: Sequence[int]) -> tuple[VAE, Guide]:
     """The untrained pair of a run folder, of which one is a program of somebody's own.
 

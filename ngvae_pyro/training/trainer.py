@@ -861,8 +861,8 @@ class Trainer:
 
 
 def fit(
-    model: VAE,
-    guide: Guide,
+    model: VAE | Callable[..., Any],
+    guide: Guide | Callable[..., Any] | str | BaseGuideSpec,
     data: Images,
     spec: FitSpec | None = None,
     *,
@@ -882,8 +882,10 @@ def fit(
     and guide are in ``train()`` during the steps, and in ``eval()`` while they are evaluated.
 
     Args:
-        model: From :func:`ngvae_pyro.load_model`.
-        guide: From :func:`ngvae_pyro.load_guide` for that model.
+        model: From :func:`ngvae_pyro.load_model`, or a Pyro model of one's own: what is called with
+            a batch, and has the sites z (and precision) and x (docs/own_pair.md).
+        guide: From :func:`ngvae_pyro.load_guide` for that model, or a Pyro guide of one's own; for
+            a model of one's own also the name or the spec of a declared guide.
         data: Training images of the model's shape, or vectors, as
             :func:`ngvae_pyro.data.as_images` reads them. Their form becomes that of the fit.
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
@@ -907,21 +909,26 @@ def fit(
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
-        The same model and guide, trained in place, with the record of the training.
+        The same model and guide, trained in place, with the record of the training. Those of one's
+        own are a :class:`ngvae_pyro.own.OwnModel` and :class:`ngvae_pyro.own.OwnGuide` there.
 
     Raises:
         UserError: If an argument is not what it should be, the guide or the images do not fit the
-            model, weights are not float32, the device is not there, another fit is under way in
-            this process, the processes of the team cannot share a batch evenly, or a checkpoint
-            cannot be written, cannot be read or is of another training.
+            model, one of one's own has other sites than expected, weights are not float32, the
+            device is not there, another fit is under way in this process, the processes of the team
+            cannot share a batch evenly, or a checkpoint cannot be written, cannot be read or is of
+            another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
         Interrupted: If a signal requested the end and there are checkpoints.
     """
-    if own.is_own(model, guide):
+    pair: Any = model, guide
+    if own.is_own(*pair):
         data = as_images(data, counts=own.whole_numbers(model))
         seed = changes.get("seed", spec.seed if isinstance(spec, FitSpec) else 0)
-        model, guide = own.paired(model, guide, data, seed)
-    check_pair(model, guide)
+        pair = own.paired(model, guide, data, seed)
+    check_pair(*pair)
+    model, guide = pair
+    assert isinstance(model, VAE) and isinstance(guide, Guide)
     data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
     check_likelihood(model.likelihood, data)
