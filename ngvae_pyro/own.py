@@ -909,6 +909,12 @@ def check_fit(model: VAE, guide: Guide, spec: FitSpec, processes: int) -> None:
         raise UserError(
             f"team: expected one process for a model or a guide of your own, got {processes}"
         )
+    both = (*model.parameters(), *guide.parameters())
+    if any(owns) and not any(p.requires_grad for p in both):
+        raise UserError(
+            "model and guide: expected parameters to train, of modules or by pyro.module and "
+            "pyro.param, got none"
+        )
     if owns[0] and spec.adversarial is not None:
         raise UserError("fit.adversarial: expected none for a model of your own")
     if all(owns) and spec.network_dtype != "float32":

@@ -424,6 +424,11 @@ def test_settings_that_mean_nothing_to_a_pair_are_refused(rows):
             ng.fit(*functions(), rows, **SHORT, **{key: value})
 
 
+def test_a_pair_without_parameters_is_refused(rows):
+    with pytest.raises(UserError, match="model and guide: expected parameters to train, .*none"):
+        ng.fit(of(), of(observed=None), rows, **SHORT)
+
+
 def test_a_parameter_that_comes_later_is_refused(rows):
     calls = []
 
