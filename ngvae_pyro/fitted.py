@@ -24,6 +24,7 @@ from ngvae_pyro.extras import needed
 from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
 from ngvae_pyro.model import VAE
+from ngvae_pyro.own import OwnGuide, OwnModel, apart
 from ngvae_pyro.specs import FitSpec, ScheduleSpec
 from ngvae_pyro.specs.schedule import MoveKind
 from ngvae_pyro.verdict import Verdict, judge
@@ -106,7 +107,7 @@ class Fit:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.zero.device
 
     @property
     def verdict(self) -> Verdict | None:
@@ -475,7 +476,7 @@ class Fit:
 
     def _lines(self) -> list[str]:
         """Lines on the pair and its device, the count, and the training."""
-        pair = f"{type(self.model).__name__} with {type(self.guide).__name__}"
+        pair = f"{_name(self.model)} with {_name(self.guide)}"
         verdict = self.verdict
         count = str(verdict) if verdict else f"{self.model.latent_size} latents"
         extra = f" (+{self.extra_steps:,} in moves)" if self.extra_steps else ""
@@ -491,6 +492,10 @@ class Fit:
         rows = zip(("pair", "latents", "training"), self._lines(), strict=True)
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
         return f"<table>{cells}</table>"
+
+
+def _name(part: VAE | Guide) -> str:
+    return part.program.name if isinstance(part, (OwnModel, OwnGuide)) else type(part).__name__
 
 
 def _closest(row: "Latent") -> dict[str, str | float]:
@@ -688,7 +693,8 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
 
     Returns:
         log p(x | z) of shape (B,), and for each latent site its sampled KL term
-        log q - log p of shape (B, K), all in nats.
+        log q - log p of shape (B, K), all in nats. Where latents depend on each other, as they may
+        in a guide of one's own, each has an equal share.
     """
     guide_trace = pyro.poutine.trace(guide).get_trace(x)
     model_trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(x)
@@ -698,7 +704,11 @@ def site_terms(model: VAE, guide: Any, x: Tensor) -> tuple[Tensor, dict[str, Ten
         p: Any = model_trace.nodes[name]
         if site_is_subsample(q):
             continue
-        value = q["value"]
-        kl[name] = q["fn"].base_dist.log_prob(value) - p["fn"].base_dist.log_prob(value)
+        value, each_q, each_p = q["value"], apart(q["fn"]), apart(p["fn"])
+        if each_q is not None and each_p is not None:
+            kl[name] = each_q.log_prob(value) - each_p.log_prob(value)
+        else:
+            whole = q["fn"].log_prob(value) - p["fn"].log_prob(value)
+            kl[name] = whole.unsqueeze(-1).expand_as(value) / value.shape[-1]
     x_site: Any = model_trace.nodes["x"]
     return x_site["fn"].log_prob(x_site["value"]), kl

@@ -181,6 +181,8 @@ class Guide(PyroModule):
     p_is = "what the guide says of each latent, mean of the images"
     # Keys of the spec that the schedule multiplies by factors of the same names.
     annealed: tuple[str, ...] = ()
+    # Whether it encodes any image, not only those that it was trained on.
+    amortized = True
 
     def __init__(self, spec: Any, model: VAE, outputs: int = 2) -> None:
         super().__init__()

@@ -74,6 +74,15 @@ class VAE(PyroModule):
             z = self.sample_latents()
             return pyro.sample("x", self.likelihood(self.decoder(z), x), obs=x)
 
+    @torch.no_grad()
+    def drawn(self, size: int) -> dict[str, Tensor]:
+        """Draws (size, K) from the prior of the latent sites."""
+        with pyro.poutine.trace() as tracer, pyro.plate("data", size):
+            self.sample_latents()
+        nodes: Any = tracer.trace.nodes
+        names = [name for name in ("precision", "z") if name in nodes]
+        return {name: nodes[name]["value"] for name in names}
+
     def learn_units(self, data: ImageData) -> None:
         """Take the units of the networks from the training data, unless they are known."""
         own, output = self.likelihood.units(data)
@@ -313,7 +322,12 @@ def load_model(
         binary=data is not None and data.binary, columns=_columns(data)
     )
     spec = spec.model_copy(update={"likelihood": likelihood})
-    model = MODELS[type(spec.prior)](spec, image_shape)
+    if (kind := MODELS.get(type(spec.prior))) is None:
+        raise UserError(
+            f"prior family '{spec.prior.family}': expected a model of your own as it is, as the "
+            "first argument of ngvae_pyro.fit"
+        )
+    model = kind(spec, image_shape)
     model.decoder.of_logits = not model.likelihood.in_units
     if data is not None:
         check_likelihood(model.likelihood, data)

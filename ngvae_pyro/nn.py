@@ -649,8 +649,6 @@ def _shape(sides: Sequence[object]) -> str:
 def imported(factory: str | Callable[..., Any], key: str) -> Any:
     """The class that a full name ("package.module:Name") stands for; anything else as it is.
 
-    Its module is imported as by ``import``, with the working folder after all other places.
-
     Args:
         factory: The name.
         key: Key that holds it, for messages.
@@ -661,7 +659,26 @@ def imported(factory: str | Callable[..., Any], key: str) -> Any:
     """
     if not isinstance(factory, str):
         return factory
-    module, _, name = factory.partition(":")
+    found = found_by(factory, key)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        got = "none" if found is None else described(found)
+        raise UserError(f"{key}: expected a class of torch.nn.Module as {factory}, got {got}")
+    return found
+
+
+def found_by(name: str, key: str) -> Any:
+    """What a full name ("package.module:Name") stands for, None if its module has none of it.
+
+    Its module is imported as by ``import``, with the working folder after all other places.
+
+    Args:
+        name: The name.
+        key: Key that holds it, for messages.
+
+    Raises:
+        UserError: If its module cannot be imported.
+    """
+    module, _, path = name.partition(":")
     folder = str(Path.cwd())
     if beside := folder not in sys.path:
         sys.path.append(folder)
@@ -675,11 +692,8 @@ def imported(factory: str | Callable[..., Any], key: str) -> Any:
     finally:
         if beside:
             sys.path.remove(folder)
-    for part in name.split("."):
+    for part in path.split("."):
         found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        got = "none" if found is None else described(found)
-        raise UserError(f"{key}: expected a class of torch.nn.Module as {factory}, got {got}")
     return found
 
 

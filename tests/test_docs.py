@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyro
 import pytest
+import torch
 
 import ngvae_pyro
 from ngvae_pyro.guide import Codes
@@ -79,6 +80,9 @@ def blocks(page, kind):
     [
         *(("own_model", 5), ("own_guide", 7), ("own_network", 2)),
         ("likelihoods", 3),
+        pytest.param(
+            *("own_pair", 2), marks=pytest.mark.filterwarnings("ignore:.*trains without moves")
+        ),
         pytest.param("tutorials/your_data", 8, marks=pytest.mark.slow),
     ],
 )
@@ -90,6 +94,34 @@ def test_the_cells_of_a_page_run(page, count):
     assert shortened
     with pyro.get_param_store().scope():
         exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("page", "kind", "first"),
+    [
+        ("own_network", "{code-cell}", "import torch"),
+        ("likelihoods", "python", "class Laplace"),
+        ("own_guide", "{code-cell}", "import pyro"),
+        ("own_pair", "{code-cell}", "import pyro"),
+        ("python", "python", "class Hour"),
+    ],
+)
+def test_what_is_ones_own_takes_25_lines(page, kind, first):
+    (example,) = [code for code in blocks(page, kind) if code.startswith(first)]
+    assert len([line for line in example.splitlines() if line]) <= 25
+
+
+def test_the_callback_of_a_page_ends_a_training(capsys):
+    (code,) = [code for code in blocks("python", "python") if code.startswith("class Hour")]
+    code = code.partition("\n\n\nfit = ")[0].replace("> 3600", "> 0")
+    names = {"ng": ngvae_pyro}
+    exec(compile(code, "python", "exec"), names)
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    model = ngvae_pyro.load_model("gaussian", rows, latent_size=2)
+    guide = ngvae_pyro.load_guide("gaussian", model)
+    how = {"steps": 100, "batch_size": 8, "device": "cpu", "progress": False}
+    fit = ngvae_pyro.fit(model, guide, rows, validation=0.2, callbacks=[names["Hour"]()], **how)
+    assert fit.skipped == 95 and capsys.readouterr().out.startswith("0 ")
 
 
 def test_a_network_of_a_page_is_found_by_its_name(tmp_path, monkeypatch):

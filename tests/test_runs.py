@@ -408,7 +408,8 @@ def test_the_example_of_optuna_runs(tmp_path):
 
 def test_examples_run(tmp_path):
     root = os.path.dirname(os.path.dirname(__file__))
-    commands = {"train_svi.py": ["--steps", "5"]}
+    commands = {"train_svi.py": ["--steps", "5"], "own_pair.py": ["--steps", "5"]}
+    latents = {"train_svi.py": 15, "own_pair.py": 5}
     files = {f for f in os.listdir(os.path.join(root, "examples")) if f.endswith(".py")}
     # This one has a test of its own, because it needs what no extra brings.
     assert files - {"optuna_pruning.py"} == set(commands), "every example is run here"
@@ -418,6 +419,6 @@ def test_examples_run(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
         assert "nats per image" in done.stdout
         found = done.stdout.partition("precision of each latent: ")[2].splitlines()[0].split()
-        assert len(found) == 15
+        assert len(found) == latents[name]
         with open(path) as file:
             assert len(file.readlines()) <= 60

@@ -73,8 +73,8 @@ def test_price_is_minus_log_probs():
         (
             ModelSpec,
             {"prior": {"family": "gausian"}},
-            "prior.family: expected one of 'normal_gamma', 'gaussian', 'poisson', 'ard', got "
-            "'gausian'; did you mean 'gaussian'?",
+            "prior.family: expected one of 'normal_gamma', 'gaussian', 'poisson', 'ard', 'own', "
+            "got 'gausian'; did you mean 'gaussian'?",
         ),
         (ModelSpec, {"prior": {"pric": 3}}, "unknown key 'prior.pric'; did you mean 'price'?"),
         (
@@ -118,8 +118,8 @@ def test_price_is_minus_log_probs():
             GUIDE,
             {"family": "relax"},
             "family: expected one of 'relaxed', 'mixture', 'flat', 'generalized', 'score', "
-            "'gaussian', 'gaussian_mixture', 'epanechnikov', 'poisson', 'ard', got 'relax'; did "
-            "you mean 'relaxed'?",
+            "'gaussian', 'gaussian_mixture', 'epanechnikov', 'poisson', 'ard', 'own', got 'relax'; "
+            "did you mean 'relaxed'?",
         ),
         (
             GUIDE,

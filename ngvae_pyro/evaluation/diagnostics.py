@@ -565,11 +565,5 @@ def to_arviz(
 
 def prior_draws(model: VAE, count: int, images: int) -> dict[str, Tensor]:
     """Draws (count, images, K) from the prior of the sites of a model that are of its latents."""
-    with pyro.poutine.trace() as tracer, pyro.plate("data", count * images):
-        model.sample_latents()
-    nodes: Any = tracer.trace.nodes
-    return {
-        name: nodes[name]["value"].unflatten(0, (count, images))
-        for name in ("precision", "z")
-        if name in nodes
-    }
+    drawn = model.drawn(count * images)
+    return {name: values.unflatten(0, (count, images)) for name, values in drawn.items()}

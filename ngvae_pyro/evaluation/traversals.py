@@ -142,12 +142,13 @@ def drift(fit: Fit, z: Tensor, unit: Tensor, latents: Sequence[int]) -> Tensor:
         fit: The trained pair.
         z: Latents (B, K), which are decoded and then encoded by the guide.
         unit: Units of the differences, (K,).
-        latents: The latents that count; if there are none, the drift is 0.
+        latents: The latents that count; if there are none, the drift is 0, and so is that of a
+            guide that encodes only what it was trained on.
 
     Returns:
         The largest difference, (B,).
     """
-    if not latents:
+    if not latents or not fit.guide.amortized:
         return torch.zeros(len(z))
     with evaluating(fit.guide):
         again = [fit.guide.codes(x.to(fit.device)).loc for x in decode(fit, z).split(BATCH)]

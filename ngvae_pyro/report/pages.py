@@ -126,6 +126,7 @@ def write_run_report(
     verdict = Verdict.from_metrics(metrics)
     leaking = verdict.uncounted(metrics["probs"]) if verdict else ()
     values = spec.model_dump(mode="json", exclude_none=True, exclude={"versions"})
+    p_is = getattr(spec.guide, "p_is", None) or GUIDES[type(spec.guide)].p_is
     figures = _figures(folder, _run_captions(metrics, verdict))
     page = (
         _environment()
@@ -145,7 +146,7 @@ def write_run_report(
             evaluation=evaluation,
             record=record or {"starts": []},
             likelihood=evaluation.get("log_likelihood"),
-            p_is=GUIDES[type(spec.guide)].p_is,
+            p_is=p_is,
             labelled=known_count(evaluation.get("factors")) is None,
             many_bad=MANY_BAD,
             scores=_scores({"metrics": metrics, "evaluation": evaluation}) if evaluation else {},

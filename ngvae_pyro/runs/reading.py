@@ -17,8 +17,9 @@ from ngvae_pyro.fitted import Fit, MoveRecord
 from ngvae_pyro.guide import Guide, load_guide
 from ngvae_pyro.machine import resolve_device, seeded
 from ngvae_pyro.model import VAE, load_model
+from ngvae_pyro.own import rebuilt
 from ngvae_pyro.records import History
-from ngvae_pyro.specs import RunSpec, SavedRun
+from ngvae_pyro.specs import OwnGuideSpec, OwnPriorSpec, RunSpec, SavedRun
 from ngvae_pyro.training import memory
 
 with needed("train"):
@@ -49,6 +50,8 @@ def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Gu
     Raises:
         UserError: If the two do not match, or the pair does not fit into memory.
     """
+    if isinstance(spec.model.prior, OwnPriorSpec) or isinstance(spec.guide, OwnGuideSpec):
+        return rebuilt(spec, images.image_shape if isinstance(images, ImageData) else images)
     if isinstance(images, ImageData):
         device = resolve_device(spec.fit.device)
         memory.check_pair(spec, images.image_shape, len(images), device)

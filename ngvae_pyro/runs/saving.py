@@ -16,6 +16,7 @@ from ngvae_pyro.extras import needed
 from ngvae_pyro.fitted import Fit, check_data, check_fit
 from ngvae_pyro.guide import GUIDES
 from ngvae_pyro.model import MODELS, VAE
+from ngvae_pyro.own import check_kept
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report import plots
 from ngvae_pyro.report.explorer import explore
@@ -180,14 +181,15 @@ def save_run(
 def _done(fit: Fit, spec: RunSpec, held_out: ImageData) -> SavedRun:
     """The spec of what was done, which may differ from the given one."""
     guide = fit.guide.spec
-    known = MODELS[type(fit.model.spec.prior)], GUIDES[type(guide)]
+    known = MODELS.get(type(fit.model.spec.prior)), GUIDES.get(type(guide))
     for part, declared in zip((fit.model, fit.guide), known, strict=True):
-        if type(part) is not declared:
+        check_kept(part)
+        if declared is not None and type(part) is not declared:
             raise UserError(
                 f"save_run: expected a {declared.__name__}, which a run folder builds again, got "
                 f"a {type(part).__name__}; keep its state_dict() with safetensors or torch.save"
             )
-    networks = {"decoder": fit.model.spec.decoder, "encoder": guide.encoder}
+    networks = {"decoder": fit.model.spec.decoder, "encoder": getattr(guide, "encoder", None)}
     factories = {key: n.factory for key, n in networks.items() if isinstance(n, OwnSpec)}
     if fit.model.spec.likelihood.family == "own":
         factories["likelihood"] = fit.model.spec.likelihood.factory

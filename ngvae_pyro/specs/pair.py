@@ -38,6 +38,7 @@ from ngvae_pyro.specs.base import (
     Rates,
     Sharpness,
     Spec,
+    Text,
     Weight,
     Width,
     members_of,
@@ -315,8 +316,21 @@ class ArdPriorSpec(Spec):
     codes: Annotated[int, Field(gt=0, le=10**9)] = 10_000
 
 
+class OwnPriorSpec(Spec):
+    """A whole model of one's own, a Pyro program (:mod:`ngvae_pyro.own`).
+
+    ``factory`` is the full name ("package.module:Name") of a function, or of a class of
+    :class:`torch.nn.Module` that is made with ``options``. What cannot be imported by such a name
+    can be trained, but not saved.
+    """
+
+    family: Literal["own"] = "own"
+    factory: Text = ""
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
+
+
 PriorSpec = Annotated[
-    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec | ArdPriorSpec,
+    NormalGammaPriorSpec | GaussianPriorSpec | PoissonPriorSpec | ArdPriorSpec | OwnPriorSpec,
     ChosenBy("family"),
 ]
 
@@ -729,6 +743,30 @@ class ArdGuideSpec(BaseGuideSpec):
     schedule: ScheduleSpec = ScheduleSpec()
 
 
+class OwnGuideSpec(BaseGuideSpec):
+    """A guide of one's own, a Pyro program (:mod:`ngvae_pyro.own`).
+
+    ``factory`` and ``options`` are as those of :class:`OwnPriorSpec`, and ``p_is`` says when a
+    latent is informative.
+    """
+
+    schedule_keys: ClassVar[frozenset[str]] = BaseGuideSpec.schedule_keys | {
+        "precision",
+        "moves",
+        "silence",
+        "independent",
+    }
+
+    family: Literal["own"] = "own"
+    label: Label | None = None
+    p_is: Text = (
+        "the share of rows whose inferred variance is below one half, half that of Normal(0, 1)"
+    )
+    factory: Text = ""
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
 # The guides that can be declared; the first is the default family.
 GuideSpec = Annotated[
     RelaxedGuideSpec
@@ -740,7 +778,8 @@ GuideSpec = Annotated[
     | GaussianMixtureGuideSpec
     | EpanechnikovGuideSpec
     | PoissonGuideSpec
-    | ArdGuideSpec,
+    | ArdGuideSpec
+    | OwnGuideSpec,
     ChosenBy("family"),
 ]
 GUIDE_SPECS = members_of(GuideSpec)

@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from ngvae_pyro import axes, provenance
+from ngvae_pyro import axes, own, provenance
 from ngvae_pyro.contexts import evaluating, fitting
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.batches import Batches
@@ -37,6 +37,7 @@ from ngvae_pyro.model import VAE, NormalGammaVAE
 from ngvae_pyro.nn import Network
 from ngvae_pyro.objectives import with_adversary
 from ngvae_pyro.objectives.base import TraceELBO
+from ngvae_pyro.own import OwnGuide, OwnModel
 from ngvae_pyro.specs import (
     IMMATERIAL,
     NEWER,
@@ -88,6 +89,12 @@ UNSTEADY = (
     "training goes step by step, unrecorded: a network of your own may do something else in each "
     "step; recorded = true in its spec says that it does not (a function as likelihood is never "
     "recorded, a class is)"
+)
+
+# Of programs that say nothing of it.
+UNSTEADY_PROGRAMS = (
+    "training goes step by step, unrecorded: {} may do something else in each step; an attribute "
+    "recorded = True says that it does not"
 )
 
 # Largest number of inputs at which the weights of a linear layer keep the learning rate unchanged.
@@ -239,7 +246,8 @@ class Trainer:
                     module.set_units(*model.seen)
         # What a user holds still, such as an encoder that was trained before, stays as it is.
         both = (*self.model.parameters(), *self.guide.parameters())
-        pair = [parameter for parameter in both if parameter.requires_grad]
+        # By identity, because programs of one's own may share some.
+        pair = list({id(p): p for p in both if p.requires_grad}.values())
         groups = parameter_groups(pair, spec.learning_rate)
         if spec.optimizer == "adamw":
             decay = WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay
@@ -274,9 +282,13 @@ class Trainer:
         self.steady = all(network.steady for network in networks) and not isinstance(
             self.model.likelihood, FunctionLikelihood
         )
+        programs = [part for part in (model, guide) if isinstance(part, (OwnModel, OwnGuide))]
+        unsteady = [part.program.name for part in programs if not part.steady]
+        self.steady = self.steady and not unsteady
         self.steps = self._steps(groups)
         if spec.fast and not self.steady and spec.steps > PAYS_FROM and team.leads:
-            warnings.warn(UNSTEADY, Notice, stacklevel=2)
+            line = UNSTEADY_PROGRAMS.format(" and ".join(unsteady)) if unsteady else UNSTEADY
+            warnings.warn(line, Notice, stacklevel=2)
         self.stop = Stop()
         self.bar = TrainingBar(spec.steps, enabled=False)
         self.callbacks = tuple(callbacks)
@@ -294,7 +306,9 @@ class Trainer:
         """Set the memory layout of the networks and the type that they compute in."""
         self.model.to(memory_format=memory_format)
         self.guide.to(memory_format=memory_format)
-        self.model.decoder.compute_dtype = self.guide.encoder.compute_dtype = dtype
+        for part in (*self.model.modules(), *self.guide.modules()):
+            if isinstance(part, Network):
+                part.compute_dtype = dtype
 
     def _steps(self, groups: list[dict[str, Any]]) -> Steps:
         """Build the steps: the optimizer, and the schedule as a table for the device."""
@@ -847,8 +861,8 @@ class Trainer:
 
 
 def fit(
-    model: VAE,
-    guide: Guide,
+    model: VAE | Callable[..., Any],
+    guide: Guide | Callable[..., Any] | str | BaseGuideSpec,
     data: Images,
     spec: FitSpec | None = None,
     *,
@@ -868,8 +882,10 @@ def fit(
     and guide are in ``train()`` during the steps, and in ``eval()`` while they are evaluated.
 
     Args:
-        model: From :func:`ngvae_pyro.load_model`.
-        guide: From :func:`ngvae_pyro.load_guide` for that model.
+        model: From :func:`ngvae_pyro.load_model`, or a Pyro model of one's own: what is called with
+            a batch, and has the sites z (and precision) and x (docs/own_pair.md).
+        guide: From :func:`ngvae_pyro.load_guide` for that model, or a Pyro guide of one's own; for
+            a model of one's own also the name or the spec of a declared guide.
         data: Training images of the model's shape, or vectors, as
             :func:`ngvae_pyro.data.as_images` reads them. Their form becomes that of the fit.
         spec: Steps, batch size, learning rate, seed, device; see :class:`FitSpec`.
@@ -893,17 +909,26 @@ def fit(
         changes: Keys of the spec to change, e.g. ``steps=600``.
 
     Returns:
-        The same model and guide, trained in place, with the record of the training.
+        The same model and guide, trained in place, with the record of the training. Those of one's
+        own are a :class:`ngvae_pyro.own.OwnModel` and :class:`ngvae_pyro.own.OwnGuide` there.
 
     Raises:
         UserError: If an argument is not what it should be, the guide or the images do not fit the
-            model, weights are not float32, the device is not there, another fit is under way in
-            this process, the processes of the team cannot share a batch evenly, or a checkpoint
-            cannot be written, cannot be read or is of another training.
+            model, one of one's own has other sites than expected, weights are not float32, the
+            device is not there, another fit is under way in this process, the processes of the team
+            cannot share a batch evenly, or a checkpoint cannot be written, cannot be read or is of
+            another training.
         NonFiniteLoss: If the loss or its gradient is not finite; parameters are those before.
         Interrupted: If a signal requested the end and there are checkpoints.
     """
-    check_pair(model, guide)
+    pair: Any = model, guide
+    if own.is_own(*pair):
+        data = as_images(data, counts=own.whole_numbers(model))
+        seed = changes.get("seed", spec.seed if isinstance(spec, FitSpec) else 0)
+        pair = own.paired(model, guide, data, seed)
+    check_pair(*pair)
+    model, guide = pair
+    assert isinstance(model, VAE) and isinstance(guide, Guide)
     data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
     check_likelihood(model.likelihood, data)
@@ -917,6 +942,7 @@ def fit(
         changes["validation"], validation = validation, None
     if changes:
         spec = parse(FitSpec, merge(spec.model_dump(exclude_unset=True), changes), "fit")
+    own.check_fit(model, guide, spec, team.size)
     check_callbacks(callbacks)
     digest = data.digest
     data, held = _set_aside(model, guide, data, validation, spec)
@@ -936,6 +962,8 @@ def fit(
         raise UserError("resume: expected checkpoints to go on from, got none")
     if checkpoints is not None and not resume and checkpoints.names():
         raise UserError(f"{checkpoints.folder}: holds checkpoints already; resume or move them")
+    if (line := own.without_moves(model, guide, schedule or guide.spec.schedule)) is not None:
+        warnings.warn(line, Notice, stacklevel=2)
     random = seeded(spec.seed, resolve_device(spec.device))
     # The store's scope keeps two fits of one process apart: Pyro names parameters by their
     # attribute path, which is the same in every model.
