@@ -1,7 +1,8 @@
 """Images in memory, with their generating factors if these are known."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -11,8 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.data.forms import Form, Layout, counting, ranging, sequential, standardising
-from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.contexts import given
+from ngvae_pyro.data.forms import (
+    Covariate,
+    Form,
+    Layout,
+    counting,
+    design,
+    named,
+    ranging,
+    sequential,
+    standardising,
+    undesign,
+)
+from ngvae_pyro.errors import UserError, described, expect, nearest
 
 # Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
 BLOCK = 2**20
@@ -294,6 +307,13 @@ class ImageData(Dataset[Tensor]):
         layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
             as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
             channel's mean and dividing by its standard deviation.
+        covariates: What is known of each image besides what its latents are to tell, such as its
+            batch or dose: arrays (N,) by name. Text is classes, one column of the design matrix
+            each, and numbers are standardised; they are coded as ``form`` says if it has them.
+
+    Attributes:
+        covariates: The design matrix (N, Q), float32, or None; ``form.covariates`` says what its
+            columns are.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -307,6 +327,7 @@ class ImageData(Dataset[Tensor]):
     factors: Tensor | None
     factor_names: tuple[str, ...]
     form: Form
+    covariates: Tensor | None
 
     def __init__(
         self,
@@ -316,6 +337,7 @@ class ImageData(Dataset[Tensor]):
         factor_names: Sequence[str] = (),
         form: Form | None = None,
         layout: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise UserError(
@@ -331,7 +353,7 @@ class ImageData(Dataset[Tensor]):
         else:
             expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
             stored = tensor_of(number_array(images, where), form, where)
-        self._set(stored, factors, factor_names, form)
+        self._set(stored, factors, factor_names, form, covariates)
 
     @classmethod
     def stored(
@@ -341,6 +363,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
+        covariates: Mapping[str, Any] | Tensor | None = None,
     ) -> "ImageData":
         """Wrap images that already have the stored form: bytes 0 and 1 are two dark greys.
 
@@ -351,6 +374,7 @@ class ImageData(Dataset[Tensor]):
             factors: As for the class.
             factor_names: As for the class.
             form: Their form; by default channels first, in [0, 1] or in bytes.
+            covariates: As for the class, or the design matrix (N, Q) of the form's covariates.
         """
         if (
             not isinstance(images, Tensor)
@@ -372,7 +396,7 @@ class ImageData(Dataset[Tensor]):
                 raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
         new = object.__new__(cls)
         object.__setattr__(new, "name", name)
-        new._set(images.detach(), factors, factor_names, form)
+        new._set(images.detach(), factors, factor_names, form, covariates)
         return new
 
     @classmethod
@@ -383,6 +407,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         layout: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
     ) -> "ImageData":
         """Counts as they are, for a likelihood of counts.
 
@@ -392,6 +417,7 @@ class ImageData(Dataset[Tensor]):
             factors: As for the class.
             factor_names: As for the class.
             layout: As for the class.
+            covariates: As for the class.
 
         Raises:
             UserError: As for the class, and for anything but counts.
@@ -408,7 +434,8 @@ class ImageData(Dataset[Tensor]):
             found = sequential(layout, array.shape, where)
         elif array.ndim != 2:
             found = layout_of(array.shape, where)
-        return cls(name, array, factors, factor_names, counting(array, found, where))
+        form = counting(array, found, where)
+        return cls(name, array, factors, factor_names, form, covariates=covariates)
 
     def as_counts(self) -> "ImageData":
         """The same data as counts, in the units in which they were given.
@@ -432,10 +459,19 @@ class ImageData(Dataset[Tensor]):
                 f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
             )
         form = counting(whole.numpy(), self.form.layout, self.name)
-        form = replace(form, columns=self.form.columns)
-        return self._like(tensor_of(whole.numpy(), form, self.name), self.factors, form)
+        form = replace(form, columns=self.form.columns, covariates=self.form.covariates)
+        return self._like(
+            tensor_of(whole.numpy(), form, self.name), self.factors, self.covariates, form
+        )
 
-    def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
+    def _set(
+        self,
+        images: Tensor,
+        factors: Any,
+        factor_names: Sequence[str],
+        form: Form,
+        covariates: Any,
+    ) -> None:
         # A single name is a string, which would otherwise be split into letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
         if factors is None:
@@ -452,17 +488,114 @@ class ImageData(Dataset[Tensor]):
                 raise UserError(
                     f"{self.name}: factor names: expected no name twice, got {', '.join(names)}"
                 )
+        if isinstance(covariates, Mapping):
+            where = f"{self.name}: covariates"
+            values = {str(key): _column(value, where) for key, value in covariates.items()}
+            if not form.covariates:
+                coding = tuple(Covariate.of(*one, self.name) for one in values.items())
+                form = replace(form, covariates=coding)
+            covariates = design(form.covariates, values, self.name) if values else None
+        expect("covariates", covariates, (Tensor, type(None)), "a table of names and arrays (N,)")
+        shape = (len(images), sum(covariate.size for covariate in form.covariates))
+        if covariates is None and form.covariates:
+            raise UserError(
+                f"{self.name}: expected the covariates {named(form.covariates)}, as what was "
+                "fitted, got none; ngvae_pyro.from_numpy(x, covariates=...) has them"
+            )
+        if covariates is not None and covariates.shape != shape:
+            raise UserError(
+                f"{self.name}: covariates: expected {shape[0]} values of each, and {shape[1]} "
+                f"columns, got {tuple(covariates.shape)}"
+            )
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "factor_names", names)
         object.__setattr__(self, "form", form)
+        object.__setattr__(self, "covariates", covariates)
 
     def _like(
-        self, images: Tensor, factors: Tensor | None, form: Form | None = None
+        self,
+        images: Tensor,
+        factors: Tensor | None,
+        covariates: Tensor | None,
+        form: Form | None = None,
     ) -> "ImageData":
         """Other images in stored form, under the same name."""
         form = self.form if form is None else form
-        return type(self).stored(self.name, images, factors, self.factor_names, form)
+        return type(self).stored(self.name, images, factors, self.factor_names, form, covariates)
+
+    def conditioned(self, names: Sequence[str]) -> "ImageData":
+        """The same images with some of their factors as covariates.
+
+        Args:
+            names: Names of factors, numbers that are standardised; or C(name), whose values are
+                classes.
+
+        Raises:
+            UserError: For a factor that is not there.
+        """
+        if not names:
+            return self
+        known: dict[str, np.ndarray] = {}
+        if self.factors is not None:
+            known = dict(zip(self.factor_names, self.factors.T.numpy(), strict=True))
+        found = {}
+        for declared in names:
+            name, classes = of_covariate(declared, known, self.name)
+            found[name] = as_classes(known[name]) if classes else known[name]
+        return self.moved(found)
+
+    def moved(self, covariates: Mapping[str, np.ndarray]) -> "ImageData":
+        """The same images with covariates, which are no factors any more.
+
+        Args:
+            covariates: Arrays (N,) by name.
+        """
+        left = [i for i, name in enumerate(self.factor_names) if name not in covariates]
+        factors = None if self.factors is None or not left else self.factors[:, left]
+        names = [self.factor_names[i] for i in left]
+        form = replace(self.form, covariates=())
+        return type(self).stored(self.name, self.images, factors, names, form, covariates)
+
+    def coded(self, coding: Sequence[Covariate]) -> "ImageData":
+        """The same data, whose covariates are coded as those of other data.
+
+        Raises:
+            UserError: For other covariates, and for classes that those do not have.
+        """
+        if self.form.covariates == tuple(coding):
+            return self
+        form = replace(self.form, covariates=tuple(coding))
+        values = {}
+        if self.covariates is not None:
+            values = undesign(self.form.covariates, self.covariates)
+        matrix = design(coding, values, f"data '{self.name}'")
+        return self._like(self.images, self.factors, matrix, form)
+
+    @contextmanager
+    def given(
+        self, rows: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Iterator[Tensor]:
+        """Some images, float in [0, 1], on a device; networks are given their covariates inside.
+
+        with data.given(slice(0, 64)) as x:
+            svi.step(x)
+        """
+        matrix = self.covariates
+        with given(None if matrix is None else matrix[rows].to(device)):
+            yield self.to_unit(self.images[rows].to(device))
+
+    def in_parts(
+        self, size: int, device: torch.device | str, count: int | None = None
+    ) -> Iterator[Tensor]:
+        """All images in order, or the first ``count``, so many at a time, as :meth:`given`.
+
+        The covariates of a part are given until the next one is asked for.
+        """
+        last = len(self) if count is None else min(count, len(self))
+        for start in range(0, last, size):
+            with self.given(slice(start, min(start + size, last)), device) as x:
+                yield x
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_shape))
@@ -495,7 +628,10 @@ class ImageData(Dataset[Tensor]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the stored images, their type and shape, and the units of the form, if any."""
+        """SHA-256 of the stored images, their type and shape, and the units of the form, if any.
+
+        And of the covariates, if there are any.
+        """
         kind, shape = self.images[:0].numpy().dtype, tuple(self.images.shape)
         digest = hashlib.sha256(f"{kind} {shape} ".encode())
         for units in (self.form.loc, self.form.scale):
@@ -503,6 +639,9 @@ class ImageData(Dataset[Tensor]):
                 digest.update(units.tobytes())
         for part in parts(self.images):
             digest.update(part.contiguous().numpy().data)
+        if self.covariates is not None:
+            digest.update(repr(self.form.covariates).encode())
+            digest.update(self.covariates.contiguous().numpy().data)
         return digest.hexdigest()
 
     @property
@@ -547,7 +686,9 @@ class ImageData(Dataset[Tensor]):
         # Numpy copies whole images, where torch would copy pixel by pixel.
         images = torch.from_numpy(self.images.numpy()[at])
         factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
-        return self._like(images, factors)
+        matrix = self.covariates
+        matrix = None if matrix is None else torch.from_numpy(matrix.numpy()[at])
+        return self._like(images, factors, matrix)
 
     def reordered(self, order: Tensor) -> "ImageData":
         """Like :meth:`subset`, but reuses the memory of these images, whose order changes.
@@ -558,6 +699,8 @@ class ImageData(Dataset[Tensor]):
         found = _move(self.images.numpy(), order.numpy())
         if self.factors is not None:
             object.__setattr__(self, "factors", self.factors[found])
+        if self.covariates is not None:
+            object.__setattr__(self, "covariates", self.covariates[found])
         return self.subset(slice(0, len(order)))
 
     def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
@@ -583,7 +726,7 @@ class ImageData(Dataset[Tensor]):
         (channels, *size), (wanted, height, width) = self.image_shape, image_shape
         images, done, form = self.images, [], self.form
         if self.image_shape == tuple(image_shape):
-            return self._like(images, self.factors), ""
+            return self._like(images, self.factors, self.covariates), ""
         if form.standardised:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         if size != [height, width]:
@@ -609,7 +752,7 @@ class ImageData(Dataset[Tensor]):
             done.append("colours averaged to grey")
         elif channels != wanted:
             raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
-        return self._like(images, self.factors, form), ", ".join(done)
+        return self._like(images, self.factors, self.covariates, form), ", ".join(done)
 
     def split(
         self, held_out: float, seed: int, *, in_place: bool = False
@@ -644,6 +787,42 @@ class ImageData(Dataset[Tensor]):
             whole = self.reordered(order)
             return whole.subset(slice(count, None)), whole.subset(slice(0, count))
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _column(values: Any, where: str) -> np.ndarray:
+    """The values of a covariate as an array."""
+    return number_array(values, where) if isinstance(values, Tensor) else np.asarray(values)
+
+
+def split_covariate(declared: str, known: Collection[str]) -> tuple[str, bool]:
+    """The column that a declared covariate names, and whether its values are classes.
+
+    C(name), the notation of formulas in statistics, says that numbers are classes.
+
+    >>> split_covariate("C(batch)", ["batch", "dose"])
+    ('batch', True)
+    """
+    classes = declared.startswith("C(") and declared.endswith(")") and declared not in known
+    return (declared[2:-1].strip(), True) if classes else (declared, False)
+
+
+def of_covariate(declared: str, known: Collection[str], where: str) -> tuple[str, bool]:
+    """The same, of a column that is there.
+
+    Raises:
+        UserError: If it is not.
+    """
+    name, classes = split_covariate(declared, known)
+    if name not in known:
+        raise UserError(f"{where}: covariates: found no column {name!r}" + nearest(name, known))
+    return name, classes
+
+
+def as_classes(values: np.ndarray) -> np.ndarray:
+    """Values as the text of classes; whole numbers without a decimal point."""
+    if values.dtype.kind == "f" and bool((values == np.floor(values)).all()):
+        values = values.astype(np.int64)
+    return values.astype(str)
 
 
 def _described(images: Any) -> str:
