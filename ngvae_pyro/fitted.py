@@ -204,15 +204,19 @@ class Fit:
             UserError: For another shape, for NaN and infinity, for latents so large that the
                 means are not finite, and for covariates that were not in the training.
         """
-        latents, rows = read_latents(z, "z", self.model.latent_size), None
-        if covariates is not None:
-            expect("covariates", covariates, Mapping, "a table of names and values")
-            arrays = {
-                str(name): np.broadcast_to(np.asarray(value), len(latents))
-                for name, value in covariates.items()
-            }
-            rows = design(self.form.covariates, arrays, "decode").to(self.device)
-        with given(rows):
+        latents = read_latents(z, "z", self.model.latent_size)
+        if covariates is None:
+            return _like(z, decoded(self, latents, "z"))
+        expect("covariates", covariates, Mapping, "a table of names and values")
+        arrays = {str(name): np.asarray(value) for name, value in covariates.items()}
+        for name, array in arrays.items():
+            if array.shape not in ((), (len(latents),)):
+                raise UserError(
+                    f"covariates: {name}: expected one value or {len(latents)}, got shape "
+                    f"{array.shape}"
+                )
+            arrays[name] = np.broadcast_to(array, len(latents))
+        with given(design(self.form.covariates, arrays, "covariates").to(self.device)):
             return _like(z, decoded(self, latents, "z"))
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def design(covariates: Sequence[Covariate], values: Mapping[str, np.ndarray], wh
     expected = [covariate.name for covariate in covariates]
     if sorted(values) != sorted(expected):
         raise UserError(
-            f"{where}: expected the covariates of what was fitted, {named(covariates)}, got "
+            f"{where}: expected the covariates {named(covariates)}, as what was fitted, got "
             f"{', '.join(values) or 'none'}"
         )
     columns = [covariate.coded(values[covariate.name], where) for covariate in covariates]
