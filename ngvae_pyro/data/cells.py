@@ -84,6 +84,7 @@ def load_cells(
         UserError: As :func:`from_anndata`, and for files that are damaged or of another structure.
     """
     path = Path(named_path(path))
+    covariates = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     check_file(path, "an .h5ad file")
     with reading(path, ".h5ad file"), h5py.File(path, "r") as file:
         for key in ("X", "obs", "var"):
@@ -102,7 +103,8 @@ def load_cells(
         if len(names) != shape[1]:
             raise UserError(f"{path}: var: expected {shape[1]} names, got {len(names)}")
         known = list(map(str, file["obs"].attrs["column-order"]))
-        read = {of_covariate(name, known, f"{path}: obs")[0] for name in covariates} | {*factors}
+        own = [of_covariate(name, known, f"{path}: obs")[0] for name in covariates]
+        read = [name for name in known if name in factors or name in own]
         obs = {
             name: pandas.Series(_column(file["obs"], name, path)) if name in read else None
             for name in known
