@@ -1,7 +1,9 @@
 """Covariates: how columns become a design, and that decoder and encoder use it."""
 
 import json
+import re
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -19,6 +21,7 @@ from ngvae_pyro.contexts import given
 from ngvae_pyro.data import as_images
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.forms import Covariate
+from ngvae_pyro.distributed import ALONE, Team
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics, evidence, uncertainty
 from ngvae_pyro.specs import FitSpec, Move
@@ -64,6 +67,7 @@ def test_text_is_classes_and_numbers_are_standardised(data):
     site, dose = data.form.covariates
     assert site == Covariate("site", ("berlin", "oslo", "paris"))
     assert (dose.name, dose.mean, dose.sd) == ("dose", DOSE.mean(), DOSE.std())
+    assert repr(data) == "ImageData('data', 60 vectors of 5, no factors; covariates site, dose)"
     assert data.covariates.shape == (60, 4) and data.covariates.dtype is torch.float32
     for column, name in enumerate(site.classes):
         assert data.covariates[:, column].tolist() == (name == SITE).tolist()
@@ -317,12 +321,14 @@ def test_recorded_steps_are_the_literal_ones(data, recorded_soon, resident_bytes
 
 
 def test_batches_have_the_rows_of_their_images(data):
-    for resident_bytes in (1, 2**30):
-        batches = Batches(data, 16, 0, CPU, resident_bytes)
+    # The second of two processes, which have half of each batch.
+    for resident_bytes, team in ((1, ALONE), (2**30, ALONE), (1, Team(1, 2)), (2**30, Team(1, 2))):
+        batches = Batches(data, 16, 0, CPU, resident_bytes, team=team)
         for step in (0, 1, 5):
             batches.prepare(step)
             x, rows = batches.take(torch.tensor([step]))
             index = batches.index(step)
+            assert len(index) == 16 // team.size
             assert torch.equal(x, data.images[index])
             assert torch.equal(rows, data.covariates[index])
 
@@ -395,6 +401,17 @@ def test_everything_else_takes_them(trained, data):
     assert drawn.posterior["z"].shape == (1, 5, 3, 4)
     parts = uncertainty.uncertainty(trained, data.subset(slice(0, 3)), precisions=2, draws=2)
     assert parts.total.shape == (3, 1, 1, 5)
+
+
+@pytest.mark.slow
+def test_latents_of_cells_do_not_tell_the_batch_that_networks_are_told():
+    text = (Path(__file__).parent.parent / "docs" / "covariates.md").read_text()
+    cells = re.findall(r"^```{code-cell}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    page = {}
+    exec(compile("\n".join(cells), "covariates.md", "exec"), page)
+    assert page["told"] > 0.5 > 0.05 > page["left"]
+    assert page["plain"].n_components_ == 4 and page["vae"].n_components_ == 3
+    assert np.corrcoef(page["fold"], page["decoded"])[0, 1] > 0.9
 
 
 # Run folders and the estimator -------------------------------------------------------------------

@@ -78,7 +78,7 @@ def blocks(page, kind):
     ("page", "count"),
     [
         *(("own_model", 5), ("own_guide", 7), ("own_network", 2)),
-        ("likelihoods", 3),
+        *(("likelihoods", 3), ("covariates", 2)),
         pytest.param("tutorials/your_data", 8, marks=pytest.mark.slow),
     ],
 )

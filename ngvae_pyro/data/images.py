@@ -309,11 +309,8 @@ class ImageData(Dataset[Tensor]):
             channel's mean and dividing by its standard deviation.
         covariates: What is known of each image besides what its latents are to tell, such as its
             batch or dose: arrays (N,) by name. Text is classes, one column of the design matrix
-            each, and numbers are standardised; they are coded as ``form`` says if it has them.
-
-    Attributes:
-        covariates: The design matrix (N, Q), float32, or None; ``form.covariates`` says what its
-            columns are.
+            each, and numbers are standardised; they are coded as ``form`` says if it has them. Kept
+            as the design matrix (N, Q), float32, whose columns ``form.covariates`` describes.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -605,7 +602,8 @@ class ImageData(Dataset[Tensor]):
         elif self.form.sequential:
             what = f"sequences of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
-        return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
+        given = f"; covariates {named(self.form.covariates)}" if self.form.covariates else ""
+        return f"ImageData({self.name!r}, {len(self)} {what}, {factors}{given})"
 
     def __len__(self) -> int:
         """The number of images, N."""
