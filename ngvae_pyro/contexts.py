@@ -1,16 +1,19 @@
 """Contexts for training and for evaluation, which restore the state of torch and Pyro afterwards.
 
 Torch's default type and generators and Pyro's stack of handlers belong to the process, and a
-module's mode and buffers belong to the caller.
+module's mode and buffers belong to the caller. What networks are given besides their input belongs
+to the thread.
 """
 
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ngvae_pyro.errors import UserError
 
@@ -19,6 +22,37 @@ _LOCK = threading.RLock()
 # Interval in seconds at which a waiting thread checks whether a fit holds the lock.
 _PATIENCE = 0.05
 _fits = False
+
+_GIVEN: ContextVar[Tensor | None] = ContextVar("covariates", default=None)
+
+
+@contextmanager
+def given(covariates: Tensor | None) -> Iterator[None]:
+    """Give networks the covariates of the images that they are called with.
+
+    A handler around model and guide, as those of Pyro are, so that neither has to pass them on.
+    Networks without covariates do not see them.
+
+    Args:
+        covariates: The design matrix (B, Q) of B images, one row (Q,) for all, or None, where
+            networks take their reference.
+    """
+    token = _GIVEN.set(covariates)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def covariates() -> Tensor | None:
+    """What is :func:`given` here."""
+    return _GIVEN.get()
+
+
+def given_rows(index: Any) -> AbstractContextManager[None]:
+    """Give networks only some rows of what is :func:`given` here, those of some of the images."""
+    rows = _GIVEN.get()
+    return given(rows if rows is None or rows.dim() == 1 else rows[index])
 
 
 @contextmanager

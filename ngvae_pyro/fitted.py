@@ -1,6 +1,6 @@
 """A trained pair: encoding, decoding and figures, and the record of its training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -15,11 +15,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ngvae_pyro.axes import Rotation
-from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.contexts import evaluating, given, given_rows
 from ngvae_pyro.data import Images, NoTensor, as_images
-from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.forms import Form, design, named
 from ngvae_pyro.data.images import ImageData, check_images, number_array
-from ngvae_pyro.errors import UserError, described
+from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.extras import needed
 from ngvae_pyro.guide import Guide, SwitchableLatents
 from ngvae_pyro.latents import is_informative
@@ -183,25 +183,42 @@ class Fit:
         return _like(images, locs(self, self.as_images(images)))
 
     @overload
-    def decode(self, z: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor, covariates: Mapping[str, Any] | None = None) -> Tensor: ...
     @overload
-    def decode(self, z: np.ndarray) -> np.ndarray: ...
+    def decode(self, z: np.ndarray, covariates: Mapping[str, Any] | None = None) -> np.ndarray: ...
 
-    def decode(self, z: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        """The mean E[x | z].
+    def decode(
+        self, z: np.ndarray | Tensor, covariates: Mapping[str, Any] | None = None
+    ) -> np.ndarray | Tensor:
+        """The mean E[x | z], or E[x | z, c].
 
         Args:
             z: Latents (N, K).
+            covariates: Of a pair with covariates, arrays (N,) by name, or a value for all N; by
+                default the mean of the training data's.
 
         Returns:
             In the layout and units of the training data, float64; if these were bytes or in [0, 1],
             float32 in [0, 1]. A tensor on the same device for a tensor, otherwise an array.
 
         Raises:
-            UserError: For another shape, for NaN and infinity, and for latents so large that the
-                means are not finite.
+            UserError: For another shape, for NaN and infinity, for latents so large that the
+                means are not finite, and for covariates that were not in the training.
         """
-        return _like(z, decoded(self, read_latents(z, "z", self.model.latent_size), "z"))
+        latents = read_latents(z, "z", self.model.latent_size)
+        if covariates is None:
+            return _like(z, decoded(self, latents, "z"))
+        expect("covariates", covariates, Mapping, "a table of names and values")
+        arrays = {str(name): np.asarray(value) for name, value in covariates.items()}
+        for name, array in arrays.items():
+            if array.shape not in ((), (len(latents),)):
+                raise UserError(
+                    f"covariates: {name}: expected one value or {len(latents)}, got shape "
+                    f"{array.shape}"
+                )
+            arrays[name] = np.broadcast_to(array, len(latents))
+        with given(design(self.form.covariates, arrays, "covariates").to(self.device)):
+            return _like(z, decoded(self, latents, "z"))
 
     @torch.no_grad()
     def means(self, z: Tensor, data: ImageData | None = None) -> Tensor:
@@ -209,16 +226,16 @@ class Fit:
 
         Args:
             z: Latents.
-            data: The N images that they are of, if any, for their exposure where they are counts.
+            data: The N images that they are of, if any, for their covariates, and their exposure
+                where they are counts.
         """
-        means = []
+        parts = z.split(BATCH) if len(z) else ()
+        seen = _nothing_of(len(z)) if data is None else data.in_parts(BATCH, self.device)
         with evaluating(self.model):
-            for start in range(0, len(z), BATCH):
-                output = self.model.decoder(z[start : start + BATCH].to(self.device))
-                x = None
-                if data is not None:
-                    x = ImageData.to_unit(data.images[start : start + BATCH].to(self.device))
-                means.append(self.model.likelihood(output, x).mean.cpu())
+            means = [
+                self.model.likelihood(self.model.decoder(part.to(self.device)), x).mean.cpu()
+                for x, part in zip(seen, parts, strict=True)
+            ]
         return torch.cat(means) if means else torch.zeros(0, *self.model.image_shape)
 
     @overload
@@ -498,6 +515,13 @@ def _name(part: VAE | Guide) -> str:
     return part.program.name if isinstance(part, (OwnModel, OwnGuide)) else type(part).__name__
 
 
+def _nothing_of(count: int) -> Iterator[None]:
+    """Nothing for each batch of latents, but for the rows of covariates that are given."""
+    for start in range(0, count, BATCH):
+        with given_rows(slice(start, start + BATCH)):
+            yield None
+
+
 def _closest(row: "Latent") -> dict[str, str | float]:
     """The columns on the factor that a latent follows most closely, if factors are known."""
     if "followed" not in row:
@@ -671,6 +695,22 @@ def data_of(fit: Fit, data: Images, name: str = "images") -> ImageData:
     return found
 
 
+def check_covariates(model: VAE, data: ImageData) -> None:
+    """Refuse data whose covariates are not those that the networks of a model take.
+
+    Raises:
+        UserError: With what to pass.
+    """
+    reference = model.reference
+    expected = 0 if reference is None else len(reference)
+    got = 0 if data.covariates is None else data.covariates.shape[1]
+    if got != expected:
+        raise UserError(
+            f"data '{data.name}': expected {expected or 'no'} columns of covariates, as the "
+            f"networks take, got {got or 'none'}; load_model(variant, data) makes networks for them"
+        )
+
+
 def check_data(fit: Fit, data: Any) -> None:
     """Refuse images whose shape is not the model's, or whose units are not the fit's.
 
@@ -682,6 +722,12 @@ def check_data(fit: Fit, data: Any) -> None:
         raise UserError(
             f"data '{data.name}': expected the units of the training data, {fit.form!r}, got "
             f"{data.form!r}; pass fit.as_images(array)"
+        )
+    if data.form.covariates != fit.form.covariates:
+        raise UserError(
+            f"data '{data.name}': expected covariates as in training, "
+            f"{named(fit.form.covariates)}, got {named(data.form.covariates)}; pass "
+            "fit.as_images(data)"
         )
     if fit.model.likelihood.spec.whole and not data.whole:
         raise UserError(f"data '{data.name}': expected counts, whole numbers from 0 on")

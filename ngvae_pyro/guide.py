@@ -1,5 +1,6 @@
 """The amortized posterior q(z, precision | x), in the paper's notation."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import jvp
 
-from ngvae_pyro.contexts import float32, forward_mode
+from ngvae_pyro.contexts import float32, forward_mode, given_rows
 from ngvae_pyro.distributions import (
     GeneralizedGamma,
     NormalGammaMixture,
@@ -195,6 +196,8 @@ class Guide(PyroModule):
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
         self.encoder.of_counts = model.likelihood.counts
+        if model.reference is not None:
+            self.encoder.condition(model.reference, math.prod(model.image_shape))
         if model.seen is not None:
             self.encoder.set_units(*model.seen)
         elif (
@@ -726,7 +729,8 @@ class ArdGuide(LocationScaleGuide):
         whatever there is: unless no latent moves the images at all, at least one is relevant.
         """
         q = self.posterior(x)
-        relevance = self.relevance(q.mean[:RELEVANCE_IMAGES]).double()
+        with given_rows(slice(0, RELEVANCE_IMAGES)):
+            relevance = self.relevance(q.mean[:RELEVANCE_IMAGES]).double()
         ordered, order = relevance.sort(descending=True)
         before = ordered.cumsum(0) - ordered
         # A latent is needed if those before it fall short of the share.

@@ -83,6 +83,29 @@ class VAE(PyroModule):
         names = [name for name in ("precision", "z") if name in nodes]
         return {name: nodes[name]["value"] for name in names}
 
+    def condition(self, reference: Tensor) -> None:
+        """Take covariates from now on, and so do the guides that are made for this model.
+
+            x | z, c ~ likelihood(decoder(z, c)),  z | x, c ~ guide(x, c),
+
+        with c the rows of the design matrix of the data (:attr:`ngvae_pyro.ImageData.covariates`).
+        A conditional VAE: Sohn, Lee and Yan (2015), "Learning structured output representation
+        using deep conditional generative models", NeurIPS; here the prior does not depend on c, so
+        that z is pushed to carry what c does not.
+
+        Args:
+            reference: The mean design (Q,) of the training data, which stands for c where no
+                covariates are given.
+        """
+        self.decoder.condition(reference, self.decoder.stem.out_features)
+
+    @property
+    def reference(self) -> Tensor | None:
+        """What stands for the covariates where none are given, (Q,); None without covariates."""
+        # A decoder may be any module.
+        conditioning = getattr(self.decoder, "conditioning", None)
+        return None if conditioning is None else conditioning.reference
+
     def learn_units(self, data: ImageData) -> None:
         """Take the units of the networks from the training data, unless they are known."""
         own, output = self.likelihood.units(data)
@@ -329,6 +352,8 @@ def load_model(
         )
     model = kind(spec, image_shape)
     model.decoder.of_logits = not model.likelihood.in_units
+    if data is not None and data.covariates is not None:
+        model.condition(data.covariates.mean(0))
     if data is not None:
         check_likelihood(model.likelihood, data)
         model.likelihood.learn(data)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ngvae_pyro.contexts import in_mode
+from ngvae_pyro.contexts import covariates, in_mode
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.specs import (
     Conv1dSpec,
@@ -271,6 +271,40 @@ class Products(nn.Module):
         return out
 
 
+class Conditioning(nn.Module):
+    """h + V c: what covariates c add to a layer of a network.
+
+    c is what is :func:`ngvae_pyro.contexts.given`, and the reference where nothing is. V begins at
+    0 and takes no random numbers: a network begins as it would without covariates.
+
+    Args:
+        reference: The mean design (Q,) of the training data; kept with the weights.
+        size: Numbers in h.
+    """
+
+    reference: Tensor
+
+    def __init__(self, reference: Tensor, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, len(reference)))
+        self.register_buffer("reference", reference.to(self.weight))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Add V c to h (..., B, size).
+
+        Raises:
+            UserError: If c are not the rows of h.
+        """
+        c = covariates()
+        if c is None:
+            c = self.reference
+        rows = tuple(h.shape[-c.dim() : -1])
+        if tuple(c.shape) != (*rows, len(self.reference)):
+            expected = _shape((*h.shape[-2:-1], len(self.reference)))
+            raise UserError(f"covariates: expected shape {expected}, got {tuple(c.shape)}")
+        return h + nn.functional.linear(c, self.weight)
+
+
 class Network(nn.Module):
     """A trunk that may compute in bfloat16, next to a float32 layer at the latents.
 
@@ -299,9 +333,12 @@ class Network(nn.Module):
     own = False
     # Whether the trunk is known to carry out the same operations in every step of a training.
     steady = True
+    # What covariates add, if there are any.
+    conditioning: Conditioning | None
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
+        self.register_module("conditioning", None)
         # Saved with the weights, which mean nothing without them.
         self.register_buffer("loc", torch.zeros(tuple(image_shape)))
         self.register_buffer("unit", torch.ones(()))
@@ -319,6 +356,10 @@ class Network(nn.Module):
         self.loc.copy_(torch.as_tensor(loc))
         self.unit.copy_(torch.as_tensor(unit))
         self.has_units = True
+
+    def condition(self, reference: Tensor, size: int) -> None:
+        """Take covariates from now on, at a layer of ``size`` numbers."""
+        self.conditioning = Conditioning(reference, size)
 
     def take(self, own: "OwnTrunk", recorded: bool) -> None:
         """Have a user's own trunk; ``recorded`` says that it is steady."""
@@ -422,7 +463,11 @@ class Encoder(Network):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.of_counts:
             x = x.log1p()
-        out: Tensor = self.head(self.through_trunk((x - self.loc) / self.unit).flatten(1))
+        x = (x - self.loc) / self.unit
+        if self.conditioning is not None:
+            # At the input, where every trunk takes it, and all layers follow.
+            x = self.conditioning(x.flatten(1)).view_as(x)
+        out: Tensor = self.head(self.through_trunk(x).flatten(1))
         return out.chunk(self.outputs, -1)
 
 
@@ -520,6 +565,8 @@ class Decoder(Network):
     def forward(self, z: Tensor) -> Tensor:
         # Fold leading axes (draws, particles), because transposed convolutions take one batch axis.
         h = self.stem(z)
+        if self.conditioning is not None:
+            h = self.conditioning(h)
         out = self.through_trunk(h.reshape(-1, h.shape[-1]))
         out = out.reshape(*z.shape[:-1], *self.image_shape)
         return out if self.of_logits else self.loc + self.unit * out

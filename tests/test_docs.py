@@ -79,7 +79,7 @@ def blocks(page, kind):
     ("page", "count"),
     [
         *(("own_model", 5), ("own_guide", 7), ("own_network", 2)),
-        ("likelihoods", 3),
+        *(("likelihoods", 3), ("covariates", 2)),
         pytest.param(
             *("own_pair", 2), marks=pytest.mark.filterwarnings("ignore:.*trains without moves")
         ),

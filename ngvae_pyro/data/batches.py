@@ -72,6 +72,12 @@ class Batches:
         else:
             shape = (rows, *data.image_shape)
             self._ready = torch.empty(shape, dtype=data.images.dtype, device=device)
+        # The design of the data, or where images are streamed that of the current step.
+        self._design = self._rows = None
+        if (design := data.covariates) is not None and self.resident is not None:
+            self._design = design.to(device)
+        elif design is not None:
+            self._rows = torch.empty(rows, design.shape[1], device=device)
         self._ready_for = -1
         if workers is None:
             workers = 2 if self._to_gpu else 0
@@ -106,24 +112,32 @@ class Batches:
         if ready_for != self._ready_for:
             ready = self._stored(step) if self.resident is None else self.order(ready_for)
             self._ready.copy_(ready, non_blocking=True)
+            if self._rows is not None and self.data.covariates is not None:
+                self._rows.copy_(self.data.covariates[self.index(step)])
             self._ready_for = ready_for
 
-    def take(self, position: Tensor) -> Tensor:
-        """The images of a prepared step, float in [0, 1], on the device.
+    def take(self, position: Tensor) -> tuple[Tensor, ...]:
+        """The images of a prepared step, float in [0, 1], on the device, and their covariates.
 
         Args:
             position: The step, a tensor of shape (1,) on the device.
+
+        Returns:
+            The images (B, C, H, W) and, if the data have covariates, their rows (B, Q) of the
+            design matrix.
         """
         if self.resident is None:
-            return ImageData.to_unit(self._ready)
+            x = ImageData.to_unit(self._ready)
+            return (x,) if self._rows is None else (x, self._rows)
         index = self._ready.index_select(0, position % self.per_epoch).flatten()
         # Not self.resident[index], which on the CPU copies pixel by pixel.
-        return ImageData.to_unit(self.resident.index_select(0, index))
+        x = ImageData.to_unit(self.resident.index_select(0, index))
+        return (x,) if self._design is None else (x, self._design.index_select(0, index))
 
     def __getitem__(self, step: int) -> Tensor:
         """Images of a step, float in [0, 1], on the device."""
         self.prepare(step)
-        return self.take(torch.tensor([step], device=self.device))
+        return self.take(torch.tensor([step], device=self.device))[0]
 
     def _stored(self, step: int) -> Tensor:
         """The images of a step in stored form, in main memory."""

@@ -14,9 +14,9 @@ import numpy as np
 from ngvae_pyro import machine
 from ngvae_pyro.data.formats import check_file, named_path, read_stored, reading
 from ngvae_pyro.data.hdf5 import array_of, read_into, whole
-from ngvae_pyro.data.images import ImageData, image_tensor
+from ngvae_pyro.data.images import ImageData, image_tensor, of_covariate
 from ngvae_pyro.data.rows import BLOCK
-from ngvae_pyro.data.tables import factor_columns, stacked
+from ngvae_pyro.data.tables import covariate_columns, factor_columns, stacked
 from ngvae_pyro.errors import UserError, described, nearest, one_line
 from ngvae_pyro.extras import needed
 
@@ -28,7 +28,12 @@ with needed("tables"):
 _SPARSE = ("csr_matrix", "csc_matrix")
 
 
-def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = ()) -> ImageData:
+def from_anndata(
+    adata: Any,
+    layer: str | None = None,
+    factors: Sequence[str] = (),
+    covariates: Sequence[str] = (),
+) -> ImageData:
     """The vectors of an annotated matrix, one of each cell.
 
     Args:
@@ -36,6 +41,8 @@ def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = 
             and are made dense. The names of the genes become those of the columns.
         layer: The layer that holds the values; by default ``adata.X``.
         factors: Columns of ``adata.obs`` that are factors; text becomes classes.
+        covariates: Columns of ``adata.obs`` that are covariates, such as the batch; C(name) if
+            their numbers are classes.
 
     Raises:
         UserError: If it is none, for a layer or a column that it does not have, for missing values,
@@ -58,22 +65,27 @@ def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = 
         machine.check(f"{where}: dense, shape {values.shape}", machine.DATA_PEAK * size)
         values = values.toarray()
     found = factor_columns(adata.obs, "adata.obs", factors)
+    given = covariate_columns(adata.obs, "adata.obs", covariates)
     images, form = image_tensor(np.asarray(values), where)
     form = replace(form, columns=tuple(map(one_line, adata.var_names)))
-    return ImageData.stored("cells", images, stacked(found), tuple(found), form)
+    return ImageData.stored("cells", images, stacked(found), tuple(found), form, given)
 
 
-def load_cells(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
+def load_cells(
+    path: str | Path, factors: Sequence[str] = (), covariates: Sequence[str] = ()
+) -> ImageData:
     """Read the values ``X`` of an ``.h5ad`` file, dense or sparse, in parts.
 
     Args:
         path: The file. The names of its genes become those of the columns.
         factors: Columns of ``obs`` that are factors; text becomes classes.
+        covariates: As for :func:`from_anndata`.
 
     Raises:
         UserError: As :func:`from_anndata`, and for files that are damaged or of another structure.
     """
     path = Path(named_path(path))
+    covariates = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     check_file(path, "an .h5ad file")
     with reading(path, ".h5ad file"), h5py.File(path, "r") as file:
         for key in ("X", "obs", "var"):
@@ -91,18 +103,22 @@ def load_cells(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
         names = _column(file["var"], file["var"].attrs["_index"], path)
         if len(names) != shape[1]:
             raise UserError(f"{path}: var: expected {shape[1]} names, got {len(names)}")
+        known = list(map(str, file["obs"].attrs["column-order"]))
+        own = [of_covariate(name, known, f"{path}: obs")[0] for name in covariates]
+        read = [name for name in known if name in factors or name in own]
         obs = {
-            name: pandas.Series(_column(file["obs"], name, path)) if name in factors else None
-            for name in map(str, file["obs"].attrs["column-order"])
+            name: pandas.Series(_column(file["obs"], name, path)) if name in read else None
+            for name in known
         }
     found = factor_columns(obs, f"{path}: obs", factors)
-    for name, values in found.items():
+    given = covariate_columns(obs, f"{path}: obs", covariates)
+    for name, values in {**found, **given}.items():
         if values.shape != (len(images),):
             raise UserError(
                 f"{path}: obs: column {name!r}: expected {len(images)} values, got {values.shape}"
             )
     form = replace(form, columns=tuple(map(one_line, names)))
-    return ImageData.stored(path.stem, images, stacked(found), tuple(found), form)
+    return ImageData.stored(path.stem, images, stacked(found), tuple(found), form, given)
 
 
 def _encoding(found: Any) -> str:

@@ -82,6 +82,7 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         download=spec.download,
         device=device,
         factors=spec.factors or (),
+        covariates=spec.covariates or (),
         layout=spec.layout,
         stream=spec.stream,
     )

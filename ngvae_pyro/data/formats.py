@@ -9,7 +9,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,16 @@ from ngvae_pyro import machine
 from ngvae_pyro.data.forms import Form, sequential
 from ngvae_pyro.data.images import (
     ImageData,
+    as_classes,
     channels_axis,
     checked_values,
     factor_tensor,
     has_range,
     image_tensor,
     layout_of,
+    of_covariate,
     parts,
+    split_covariate,
     stored_dtype,
     tensor_of,
 )
@@ -318,7 +321,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def load_npz(
-    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+    path: str | Path,
+    layout: str | None = None,
+    covariates: Sequence[str] = (),
+    stream: bool | str | Path = False,
 ) -> ImageData:
     """Read an ``.npz`` file, as those of dSprites and MPI3D.
 
@@ -336,6 +342,8 @@ def load_npz(
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        covariates: Names of factors, or further keys of arrays (N,), that are covariates; C(name)
+            if their numbers are classes.
         stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
@@ -345,7 +353,7 @@ def load_npz(
     check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _parse_npz(path, archive, _reader(layout, stream))
+            return _parse_npz(path, archive, _reader(layout, stream), covariates)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
@@ -354,15 +362,26 @@ def load_npz(
         raise UserError(f"{path}: cannot read the .npz file: {error}") from error
 
 
-def _parse_npz(path: Path, archive: zipfile.ZipFile, read: _Reader) -> ImageData:
+def _parse_npz(
+    path: Path, archive: zipfile.ZipFile, read: _Reader, covariates: Sequence[str]
+) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
-    key, source, named = chosen_keys(path, keys, FACTORS)
+    own = covariate_keys(keys, covariates)
+    key, source, named = chosen_keys(path, [key for key in keys if key not in own], FACTORS)
     images, form = _read_npy(path, archive, key, "biuf", read)
-    if source is None:
-        return ImageData.stored(path.stem, images, form=form)
-    values = _read_npy(path, archive, source, "biufU", _read_array)
+    given = {key: _read_npy(path, archive, key, "biufU", _read_array) for key in own}
+    for name, values in given.items():
+        if values.dtype.kind == "U":
+            _check_unicode(values, f"{path}: {name}")
+    factors = None if source is None else _read_npy(path, archive, source, "biufU", _read_array)
     names = None if named is None else _read_npy(path, archive, named, "U", _read_array)
-    return with_factors(path, images, form, (source, values), (named, names))
+    return with_factors(path, images, form, (source, factors), (named, names), given, covariates)
+
+
+def covariate_keys(keys: Sequence[str], covariates: Sequence[str]) -> list[str]:
+    """The keys of a file that are covariates themselves; others are names of its factors."""
+    names = [split_covariate(declared, keys)[0] for declared in covariates]
+    return [name for name in names if name in keys]
 
 
 def chosen_keys(
@@ -408,14 +427,43 @@ def with_factors(
     path: Path,
     images: Tensor | Rows,
     form: Form,
-    factors: tuple[str, np.ndarray],
+    factors: tuple[str | None, np.ndarray | None],
     names: tuple[str | None, np.ndarray | None],
+    given: Mapping[str, np.ndarray],
+    covariates: Sequence[str],
 ) -> ImageData:
     """Images with the factors of their file; each array comes with its key.
 
+    Args:
+        path: The file.
+        images: As stored.
+        form: Their form.
+        factors: The array of factors, if there is one.
+        names: The array of their names, if there is one.
+        given: Arrays of the file that are covariates.
+        covariates: Those that were declared.
+
     Raises:
-        UserError: For factors or names that do not fit the images or one another.
+        UserError: For factors, names or covariates that do not fit the images or one another.
     """
+    known, left = dict(given), ImageData.stored(path.stem, images, form=form)
+    if factors[1] is not None:
+        left, values = _factors(path, left, (factors[0], factors[1]), names)
+        known |= dict(zip(left.factor_names, values.T, strict=True))
+    found = {}
+    for declared in covariates:
+        name, classes = of_covariate(declared, known, str(path))
+        found[name] = as_classes(known[name]) if classes else known[name]
+    return left.moved(found)
+
+
+def _factors(
+    path: Path,
+    images: ImageData,
+    factors: tuple[str | None, np.ndarray],
+    names: tuple[str | None, np.ndarray | None],
+) -> tuple[ImageData, np.ndarray]:
+    """The images with the factors (N, F) of their file, and these as the file has them."""
     source, values = factors
     where = f"{path}: {source}"
     values = values[:, None] if values.ndim == 1 else values
@@ -430,7 +478,7 @@ def with_factors(
     named, array = names
     if array is None:
         shown = tuple(f"factor_{i}" for i in range(values.shape[1]))
-        return ImageData.stored(path.stem, images, tensor, shown, form)
+        return ImageData.stored(path.stem, images.images, tensor, shown, images.form), values
     _check_unicode(array, f"{path}: {named}")
     shown = tuple(array.reshape(-1).tolist())
     good = all(name and name.isprintable() for name in shown) and len(set(shown)) == len(shown)
@@ -439,7 +487,7 @@ def with_factors(
             f"{path}: {named}: expected {values.shape[1]} different printable names, "
             f"got shape {array.shape}: {', '.join(map(repr, shown))}"
         )
-    return ImageData.stored(path.stem, images, tensor, shown, form)
+    return ImageData.stored(path.stem, images.images, tensor, shown, images.form), values
 
 
 def _check_unicode(text: np.ndarray, where: str) -> None:

@@ -6,7 +6,7 @@ map between the two; it is kept with the images, with the fit, and in the run fo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,126 @@ SHAPES: dict[Layout, str] = {
 _BLOCK = 2**17
 
 
+@dataclass(frozen=True)
+class Covariate:
+    """What is known of an image besides its latents, and how it becomes columns of a design.
+
+    Classes become as many columns, 1 for the class that is there and 0 for the others; numbers
+    become one column, (value - mean) / sd.
+
+    Attributes:
+        name: Of the column that holds it.
+        classes: The classes, in the order of their columns; none for numbers.
+        mean: Of the numbers, in their units.
+        sd: Their standard deviation.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    sd: float = 1.0
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray, where: str) -> "Covariate":
+        """The coding of values: text (N,) is classes, in alphabetical order, and others numbers.
+
+        Raises:
+            UserError: For values that are neither, and for NaN and infinity.
+        """
+        values = _values(values, f"{where}: covariate {name!r}")
+        if values.dtype.kind == "U":
+            return cls(name, tuple(np.unique(values).tolist()))
+        return cls(name, mean=float(values.mean()), sd=float(values.std()) or 1.0)
+
+    @property
+    def size(self) -> int:
+        """How many columns it has."""
+        return len(self.classes) or 1
+
+    def coded(self, values: np.ndarray, where: str) -> np.ndarray:
+        """Values (N,) as columns (N, size), float32.
+
+        Raises:
+            UserError: For a class that is not known, and for numbers in place of classes or classes
+                in place of numbers.
+        """
+        where = f"{where}: covariate {self.name!r}"
+        values = _values(values, where)
+        if not self.classes:
+            if values.dtype.kind == "U":
+                raise UserError(f"{where}: expected numbers, got text, such as {values[0]!r}")
+            return ((values - self.mean) / self.sd).astype(np.float32)[:, None]
+        if values.dtype.kind != "U":
+            raise UserError(f"{where}: expected one of {self._shown}, got {values[0]:g}")
+        columns = values[:, None] == np.array(self.classes)
+        if unknown := values[~columns.any(1)].tolist():
+            raise UserError(f"{where}: expected one of {self._shown}, got {unknown[0]!r}")
+        return columns.astype(np.float32)
+
+    def values(self, columns: np.ndarray) -> np.ndarray:
+        """The values (N,) of columns (N, size): text or float64."""
+        if self.classes:
+            return np.array(self.classes)[columns.argmax(1)]
+        return columns[:, 0].astype(np.float64) * self.sd + self.mean
+
+    @property
+    def _shown(self) -> str:
+        few = ", ".join(map(repr, self.classes[:10]))
+        return few if len(self.classes) <= 10 else f"{few}, ..."
+
+
+def _values(values: np.ndarray, where: str) -> np.ndarray:
+    """The values of a covariate: text, or finite float64."""
+    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values.flat):
+        values = values.astype(str)
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "biufU":
+        raise UserError(
+            f"{where}: expected numbers or text of shape (N,), got {values.dtype} of shape "
+            f"{values.shape}"
+        )
+    if values.dtype.kind == "U":
+        return values
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{where}: expected finite numbers, got NaN or inf")
+    return values
+
+
+def named(covariates: Sequence[Covariate]) -> str:
+    """Covariates in words."""
+    return ", ".join(covariate.name for covariate in covariates) or "none"
+
+
+def declared(covariates: Sequence[Covariate]) -> list[str]:
+    """The names by which covariates are declared: C(name) for classes."""
+    return [f"C({one.name})" if one.classes else one.name for one in covariates]
+
+
+def design(covariates: Sequence[Covariate], values: Mapping[str, np.ndarray], where: str) -> Tensor:
+    """The design matrix (N, Q) of values (N,) by name.
+
+    Raises:
+        UserError: As :meth:`Covariate.coded`, and for values under other names.
+    """
+    expected = [covariate.name for covariate in covariates]
+    if sorted(values) != sorted(expected):
+        raise UserError(
+            f"{where}: expected the covariates {named(covariates)}, as what was fitted, got "
+            f"{', '.join(values) or 'none'}"
+        )
+    columns = [covariate.coded(values[covariate.name], where) for covariate in covariates]
+    if len({len(column) for column in columns}) > 1:
+        raise UserError(f"{where}: expected covariates of one length, got others")
+    return torch.from_numpy(np.concatenate(columns, 1))
+
+
+def undesign(covariates: Sequence[Covariate], design: Tensor) -> dict[str, np.ndarray]:
+    """The values (N,) by name of a design matrix (N, Q)."""
+    parts = design.split([covariate.size for covariate in covariates], 1)
+    pairs = zip(covariates, parts, strict=True)
+    return {covariate.name: covariate.values(part.numpy()) for covariate, part in pairs}
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """The map from a user's arrays to a model's images, and back.
@@ -47,6 +167,7 @@ class Form:
         scale: Likewise. For vectors the standard deviation of each column, (D,); for sequences that
             of each channel; for images the range of the values, ().
         columns: The names of the columns of vectors or curves, if they have names.
+        covariates: What comes with each entry besides the array, and how it is coded.
     """
 
     layout: Layout = "channels_first"
@@ -54,6 +175,7 @@ class Form:
     loc: np.ndarray | None = None
     scale: np.ndarray | None = None
     columns: tuple[str, ...] = ()
+    covariates: tuple[Covariate, ...] = ()
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"

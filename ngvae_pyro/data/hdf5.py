@@ -1,5 +1,6 @@
 """HDF5 files of images: read in parts, and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ngvae_pyro.data.formats import (
     check_count,
     check_file,
     chosen_keys,
+    covariate_keys,
     make_room,
     named_path,
     read_stored,
@@ -28,7 +30,10 @@ with needed("hdf5"):
 
 
 def load_hdf5(
-    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+    path: str | Path,
+    layout: str | None = None,
+    covariates: Sequence[str] = (),
+    stream: bool | str | Path = False,
 ) -> ImageData:
     """Read an HDF5 file (``.h5``, ``.hdf5``), as those of 3D Shapes.
 
@@ -43,6 +48,8 @@ def load_hdf5(
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        covariates: Names of factors, or further keys of arrays (N,), that are covariates; C(name)
+            if their numbers are classes.
         stream: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
@@ -52,7 +59,9 @@ def load_hdf5(
     path = Path(named_path(path))
     check_file(path, "an HDF5 file")
     with reading(path, "HDF5 file"), h5py.File(path, "r") as file:
-        key, source, named = chosen_keys(path, list(file), (*FACTORS, "labels"))
+        own = covariate_keys(list(file), covariates)
+        left = [key for key in file if key not in own]
+        key, source, named = chosen_keys(path, left, (*FACTORS, "labels"))
         found = _numbers(file, key, path)
         where = f"{path}: {key}"
         images: Tensor | Rows
@@ -63,13 +72,12 @@ def load_hdf5(
             images, form = read_stored(
                 found.shape, found.dtype, where, lambda room: read_into(room, found), layout
             )
-        if source is None:
-            return ImageData.stored(path.stem, images, form=form)
-        values = whole(file, source, path)
+        given = {key: whole(file, key, path) for key in own}
+        values = None if source is None else whole(file, source, path)
         names = None if named is None else whole(file, named, path)
         if names is not None and names.dtype.kind != "U":
             raise UserError(f"{path}: {named}: expected text, got dtype {names.dtype}")
-        return with_factors(path, images, form, (source, values), (named, names))
+        return with_factors(path, images, form, (source, values), (named, names), given, covariates)
 
 
 def array_of(file: Any, key: str, path: Path) -> Any:

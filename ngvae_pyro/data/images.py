@@ -1,7 +1,8 @@
 """Images in memory, with their generating factors if these are known."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar, overload
@@ -11,9 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.data.forms import Form, Layout, counting, ranging, sequential, standardising
+from ngvae_pyro.contexts import given
+from ngvae_pyro.data.forms import (
+    Covariate,
+    Form,
+    Layout,
+    counting,
+    design,
+    named,
+    ranging,
+    sequential,
+    standardising,
+    undesign,
+)
 from ngvae_pyro.data.rows import Rows, block_rows, written
-from ngvae_pyro.errors import UserError, described, expect
+from ngvae_pyro.errors import UserError, described, expect, nearest
 
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
@@ -303,6 +316,10 @@ class ImageData(Dataset[Tensor]):
         layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
             as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
             channel's mean and dividing by its standard deviation.
+        covariates: What is known of each image besides what its latents are to tell, such as its
+            batch or dose: arrays (N,) by name. Text is classes, one column of the design matrix
+            each, and numbers are standardised; they are coded as ``form`` says if it has them. Kept
+            as the design matrix (N, Q), float32, whose columns ``form.covariates`` describes.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -316,6 +333,7 @@ class ImageData(Dataset[Tensor]):
     factors: Tensor | None
     factor_names: tuple[str, ...]
     form: Form
+    covariates: Tensor | None
 
     def __init__(
         self,
@@ -325,6 +343,7 @@ class ImageData(Dataset[Tensor]):
         factor_names: Sequence[str] = (),
         form: Form | None = None,
         layout: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise UserError(
@@ -346,7 +365,7 @@ class ImageData(Dataset[Tensor]):
             stored, form = image_tensor(images, where, layout=layout)
         else:
             stored = tensor_of(number_array(images, where), form, where)
-        self._set(stored, factors, factor_names, form)
+        self._set(stored, factors, factor_names, form, covariates)
 
     @classmethod
     def stored(
@@ -356,6 +375,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         form: Form | None = None,
+        covariates: Mapping[str, Any] | Tensor | None = None,
     ) -> "ImageData":
         """Wrap images that already have the stored form: bytes 0 and 1 are two dark greys.
 
@@ -366,9 +386,10 @@ class ImageData(Dataset[Tensor]):
             factors: As for the class.
             factor_names: As for the class.
             form: Their form; by default channels first, in [0, 1] or in bytes.
+            covariates: As for the class, or the design matrix (N, Q) of the form's covariates.
         """
         if isinstance(images, Rows):
-            return cls._made(name, images, factors, factor_names, form)
+            return cls._made(name, images, factors, factor_names, form, covariates)
         if (
             not isinstance(images, Tensor)
             or images.ndim != 4
@@ -385,7 +406,7 @@ class ImageData(Dataset[Tensor]):
                 checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
             elif not images.isfinite().all():
                 raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
-        return cls._made(name, images.detach(), factors, factor_names, form)
+        return cls._made(name, images.detach(), factors, factor_names, form, covariates)
 
     @classmethod
     def _made(
@@ -395,12 +416,13 @@ class ImageData(Dataset[Tensor]):
         factors: Any,
         factor_names: Sequence[str],
         form: Form | None,
+        covariates: Any,
     ) -> "ImageData":
         """Wrap images that have been checked."""
         new = object.__new__(cls)
         object.__setattr__(new, "name", name)
         form = Form(in_bytes=images.dtype == torch.uint8) if form is None else form
-        new._set(images, factors, factor_names, form)
+        new._set(images, factors, factor_names, form, covariates)
         return new
 
     @classmethod
@@ -411,6 +433,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         layout: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
     ) -> "ImageData":
         """Counts as they are, for a likelihood of counts.
 
@@ -420,6 +443,7 @@ class ImageData(Dataset[Tensor]):
             factors: As for the class.
             factor_names: As for the class.
             layout: As for the class.
+            covariates: As for the class.
 
         Raises:
             UserError: As for the class, and for anything but counts.
@@ -441,7 +465,8 @@ class ImageData(Dataset[Tensor]):
             found = sequential(layout, array.shape, where)
         elif array.ndim != 2:
             found = layout_of(array.shape, where)
-        return cls(name, array, factors, factor_names, counting(array, found, where))
+        form = counting(array, found, where)
+        return cls(name, array, factors, factor_names, form, covariates=covariates)
 
     def as_counts(self) -> "ImageData":
         """The same data as counts, in the units in which they were given.
@@ -456,11 +481,11 @@ class ImageData(Dataset[Tensor]):
         unit = 255.0 if self.form.in_bytes else 1.0
         reach = 255.0
 
-        def given(part: Tensor) -> Tensor:
+        def meant(part: Tensor) -> Tensor:
             return unit * self.form.arrays(self.to_unit(part)).double()
 
         def counted(part: Tensor) -> Tensor:
-            arrays = given(part)
+            arrays = meant(part)
             whole = arrays.round()
             apart = (arrays - whole).abs()
             # A standardised value in float32 has a relative error of 2^-24.
@@ -474,11 +499,12 @@ class ImageData(Dataset[Tensor]):
 
         if self.form.loc is not None:
             pieces = parts(self.images) if isinstance(self.images, Rows) else [self.images]
-            reach = max(given(part).abs().max().item() for part in pieces)
+            reach = max(meant(part).abs().max().item() for part in pieces)
         images = self.mapped(counted)
         # It has only the shape of what is counted.
-        form = counting(given(self.images[0][None]).round().numpy(), self.form.layout, self.name)
-        return self._like(images, self.factors, replace(form, columns=self.form.columns))
+        form = counting(meant(self.images[0][None]).round().numpy(), self.form.layout, self.name)
+        form = replace(form, columns=self.form.columns, covariates=self.form.covariates)
+        return self._like(images, self.factors, self.covariates, form)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Tensor | Rows:
         """What becomes of the stored images; those in a file go to another, a few at a time.
@@ -492,7 +518,12 @@ class ImageData(Dataset[Tensor]):
         return Rows(written(blocks, self.name, None))
 
     def _set(
-        self, images: Tensor | Rows, factors: Any, factor_names: Sequence[str], form: Form
+        self,
+        images: Tensor | Rows,
+        factors: Any,
+        factor_names: Sequence[str],
+        form: Form,
+        covariates: Any,
     ) -> None:
         # A single name is a string, which would otherwise be split into letters.
         names = (factor_names,) if isinstance(factor_names, str) else tuple(factor_names)
@@ -510,17 +541,114 @@ class ImageData(Dataset[Tensor]):
                 raise UserError(
                     f"{self.name}: factor names: expected no name twice, got {', '.join(names)}"
                 )
+        if isinstance(covariates, Mapping):
+            where = f"{self.name}: covariates"
+            values = {str(key): _column(value, where) for key, value in covariates.items()}
+            if not form.covariates:
+                coding = tuple(Covariate.of(*one, self.name) for one in values.items())
+                form = replace(form, covariates=coding)
+            covariates = design(form.covariates, values, self.name) if values else None
+        expect("covariates", covariates, (Tensor, type(None)), "a table of names and arrays (N,)")
+        shape = (len(images), sum(covariate.size for covariate in form.covariates))
+        if covariates is None and form.covariates:
+            raise UserError(
+                f"{self.name}: expected the covariates {named(form.covariates)}, as what was "
+                "fitted, got none; ngvae_pyro.from_numpy(x, covariates=...) has them"
+            )
+        if covariates is not None and covariates.shape != shape:
+            raise UserError(
+                f"{self.name}: covariates: expected {shape[0]} values of each, and {shape[1]} "
+                f"columns, got {tuple(covariates.shape)}"
+            )
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "factor_names", names)
         object.__setattr__(self, "form", form)
+        object.__setattr__(self, "covariates", covariates)
 
     def _like(
-        self, images: Tensor | Rows, factors: Tensor | None, form: Form | None = None
+        self,
+        images: Tensor | Rows,
+        factors: Tensor | None,
+        covariates: Tensor | None,
+        form: Form | None = None,
     ) -> "ImageData":
         """Other images in stored form, under the same name."""
         form = self.form if form is None else form
-        return type(self).stored(self.name, images, factors, self.factor_names, form)
+        return type(self).stored(self.name, images, factors, self.factor_names, form, covariates)
+
+    def conditioned(self, names: Sequence[str]) -> "ImageData":
+        """The same images with some of their factors as covariates.
+
+        Args:
+            names: Names of factors, numbers that are standardised; or C(name), whose values are
+                classes.
+
+        Raises:
+            UserError: For a factor that is not there.
+        """
+        if not names:
+            return self
+        known: dict[str, np.ndarray] = {}
+        if self.factors is not None:
+            known = dict(zip(self.factor_names, self.factors.T.numpy(), strict=True))
+        found = {}
+        for declared in names:
+            name, classes = of_covariate(declared, known, self.name)
+            found[name] = as_classes(known[name]) if classes else known[name]
+        return self.moved(found)
+
+    def moved(self, covariates: Mapping[str, np.ndarray]) -> "ImageData":
+        """The same images with covariates, which are no factors any more.
+
+        Args:
+            covariates: Arrays (N,) by name.
+        """
+        left = [i for i, name in enumerate(self.factor_names) if name not in covariates]
+        factors = None if self.factors is None or not left else self.factors[:, left]
+        names = [self.factor_names[i] for i in left]
+        form = replace(self.form, covariates=())
+        return type(self).stored(self.name, self.images, factors, names, form, covariates)
+
+    def coded(self, coding: Sequence[Covariate]) -> "ImageData":
+        """The same data, whose covariates are coded as those of other data.
+
+        Raises:
+            UserError: For other covariates, and for classes that those do not have.
+        """
+        if self.form.covariates == tuple(coding):
+            return self
+        form = replace(self.form, covariates=tuple(coding))
+        values = {}
+        if self.covariates is not None:
+            values = undesign(self.form.covariates, self.covariates)
+        matrix = design(coding, values, f"data '{self.name}'")
+        return self._like(self.images, self.factors, matrix, form)
+
+    @contextmanager
+    def given(
+        self, rows: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Iterator[Tensor]:
+        """Some images, float in [0, 1], on a device; networks are given their covariates inside.
+
+        with data.given(slice(0, 64)) as x:
+            svi.step(x)
+        """
+        matrix = self.covariates
+        with given(None if matrix is None else matrix[rows].to(device)):
+            yield self.to_unit(self.images[rows].to(device))
+
+    def in_parts(
+        self, size: int, device: torch.device | str, count: int | None = None
+    ) -> Iterator[Tensor]:
+        """All images in order, or the first ``count``, so many at a time, as :meth:`given`.
+
+        The covariates of a part are given until the next one is asked for.
+        """
+        last = len(self) if count is None else min(count, len(self))
+        for start in range(0, last, size):
+            with self.given(slice(start, min(start + size, last)), device) as x:
+                yield x
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_shape))
@@ -530,7 +658,8 @@ class ImageData(Dataset[Tensor]):
         elif self.form.sequential:
             what = f"sequences of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
-        return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
+        given = f"; covariates {named(self.form.covariates)}" if self.form.covariates else ""
+        return f"ImageData({self.name!r}, {len(self)} {what}, {factors}{given})"
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -554,7 +683,10 @@ class ImageData(Dataset[Tensor]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the stored images, their type and shape, and the units of the form, if any."""
+        """SHA-256 of the stored images, their type and shape, and the units of the form, if any.
+
+        And of the covariates, if there are any.
+        """
         kind, shape = str(self.images.dtype).removeprefix("torch."), tuple(self.images.shape)
         digest = hashlib.sha256(f"{kind} {shape} ".encode())
         for units in (self.form.loc, self.form.scale):
@@ -562,6 +694,9 @@ class ImageData(Dataset[Tensor]):
                 digest.update(units.tobytes())
         for part in parts(self.images):
             digest.update(part.contiguous().numpy().data)
+        if self.covariates is not None:
+            digest.update(repr(self.form.covariates).encode())
+            digest.update(self.covariates.contiguous().numpy().data)
         return digest.hexdigest()
 
     @property
@@ -608,7 +743,9 @@ class ImageData(Dataset[Tensor]):
         # Numpy copies whole images, where torch would copy pixel by pixel.
         images = images[at] if isinstance(images, Rows) else torch.from_numpy(images.numpy()[at])
         factors = None if self.factors is None else torch.from_numpy(self.factors.numpy()[at])
-        return self._like(images, factors)
+        matrix = self.covariates
+        matrix = None if matrix is None else torch.from_numpy(matrix.numpy()[at])
+        return self._like(images, factors, matrix)
 
     def reordered(self, order: Tensor) -> "ImageData":
         """Like :meth:`subset`, but reuses the memory of these images, whose order changes.
@@ -623,6 +760,8 @@ class ImageData(Dataset[Tensor]):
         found = _move(self.images.numpy(), order.numpy())
         if self.factors is not None:
             object.__setattr__(self, "factors", self.factors[found])
+        if self.covariates is not None:
+            object.__setattr__(self, "covariates", self.covariates[found])
         return self.subset(slice(0, len(order)))
 
     def fitted(self, image_shape: tuple[int, int, int]) -> tuple["ImageData", str]:
@@ -648,7 +787,7 @@ class ImageData(Dataset[Tensor]):
         (channels, *size), (wanted, height, width) = self.image_shape, image_shape
         images, done, form = self.images, [], self.form
         if self.image_shape == tuple(image_shape):
-            return self._like(images, self.factors), ""
+            return self._like(images, self.factors, self.covariates), ""
         if form.standardised:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         # Those whose shape is another are few.
@@ -676,7 +815,7 @@ class ImageData(Dataset[Tensor]):
             done.append("colours averaged to grey")
         elif channels != wanted:
             raise UserError(f"{self.name}: cannot make {wanted} channels of {channels}")
-        return self._like(images, self.factors, form), ", ".join(done)
+        return self._like(images, self.factors, self.covariates, form), ", ".join(done)
 
     def split(
         self, held_out: float, seed: int, *, in_place: bool = False
@@ -711,6 +850,42 @@ class ImageData(Dataset[Tensor]):
             whole = self.reordered(order)
             return whole.subset(slice(count, None)), whole.subset(slice(0, count))
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _column(values: Any, where: str) -> np.ndarray:
+    """The values of a covariate as an array."""
+    return number_array(values, where) if isinstance(values, Tensor) else np.asarray(values)
+
+
+def split_covariate(declared: str, known: Collection[str]) -> tuple[str, bool]:
+    """The column that a declared covariate names, and whether its values are classes.
+
+    C(name), the notation of formulas in statistics, says that numbers are classes.
+
+    >>> split_covariate("C(batch)", ["batch", "dose"])
+    ('batch', True)
+    """
+    classes = declared.startswith("C(") and declared.endswith(")") and declared not in known
+    return (declared[2:-1].strip(), True) if classes else (declared, False)
+
+
+def of_covariate(declared: str, known: Collection[str], where: str) -> tuple[str, bool]:
+    """The same, of a column that is there.
+
+    Raises:
+        UserError: If it is not.
+    """
+    name, classes = split_covariate(declared, known)
+    if name not in known:
+        raise UserError(f"{where}: covariates: found no column {name!r}" + nearest(name, known))
+    return name, classes
+
+
+def as_classes(values: np.ndarray) -> np.ndarray:
+    """Values as the text of classes; whole numbers without a decimal point."""
+    if values.dtype.kind == "f" and bool((values == np.floor(values)).all()):
+        values = values.astype(np.int64)
+    return values.astype(str)
 
 
 def _described(images: Any) -> str:

@@ -28,7 +28,7 @@ from ngvae_pyro.data.formats import (
     named_path,
     torchvision_data,
 )
-from ngvae_pyro.data.forms import Form
+from ngvae_pyro.data.forms import Covariate, Form, declared
 from ngvae_pyro.data.images import (
     ImageData,
     factor_tensor,
@@ -85,6 +85,7 @@ def load(
     factors: Sequence[str] = (),
     layout: str | None = None,
     stream: bool | str | Path = False,
+    covariates: Sequence[str] = (),
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -114,6 +115,10 @@ def load(
             ``.npy``, ``.npz``, ``.h5`` and ``.hdf5`` files, IDX files and folders of pictures
             only. What cannot be read where it lies is written once, to a file in the folder of
             temporary files (``TMPDIR``), or in the folder that this names.
+        covariates: What is known of each row besides what latents are to tell, such as its batch:
+            columns of tables and of ``obs``, keys of an ``.npz`` or HDF5 file, or factors, as which
+            they count no longer. Text is classes, and numbers are standardised; C(name) says that
+            numbers are classes.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -126,6 +131,8 @@ def load(
     given |= {"resolution": resolution, "edge": edge}
     options = {key: value for key, value in given.items() if value is not None}
     head, colon, listed = name.partition(":")
+    # A single name is a string, which would otherwise be split into letters.
+    covariates = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     if factors and not name.endswith(tables := (*TABLES, ".h5ad")):
         raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
     if layout is not None and not name.endswith(ARRAYS):
@@ -151,30 +158,31 @@ def load(
             options["n"] = n
         if device is not None:
             options["device"] = device
-        return sprites(seed=seed, **options)
+        return sprites(seed=seed, **options).conditioned(covariates)
 
     if options:
         raise UserError(f"{name}: {', '.join(options)}: only sprites have these options")
     if name in TORCHVISION:
         data = torchvision_data(name, "data" if root is None else root, download)
+        data = data.conditioned(covariates)
     elif name.endswith(".npz"):
-        data = load_npz(name, layout, stream)
+        data = load_npz(name, layout, covariates, stream)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
-        data = load_idx(name, stream)
+        data = load_idx(name, stream).conditioned(covariates)
     elif name.endswith(".npy"):
-        data = load_npy(name, layout, stream)
+        data = load_npy(name, layout, stream).conditioned(covariates)
     elif name.endswith((".h5", ".hdf5")):
         from ngvae_pyro.data.hdf5 import load_hdf5
 
-        data = load_hdf5(name, layout, stream)
+        data = load_hdf5(name, layout, covariates, stream)
     elif name.endswith(TABLES):
-        data = load_table(name, factors, layout)
+        data = load_table(name, factors, layout, covariates)
     elif name.endswith(".h5ad"):
         from ngvae_pyro.data.cells import load_cells
 
-        data = load_cells(name, factors)
+        data = load_cells(name, factors, covariates)
     elif os.path.isdir(name):
-        data = load_pictures(name, stream)
+        data = load_pictures(name, stream).conditioned(covariates)
     else:
         known = ("sprites", *TORCHVISION)
         raise UserError(
@@ -211,7 +219,7 @@ def as_images(
             highest 1.
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
-            units.
+            units. Of files and tables its covariates are read too; other data have to have them.
         layout: ``sequences`` if arrays and files hold sequences, as for
             :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
@@ -224,8 +232,9 @@ def as_images(
     """
     if layout is not None and form is not None:
         raise UserError(f"{name}: expected a form or a layout, got both")
+    coding = () if form is None else form.covariates
     if isinstance(data, (str, Path)):
-        data = load(data, layout=layout, stream=stream)
+        data = load(data, layout=layout, covariates=declared(coding), stream=stream)
     if isinstance(data, DataLoader):
         data = data.dataset
         if not hasattr(data, "__array__") and not isinstance(data, Dataset):
@@ -237,11 +246,14 @@ def as_images(
             form.check_columns(data.form.columns, f"data '{data.name}'")
         elif counts:
             return data.as_counts()
-        return data if form is None or data.form.same_units(form) else _turned(data, form)
+        if form is None:
+            return data
+        return (data if data.form.same_units(form) else _turned(data, form)).coded(coding)
     if isinstance(data, Dataset):
         return _of_dataset(data, name, form, layout, counts, stream)
     if is_table(data):
-        return _of_table(columns_of(data, name), name, form, layout, counts, stream)
+        columns = columns_of(data, name, covariates=declared(coding))
+        return _of_table(columns, name, form, layout, counts, stream)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
@@ -296,6 +308,7 @@ def from_numpy(
     x: np.ndarray | Tensor,
     factors: np.ndarray | Tensor | None = None,
     factor_names: Sequence[str] = (),
+    covariates: Mapping[str, np.ndarray | Tensor] | None = None,
 ) -> ImageData:
     """Images or vectors in memory, with their factors if these are known.
 
@@ -303,6 +316,7 @@ def from_numpy(
         x: As for :func:`ngvae_pyro.data.as_images`: images of any range, or vectors in any units.
         factors: (N, F) or (N,); text becomes classes, as for :class:`ngvae_pyro.ImageData`.
         factor_names: The F names; by default factor_0, factor_1, ...
+        covariates: As for :class:`ngvae_pyro.ImageData`, arrays (N,) by name.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -314,7 +328,7 @@ def from_numpy(
     if factors is not None and not len(factor_names):
         factors = factor_tensor(factors, "data: factors")
         factor_names = [f"factor_{i}" for i in range(factors.shape[1])]
-    return ImageData.stored("data", data.images, factors, factor_names, data.form)
+    return ImageData.stored("data", data.images, factors, factor_names, data.form, covariates)
 
 
 def _of_table(
@@ -326,11 +340,16 @@ def _of_table(
     stream: bool | str | Path,
 ) -> ImageData:
     """The vectors of a table, with its columns of text as factors."""
+    coding: tuple[Covariate, ...] = ()
     if form is not None:
         form.check_columns(table.names, name)
+        coding, form = form.covariates, replace(form, covariates=())
     vectors = as_images(table.values, name, form, layout, counts, stream)
-    form = replace(vectors.form, columns=table.names or vectors.form.columns)
-    return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
+    columns = table.names or vectors.form.columns
+    form = replace(vectors.form, columns=columns, covariates=coding)
+    return ImageData.stored(
+        name, vectors.images, table.factors, table.factor_names, form, table.covariates
+    )
 
 
 def _of_dataset(
@@ -409,4 +428,7 @@ def _turned(data: ImageData, form: Form) -> ImageData:
         return tensor_of(arrays, own, f"data '{data.name}'")
 
     images = data.mapped(turned)
-    return ImageData.stored(data.name, images, data.factors, data.factor_names, own)
+    own = replace(own, covariates=data.form.covariates)
+    return ImageData.stored(
+        data.name, images, data.factors, data.factor_names, own, data.covariates
+    )

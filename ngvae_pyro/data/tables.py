@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro.data.formats import check_file, named_path, reading
-from ngvae_pyro.data.images import ImageData, class_numbers, image_tensor
+from ngvae_pyro.data.images import (
+    ImageData,
+    as_classes,
+    class_numbers,
+    image_tensor,
+    of_covariate,
+)
 from ngvae_pyro.errors import Notice, UserError, nearest, one_line
 from ngvae_pyro.extras import needed
 
@@ -28,16 +34,21 @@ class Columns(NamedTuple):
         names: Their D names, or none where the table has no names but numbers.
         factors: (N, F), or None.
         factor_names: The F names.
+        covariates: Values (N,) of the covariates by name.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     factors: Tensor | None
     factor_names: tuple[str, ...]
+    covariates: dict[str, np.ndarray]
 
 
 def load_table(
-    path: str | Path, factors: Sequence[str] = (), layout: str | None = None
+    path: str | Path,
+    factors: Sequence[str] = (),
+    layout: str | None = None,
+    covariates: Sequence[str] = (),
 ) -> ImageData:
     """Read the vectors of a ``.csv``, ``.tsv`` or ``.parquet`` file.
 
@@ -49,6 +60,8 @@ def load_table(
         path: The file.
         factors: Names of columns that are factors, and no part of the vectors.
         layout: ``sequences`` if the columns are the places of one curve, as of a spectrum.
+        covariates: Names of columns that are covariates, and no part of the vectors; C(name) if
+            their numbers are classes.
 
     Raises:
         UserError: For anything that does not fit this description, and for missing values.
@@ -57,12 +70,14 @@ def load_table(
     check_file(path, "a table")
     with reading(path, f"{path.suffix} file"):
         table = _parquet(path) if path.suffix == ".parquet" else _text(path)
-    found = columns_of(table, str(path), factors)
+    found = columns_of(table, str(path), factors, covariates)
     if len(table) < 2:
         raise UserError(f"{path}: expected at least 2 rows, got {len(table)}")
     images, form = image_tensor(found.values, str(path), layout=layout)
     form = replace(form, columns=found.names)
-    return ImageData.stored(path.stem, images, found.factors, found.factor_names, form)
+    return ImageData.stored(
+        path.stem, images, found.factors, found.factor_names, form, found.covariates
+    )
 
 
 def _parquet(path: Path) -> Any:
@@ -131,14 +146,17 @@ def is_table(data: Any) -> bool:
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
-def columns_of(table: Any, where: str, factors: Sequence[str] = ()) -> Columns:
-    """The vectors and factors of a table of pandas.
+def columns_of(
+    table: Any, where: str, factors: Sequence[str] = (), covariates: Sequence[str] = ()
+) -> Columns:
+    """The vectors, factors and covariates of a table of pandas.
 
     Args:
         table: The table. Columns of numbers and of bool are those of the vectors; columns of text
             become factors, and a :class:`ngvae_pyro.errors.Notice` names them.
         where: What it is, for messages.
         factors: Names of columns that are factors.
+        covariates: Names of columns that are covariates, or C(name).
 
     Raises:
         UserError: For missing values, for columns that are neither numbers nor text, for names that
@@ -153,6 +171,11 @@ def columns_of(table: Any, where: str, factors: Sequence[str] = ()) -> Columns:
     if times > 1:
         raise UserError(f"{where}: expected no column name twice, got {name!r} {times} times")
     known = {name: table.iloc[:, i] for i, name in enumerate(names)}
+    given = covariate_columns(known, where, covariates)
+    for name in given:
+        if name in factors:
+            raise UserError(f"{where}: expected {name!r} as a factor or a covariate, got both")
+        del known[name]
     as_factors = factor_columns(known, where, factors)
     left = {
         name: column_of(column, f"{where}: column {name!r}")
@@ -178,7 +201,30 @@ def columns_of(table: Any, where: str, factors: Sequence[str] = ()) -> Columns:
         own if labelled else (),
         stacked(as_factors),
         tuple(as_factors),
+        given,
     )
+
+
+def covariate_columns(known: Any, where: str, covariates: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns that were named as covariates: text for classes, and numbers.
+
+    Args:
+        known: The columns, a mapping or a table. Categories of a table are classes.
+        where: What they are of, for messages.
+        covariates: The names, or C(name) for numbers that are classes.
+
+    Raises:
+        UserError: For a name that is not there, and for missing values.
+    """
+    # A single name is a string, which would otherwise be split into letters.
+    covariates = (covariates,) if isinstance(covariates, str) else tuple(covariates)
+    found = {}
+    for declared in covariates:
+        name, classes = of_covariate(declared, known, where)
+        values = column_of(known[name], f"{where}: column {name!r}")
+        classes = classes or hasattr(known[name], "cat")
+        found[name] = as_classes(values) if classes else values
+    return found
 
 
 def factor_columns(known: Any, where: str, factors: Sequence[str]) -> dict[str, np.ndarray]:

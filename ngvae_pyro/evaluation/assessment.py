@@ -60,8 +60,14 @@ def evaluation_images(spec: RunSpec, held_out: ImageData) -> tuple[ImageData, st
     # Images from another source may come with a spec that names sprites, the default.
     if rendered(spec.data) and held_out.name == data.load(spec.data.name, n=1).name:
         seed, resolution = data_seed(spec) + NEW_SEED, spec.data.resolution
-        images = data.load(spec.data.name, seed=seed, n=POINTS, resolution=resolution)
-        return images, f"{POINTS:,} new sprites"
+        images = data.load(
+            spec.data.name,
+            seed=seed,
+            n=POINTS,
+            resolution=resolution,
+            covariates=spec.data.covariates or (),
+        )
+        return images.coded(held_out.form.covariates), f"{POINTS:,} new sprites"
     images = held_out.subset(slice(0, POINTS))
     return images, f"{len(images):,} held-out images"
 

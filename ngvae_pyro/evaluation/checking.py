@@ -27,7 +27,6 @@ from ngvae_pyro import machine
 from ngvae_pyro._doors import lazily
 from ngvae_pyro.contexts import evaluating
 from ngvae_pyro.data import Images
-from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.evaluation import diagnostics
 from ngvae_pyro.fitted import Fit, check_fit, data_of
@@ -158,17 +157,17 @@ def check(
     code = diagnostics.codes(fit, data)
     probs = code.probs.mean(0)
     informative = is_informative(probs)
-    few = ImageData.to_unit(data.images[:images].to(fit.device))
     parts: dict[str, list[Tensor]] = {}
     chains: list[Chain] = []
     looks = evaluating(fit.model, fit.guide)
     with looks, seeded(seed, fit.device), pyro.get_param_store().scope():
         for start in range(0, images, TOGETHER):
             stop = min(start + TOGETHER, images)
-            x, loc = few[start:stop], code.loc[start:stop].to(fit.device)
-            guide = fit.guide.draws(x, GUIDE_DRAWS)[1]
-            with stage(f"NUTS on images {start + 1} to {stop} of {images}"):
-                chain = posterior_draws(fit.model, x, loc, guide.std(0), warmup, draws)
+            loc = code.loc[start:stop].to(fit.device)
+            with data.given(slice(start, stop), fit.device) as x:
+                guide = fit.guide.draws(x, GUIDE_DRAWS)[1]
+                with stage(f"NUTS on images {start + 1} to {stop} of {images}"):
+                    chain = posterior_draws(fit.model, x, loc, guide.std(0), warmup, draws)
             if not chain.ess.isfinite().all():
                 raise UserError(
                     f"check: NUTS stays where it began; expected more warmup than {warmup} steps"

@@ -163,12 +163,13 @@ def followed(
 def batches(fit: Fit, data: ImageData) -> Iterator[Tensor]:
     """Yield the images of a data set in order, float in [0, 1], on the device of the fit.
 
+    Until the next ones, networks are given their covariates.
+
     Raises:
         UserError: If the images do not have the model's shape.
     """
     check_data(fit, data)
-    for start in range(0, len(data), BATCH):
-        yield ImageData.to_unit(data.images[start : start + BATCH].to(fit.device))
+    yield from data.in_parts(BATCH, fit.device)
 
 
 @torch.no_grad()
@@ -312,13 +313,13 @@ def earned(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> list[float]
     Returns:
         A number for each latent, in their order.
     """
-    x = ImageData.to_unit(data.images[:EARNING].to(fit.device))
     mean = code.loc[:EARNING].mean(0).to(fit.device)
 
     def log_likelihood(z: Tensor) -> float:
         return fit.model.likelihood(fit.model.decoder(z), x).log_prob(x).double().mean().item()
 
-    with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
+    few, looks = data.given(slice(0, EARNING), fit.device), evaluating(fit.model, fit.guide)
+    with few as x, looks, seeded(seed, fit.device):
         z = fit.guide.draws(x, 1)[1][0]
         whole, without = log_likelihood(z), []
         for k in range(fit.model.latent_size):
@@ -492,7 +493,21 @@ def to_arviz(
             f"got {observations}"
         )
     data = data.subset(slice(0, observations))
-    x = ImageData.to_unit(data.images.to(fit.device))
+    with data.given(slice(None), fit.device) as x:
+        return _drawn(fit, data, x, chains, draws_per_chain, predictive, seed, attrs)
+
+
+def _drawn(
+    fit: Fit,
+    data: ImageData,
+    x: Tensor,
+    chains: int,
+    draws_per_chain: int,
+    predictive: int | None,
+    seed: int,
+    attrs: dict[str, Any] | None,
+) -> "InferenceData | DataTree":
+    """What :func:`to_arviz` returns, of images x whose covariates are given."""
     if predictive is None:
         predictive = min(draws_per_chain, MOST_NUMBERS // (chains * x.numel()))
     if not isinstance(predictive, Integral) or not 0 <= predictive <= draws_per_chain:

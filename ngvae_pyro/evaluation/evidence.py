@@ -17,9 +17,8 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import jvp, vmap
 
 from ngvae_pyro import _arviz, machine
-from ngvae_pyro.contexts import evaluating, forward_mode
+from ngvae_pyro.contexts import covariates, evaluating, forward_mode, given, given_rows
 from ngvae_pyro.data import Images
-from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions import NormalGammaMarginal
 from ngvae_pyro.errors import Notice, UserError, expect
 from ngvae_pyro.fitted import Fit, check_fit, data_of
@@ -99,12 +98,14 @@ def log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     images = min(len(x), rows)
     parts = []
     for start in range(0, len(x), images):
-        of_them, seen = draws[:, start : start + images], x[start : start + images]
-        found = [
-            model.likelihood(model.decoder(few), seen).log_prob(seen)
-            + model.marginal.log_prob(few).sum(-1)
-            for few in of_them.split(max(1, rows // images))
-        ]
+        some = slice(start, start + images)
+        of_them, seen = draws[:, some], x[some]
+        with given_rows(some):
+            found = [
+                model.likelihood(model.decoder(few), seen).log_prob(seen)
+                + model.marginal.log_prob(few).sum(-1)
+                for few in of_them.split(max(1, rows // images))
+            ]
         parts.append(torch.cat(found))
     return torch.cat(parts, -1).reshape(z.shape[:-1])
 
@@ -147,26 +148,32 @@ def climb(model: VAE, x: Tensor, z: Tensor, iterations: int = 3) -> Peaks:
     column = 2 * row_bytes(model) + 24 * pixels + 80 * columns
     machine.check("the log likelihood (latent_size)", 2.0 * columns * (24 * pixels + 8 * columns))
     images = max(1, ROOM // (columns * column))
-    parts = [
-        _climb(model, *few, iterations, max(1, min(columns, ROOM // column)))
-        for few in zip(x.split(images), z.split(images), strict=True)
-    ]
+    parts = []
+    for start in range(0, len(x), images):
+        some = slice(start, start + images)
+        with given_rows(some):
+            at_once = max(1, min(columns, ROOM // column))
+            parts.append(_climb(model, x[some], z[some], iterations, at_once))
     names = ("loc", "precision", "height", "informed")
     return Peaks(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def _climb(model: VAE, x: Tensor, z: Tensor, iterations: int, columns: int) -> Peaks:
-    def slopes(z: Tensor, directions: Tensor) -> Tensor:
+    def slopes(z: Tensor, design: Tensor | None, directions: Tensor) -> Tensor:
         """Derivatives of the decoder's output at z (K,) in directions (N, K), shape (N, P)."""
         decode = lambda z: model.decoder(z).flatten()  # noqa: E731
-        return vmap(lambda v: jvp(decode, (z,), (v,))[1])(directions)
+        with given(design):
+            return vmap(lambda v: jvp(decode, (z,), (v,))[1])(directions)
 
-    jacobian = vmap(slopes, in_dims=(0, None))
+    # The covariates of each image, or one row for all, or none.
+    design = covariates()
+    of_images = 0 if design is not None and design.dim() > 1 else None
+    jacobian = vmap(slopes, in_dims=(0, of_images, None))
     axes = torch.eye(z.shape[-1]).to(z).split(columns)
     value, damping = log_joint(model, x, z), z.new_full((len(z), 1, 1), 1e-4).double()
     for _ in range(iterations):
         with forward_mode():
-            j = torch.cat([jacobian(z, some) for some in axes], 1).double().mT
+            j = torch.cat([jacobian(z, design, some) for some in axes], 1).double().mT
         about = model.likelihood.about(model.decoder(z), x)
         score, weight = (part.flatten(1).double() for part in about)
         information = j.mT @ (weight.unsqueeze(-1) * j)
@@ -259,7 +266,8 @@ class Modes:
         """
         if not len(index):
             return
-        found = climb(self.model, self.x[index], start, iterations)
+        with given_rows(index):
+            found = climb(self.model, self.x[index], start, iterations)
         # One per image at a time, so that each is compared with those before it.
         turn = (index.unsqueeze(1) == index).tril(-1).sum(1)
         for n in range(int(turn.max()) + 1):
@@ -330,9 +338,13 @@ def find_modes(model: VAE, x: Tensor, start: Tensor, prior: tuple[Tensor, Tensor
     """
     modes = Modes(model, x, climb(model, x, start))
     latents, (drawn, output) = start.shape[-1], prior
-    few = max(1, ROOM // (len(x) * row_bytes(model)))
-    log_p = torch.cat([model.likelihood(o.unsqueeze(1), x).log_prob(x) for o in output.split(few)])
-    value = (log_p + model.marginal.log_prob(drawn).sum(-1, keepdim=True)).T
+    if model.reference is None:
+        few = max(1, ROOM // (len(x) * row_bytes(model)))
+        log_p = [model.likelihood(o.unsqueeze(1), x).log_prob(x) for o in output.split(few)]
+        value = (torch.cat(log_p) + model.marginal.log_prob(drawn).sum(-1, keepdim=True)).T
+    else:
+        # Decoded again, because each image has covariates of its own.
+        value = log_joint(model, x, drawn.unsqueeze(1).expand(-1, len(x), -1)).T
     distance = torch.cdist(drawn, drawn)
     near = distance.topk(min(2 * latents + 1, len(drawn)), largest=False).indices
     elsewhere = (value >= value[:, near].amax(-1)) & modes.lead_elsewhere(
@@ -503,8 +515,7 @@ def log_likelihood(
     with evaluating(fit.model, fit.guide), seeded(seed, fit.device):
         if not model.discrete:
             starts = prior_starts(model, seed, fit.device)
-        for start in range(0, len(data), size):
-            x = ImageData.to_unit(data.images[start : start + size].to(fit.device))
+        for x in data.in_parts(size, fit.device):
             if starts is None:
                 r = fit.guide.posterior(x).to_event(1)
                 z = r.sample((draws,))
@@ -541,7 +552,8 @@ def _log_weights(
     few = max(1, ROOM // (32 * MODES * latents * (latents + 2)))
     for n in range(0, len(x), few):
         some = slice(n, n + few)
-        modes = find_modes(model, x[some], mean[some], starts)
+        with given_rows(some):
+            modes = find_modes(model, x[some], mean[some], starts)
         more += int(modes.more.sum())
         r = Proposal(modes, draws, widen)
         z = r.sample(noise[:, some], None if of_prior is None else of_prior[:, some])

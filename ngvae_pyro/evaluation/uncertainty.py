@@ -98,9 +98,9 @@ def in_batches(
     needed = 6.0 * machine.FLOAT_BYTES * precisions * draws * step * pixels
     machine.check("the uncertainty (precisions, draws)", needed, fit.device)
     for start in range(0, len(data), step):
-        x = ImageData.to_unit(data.images[start : start + step].to(fit.device))
+        part = data.given(slice(start, start + step), fit.device)
         # Entered for each batch, so that the networks' modes are restored between batches.
-        with evaluating(fit.model, fit.guide):
+        with part as x, evaluating(fit.model, fit.guide):
             with seeded(seed + start, fit.device):
                 z = fit.guide.nested_draws(x, precisions, draws)
             groups, members = z.shape[:2]

@@ -357,7 +357,10 @@ def layers_of(decoder: Decoder) -> list[AnyLayer]:
 
     In h + silu(W (gain norm(h) + shift) + b), the gain and the shift are absorbed into W and b.
     """
-    layers: list[AnyLayer] = [_layer(decoder.stem)]
+    # With covariates, at their reference.
+    own = decoder.conditioning
+    begin = 0.0 if own is None else own.weight @ own.reference
+    layers: list[AnyLayer] = [_layer(decoder.stem, begin)]
     # The last layer makes them.
     loc, unit = decoder.loc, decoder.unit.item()
     if decoder.of_logits:

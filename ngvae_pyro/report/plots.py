@@ -767,8 +767,8 @@ def reconstructions(
     check_fit(fit)
     check_data(fit, data)
     paths.check_number("columns", columns, 1, 1000)
-    x = ImageData.to_unit(data.images[:columns].to(fit.device))
-    mean = reconstruct(fit, x)
+    with data.given(slice(0, columns), fit.device) as x:
+        mean = reconstruct(fit, x)
     if are_curves(x):
         return _reconstructed_curves(fit.form, x, mean, ax)
     with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:

@@ -9,7 +9,7 @@ import torch
 
 from ngvae_pyro import _arviz, provenance
 from ngvae_pyro.axes import Rotation
-from ngvae_pyro.data.forms import Form, units_shape
+from ngvae_pyro.data.forms import Covariate, Form, units_shape
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.extras import needed
@@ -37,12 +37,15 @@ from ngvae_pyro.runs.folder import (
 )
 
 
-def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Guide]:
+def load_pair(
+    spec: RunSpec, images: ImageData | Sequence[int], covariates: int = 0
+) -> tuple[VAE, Guide]:
     """Build the untrained model and guide of a run; its seed determines their initial weights.
 
     Args:
         spec: The run's spec.
         images: Training images, or their shape (C, H, W) if the weights are loaded afterwards.
+        covariates: With a shape, how many columns of covariates the networks take, Q.
 
     Returns:
         (model, guide).
@@ -59,6 +62,9 @@ def load_pair(spec: RunSpec, images: ImageData | Sequence[int]) -> tuple[VAE, Gu
         memory.check_pair(spec, images)
     with seeded(spec.fit.seed, torch.device("cpu")):
         model = load_model(spec.model, images)
+        if covariates:
+            # Theirs is among the weights.
+            model.condition(torch.zeros(covariates))
         return model, load_guide(spec.guide, model)
 
 
@@ -135,7 +141,8 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Fit, SavedRun]:
     spec = load_spec(folder)
     folder = Path(folder)
     _check_finished(folder)
-    model, guide = load_pair(spec, spec.image_shape)
+    coding = (spec.form and spec.form.covariates) or ()
+    model, guide = load_pair(spec, spec.image_shape, sum(len(one.classes) or 1 for one in coding))
     weights = folder / "weights.safetensors"
     try:
         tensors = load_file(weights)
@@ -190,7 +197,9 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     one_row = form.layout in ("vectors", "curves")
     if columns and (not one_row or len(columns) != spec.image_shape[2]):
         raise RuntimeError(f"form.columns: expected the names of all columns, got {len(columns)}")
-    return Form(form.layout, form.in_bytes, **arrays, columns=columns)
+    coding = tuple(Covariate(**one.model_dump()) for one in spec.form.covariates or ())
+    own = arrays.get("loc"), arrays.get("scale")
+    return Form(form.layout, form.in_bytes, *own, columns, coding)
 
 
 def load_posterior(folder: str | Path) -> Any:

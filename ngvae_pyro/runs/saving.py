@@ -20,7 +20,7 @@ from ngvae_pyro.own import check_kept
 from ngvae_pyro.report import pages as report
 from ngvae_pyro.report import plots
 from ngvae_pyro.report.explorer import explore
-from ngvae_pyro.specs import DataSpec, FormSpec, OwnSpec, RunSpec, SavedRun, parse
+from ngvae_pyro.specs import CovariateSpec, DataSpec, FormSpec, OwnSpec, RunSpec, SavedRun, parse
 
 with needed("cli"):
     import tomli_w
@@ -54,7 +54,10 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
             "model": model.spec,
             "image_shape": image_shape,
             "form": FormSpec(
-                layout=form.layout, in_bytes=form.in_bytes, columns=form.columns or None
+                layout=form.layout,
+                in_bytes=form.in_bytes,
+                columns=form.columns or None,
+                covariates=tuple(CovariateSpec(**asdict(one)) for one in form.covariates) or None,
             ),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,

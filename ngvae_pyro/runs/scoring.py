@@ -168,6 +168,8 @@ def _other_images(
         values.setdefault("layout", "sequences")
     if own.factors and str(values["name"]).endswith((*TABLES, ".h5ad")):
         values.setdefault("factors", own.factors)
+    if own.covariates:
+        values.setdefault("covariates", own.covariates)
     spec = parse(DataSpec, values, "--data")
     # Not the run's seed, which would give the sprites that it was trained on.
     new = seed + NEW_SEED if spec.seed is None else spec.seed
@@ -191,7 +193,7 @@ def _other_images(
             "resizes them and repeats or averages channels"
         )
     channels, height, width = image_shape
-    fitted, how = images.fitted((channels, height, width))
+    fitted, how = images.coded(fit.form.covariates).fitted((channels, height, width))
     return (fitted.as_counts() if fit.form.raw else fitted), how
 
 

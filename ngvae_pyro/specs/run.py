@@ -147,7 +147,8 @@ class DataSpec(Spec):
 
     ``size`` is the number of images, by default all (22,000 sprites), and ``held_out`` the fraction
     of them that is not trained on; ``resolution`` is the side of sprites in pixels, by default 32.
-    ``factors`` are the columns of a table that are factors, and no part of its vectors, and
+    ``factors`` are the columns of a table that are factors, and no part of its vectors,
+    ``covariates`` those that are known of each row besides what latents are to tell, and
     ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences. With ``stream``
     the images stay on the disk.
     """
@@ -160,6 +161,7 @@ class DataSpec(Spec):
     root: Text = "data"
     download: bool = False
     factors: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
+    covariates: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
     layout: Literal["sequences"] | None = None
     stream: bool = False
 
@@ -175,10 +177,20 @@ class RunSpec(Spec):
     data: DataSpec = DataSpec()
 
 
+class CovariateSpec(Spec):
+    """A covariate and its coding, as :class:`ngvae_pyro.data.forms.Covariate` has it."""
+
+    name: Text
+    classes: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] = ()
+    mean: float = 0.0
+    sd: Annotated[float, Field(gt=0.0)] = 1.0
+
+
 class FormSpec(Spec):
     """The axes of the arrays that held the images, and whether these were bytes.
 
-    ``columns`` are the names of the columns of vectors or curves, if they have names.
+    ``columns`` are the names of the columns of vectors or curves, if they have names, and
+    ``covariates`` what comes with each entry besides the array.
 
     If the arrays have units of their own, those are stored with the weights
     (:class:`ngvae_pyro.data.forms.Form`).
@@ -187,6 +199,7 @@ class FormSpec(Spec):
     layout: Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
     in_bytes: bool
     columns: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
+    covariates: Annotated[tuple[CovariateSpec, ...], BeforeValidator(to_tuple)] | None = None
 
 
 def _older(values: Any) -> Any:

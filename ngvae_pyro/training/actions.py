@@ -56,8 +56,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import axes
-from ngvae_pyro.contexts import evaluating
-from ngvae_pyro.data.images import ImageData
+from ngvae_pyro.contexts import evaluating, given, given_rows
 from ngvae_pyro.errors import UserError, described, expect
 from ngvae_pyro.fitted import MoveRecord
 from ngvae_pyro.guide import Guide, OwnPrecisions, Relaxable, SwitchableLatents
@@ -314,7 +313,8 @@ class Unfold(Fork):
             change = trainer.team.agreed(torch.linalg.lstsq(centred, found).solution.T)
             guide.recombine(trainer.model.decoder, latents, change, own)
             codes = loc.index_fill(1, latents, 0.0).index_copy(1, latents[:size], found)
-            teach(trainer, trainer.batches.data.images[: len(loc)], codes)
+            data = trainer.batches.data
+            teach(trainer, data.images[: len(loc)], codes, data.covariates)
 
 
 @dataclass(frozen=True)
@@ -349,8 +349,8 @@ class Grow(Fork):
     def jump(self, trainer: "Trainer", latent: int, worth: float, direction: Tensor) -> None:
         """Teach latent k the scores (N,) of a direction of the residuals."""
         loc, _, _ = _look(trainer)
-        images = trainer.batches.data.images[: len(loc)]
-        parts = (ImageData.to_unit(x.to(trainer.device)) for x in images.split(LOOK_IMAGES))
+        data = trainer.batches.data
+        parts = data.in_parts(LOOK_IMAGES, trainer.device, len(loc))
         scores = torch.cat([residuals(trainer, x)[0] @ direction for x in parts])
         scores = trainer.team.agreed((scores - scores.mean()) / scores.std())
         _switch(trainer, latent, False, loc[:, latent])
@@ -358,7 +358,7 @@ class Grow(Fork):
         _switch(trainer, latent, True, scores * math.sqrt(math.sqrt(2.0 * worth) - 1.0))
         with trainer.fixed_noise():
             loc[:, latent] = scores
-            teach(trainer, images, loc)
+            teach(trainer, data.images[: len(loc)], loc, data.covariates)
 
 
 def resolve(trainer: "Trainer", least: float) -> None:
@@ -432,12 +432,14 @@ class Rescale(Action):
         likelihood = trainer.model.likelihood
         if not isinstance(likelihood, GaussianLikelihood):
             return
-        x, others = trainer.monitor_images, trainer.validation_images
+        x, design = trainer.monitor_images, trainer.monitor_design
+        others = trainer.validation_images
         if others is not None and (likelihood.log_scale.numel() == 1 or len(others) >= FEWEST):
-            x = others
-        codes = trainer.codes(x)
-        with evaluating(trainer.model):
-            residuals = x - trainer.model.decoder(codes.loc)
+            x, design = others, trainer.validation_design
+        with given(design):
+            codes = trainer.codes(x)
+            with evaluating(trainer.model):
+                residuals = x - trainer.model.decoder(codes.loc)
         if (scale := likelihood.rescale(residuals)) is not None:
             likelihood.log_scale.copy_(trainer.team.agreed(scale).log())
 
@@ -503,8 +505,9 @@ class FitPrecisions(Action):
         with trainer.fixed_noise(), evaluating(trainer.model, guide):
             for step in range(PRECISION_STEPS):
                 trainer.heed()
-                few = x[torch.randperm(len(x))[:PRECISION_IMAGES].to(x.device)]
-                with torch.enable_grad():
+                index = torch.randperm(len(x))[:PRECISION_IMAGES].to(x.device)
+                few = x[index]
+                with given_rows(index), torch.enable_grad():
                     loss = trainer.elbo.differentiable_loss(trainer.model, guide, few) / len(few)
                 (gradient,) = torch.autograd.grad(loss, own, allow_unused=True)
                 if gradient is None:
@@ -580,8 +583,8 @@ def check_actions(actions: Iterable[Any], guide: Guide) -> None:
 @torch.no_grad()
 def _look(trainer: "Trainer", count: int = LOOK_AT) -> tuple[Tensor, Tensor, Tensor]:
     """Posterior means (N, K), mean precisions (K,) and the indices (M,) of informative latents."""
-    images = trainer.batches.data.images[:count].split(LOOK_IMAGES)
-    codes = [trainer.codes(ImageData.to_unit(x.to(trainer.device))) for x in images]
+    parts = trainer.batches.data.in_parts(LOOK_IMAGES, trainer.device, count)
+    codes = [trainer.codes(x) for x in parts]
     probs = torch.cat([code.probs for code in codes]).mean(0)
     latents = is_informative(probs).nonzero().flatten()
     precision = torch.cat([code.precision for code in codes]).mean(0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ngvae_pyro.contexts import evaluating
+from ngvae_pyro.contexts import evaluating, given
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.data.rows import Rows
 from ngvae_pyro.nn import ResidualLayer
@@ -139,7 +139,9 @@ def lesson_steps(spec: FitSpec) -> int:
 
 
 @torch.enable_grad()
-def teach(trainer: "Trainer", images: Tensor | Rows, codes: Tensor) -> None:
+def teach(
+    trainer: "Trainer", images: Tensor | Rows, codes: Tensor, design: Tensor | None = None
+) -> None:
     """Train encoder and decoder with given codes in place of the posterior means.
 
     The loss of an image x with codes u is, in nats and without a constant,
@@ -153,6 +155,7 @@ def teach(trainer: "Trainer", images: Tensor | Rows, codes: Tensor) -> None:
         trainer: The training.
         images: (N, C, H, W), as the data have them.
         codes: u (N, K), of all latents.
+        design: The covariates of the images, if they have any, in their first N rows.
     """
     model, guide, team = trainer.model, trainer.guide, trainer.team
     precision = trainer.codes(trainer.monitor_images).precision.mean(0).detach()
@@ -171,8 +174,9 @@ def teach(trainer: "Trainer", images: Tensor | Rows, codes: Tensor) -> None:
         index = torch.randint(len(images), (trainer.batches.batch_size,))
         x = ImageData.to_unit(images[index].to(trainer.device))
         u = codes[index.to(codes.device)]
-        output = model.decoder(u + precision.rsqrt() * torch.randn_like(u))
-        distance = (precision * (guide.codes(x).loc - u).square()).sum(1) / 2.0
+        with given(None if design is None else design[index].to(trainer.device)):
+            output = model.decoder(u + precision.rsqrt() * torch.randn_like(u))
+            distance = (precision * (guide.codes(x).loc - u).square()).sum(1) / 2.0
         loss = (distance - model.likelihood(output, x).log_prob(x)).mean()
         optimizer.zero_grad()
         loss.backward()

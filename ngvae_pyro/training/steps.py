@@ -101,8 +101,9 @@ class Steps:
     """The optimizer steps of one training.
 
     Args:
-        gradients: Gives -ELBO per image of a batch (B, C, H, W) and its gradients with respect to
-            the parameters. It reads what it needs of the schedule from ``row``.
+        gradients: Gives -ELBO per image of a batch, which is what :meth:`Batches.take` returns, and
+            its gradients with respect to the parameters. It reads what it needs of the schedule
+            from ``row``.
         parameters: Parameters that are trained.
         optimizer: A fused Adam over them, whose learning rates are in ``row``.
         batches: Batches of images.
@@ -117,7 +118,7 @@ class Steps:
 
     def __init__(
         self,
-        gradients: Callable[[Tensor], Gradients],
+        gradients: Callable[..., Gradients],
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         batches: Batches,
@@ -246,9 +247,9 @@ class Steps:
 
     # What a step is --------------------------------------------------------------------------
 
-    def _step(self, gradients: Callable[[Tensor], Gradients]) -> None:
+    def _step(self, gradients: Callable[..., Gradients]) -> None:
         self._read_row()
-        self._update(*gradients(self.batches.take(self.position)))
+        self._update(*gradients(*self.batches.take(self.position)))
         self.position += self.failed == 0.0
 
     def _read_row(self) -> None:
@@ -276,17 +277,17 @@ class Steps:
         pays = self.since >= WARM_UP and self.count - step >= PAYS_FROM
         return pays or self.had_recording
 
-    def _record(self, x: Tensor) -> Gradients:
+    def _record(self, *batch: Tensor) -> Gradients:
         """A literal step, recorded."""
         goes_on, self.had_recording = self.had_recording, False
         before = self._state()
         if goes_on:
             # On the first call in a process Pyro registers the parameters, which must not be
             # recorded as part of a step.
-            self.gradients(x)
+            self.gradients(*batch)
             self._set_state(before)
         plain = self._plain()
-        recording = Recording(self.gradients, x)
+        recording = Recording(self.gradients, *batch)
         if reason := recording.obstacle or _change(plain, self._plain()):
             self.fall_back(reason)
             return recording.results
@@ -298,7 +299,7 @@ class Steps:
         if goes_on:
             # In the training that is resumed here this step was replayed.
             self._set_state(before)
-            return self.program(x)
+            return self.program(*batch)
         return recording.results
 
     @property
@@ -306,7 +307,7 @@ class Steps:
         """Whether the next step is compared with a literal one: at 1, 2, 4, ... and then rarely."""
         return self.since & (self.since - 1) == 0 or self.since % COMPARED_EVERY == 0
 
-    def _compare(self, x: Tensor) -> Gradients:
+    def _compare(self, *batch: Tensor) -> Gradients:
         """A literal step and its replay; if the two differ, this is the end of recordings.
 
         The first literal step after a recording is recorded as well, and the recordings compared.
@@ -316,17 +317,18 @@ class Steps:
         before, plain = self._state(), self._plain()
         reason = None
         if first is None:
-            literal = self.gradients(x)
+            literal = self.gradients(*batch)
         else:
-            second = Recording(self.gradients, x)
+            second = Recording(self.gradients, *batch)
             literal = second.results
             reason = second.obstacle or difference(first, second)
         reason = reason or _change(plain, self._plain())
         if reason is None:
             after = self._state()
             self._set_state(before)
-            replayed = self.program(x)
-            reason = self._unlike(literal, after, replayed, self._state(), x.numel())
+            replayed = self.program(*batch)
+            summands = batch[0].numel()
+            reason = self._unlike(literal, after, replayed, self._state(), summands)
             if reason is None:
                 return replayed
             self._set_state(after)

@@ -9,8 +9,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
@@ -22,13 +22,13 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from ngvae_pyro import axes, own, provenance
-from ngvae_pyro.contexts import evaluating, fitting
+from ngvae_pyro.contexts import covariates, evaluating, fitting, given
 from ngvae_pyro.data import Images, as_images
 from ngvae_pyro.data.batches import Batches
 from ngvae_pyro.data.images import ImageData, check_images
 from ngvae_pyro.distributed import ALONE, SharedLoss, Team
 from ngvae_pyro.errors import Notice, UserError, expect
-from ngvae_pyro.fitted import Fit, MoveRecord, data_of, site_terms
+from ngvae_pyro.fitted import Fit, MoveRecord, check_covariates, data_of, site_terms
 from ngvae_pyro.guide import Codes, Guide, Relaxable, SwitchableLatents, Touched, check_pair
 from ngvae_pyro.interrupts import Interrupted, Stop, deferred
 from ngvae_pyro.likelihoods import FunctionLikelihood, check_likelihood
@@ -234,9 +234,13 @@ class Trainer:
             spec.workers,
             team,
         )
-        self.monitor_images = self._monitored(data)
+        # The covariates of monitor images are given while the training runs, except where others
+        # are looked at.
+        self.monitor_images, self.monitor_design = self._monitored(data)
         self.validation = validation
-        self.validation_images = None if validation is None else self._monitored(validation)
+        self.validation_images = self.validation_design = None
+        if validation is not None:
+            self.validation_images, self.validation_design = self._monitored(validation)
         self.model.likelihood.learn(data)
         if isinstance(model.decoder, Network) and not model.decoder.has_units:
             model.learn_units(data)
@@ -298,9 +302,10 @@ class Trainer:
         # A state, how many actions had been taken in it, and whether the guide was exact.
         self.kept: tuple[dict[str, Any], int, bool] | None = None
 
-    def _monitored(self, data: ImageData) -> Tensor:
-        """The first images, on the device."""
-        return ImageData.to_unit(data.images[:MONITOR_IMAGES].to(self.device))
+    def _monitored(self, data: ImageData) -> tuple[Tensor, Tensor | None]:
+        """The first images, on the device, and their covariates."""
+        with data.given(slice(0, MONITOR_IMAGES), self.device) as x:
+            return x, covariates()
 
     def set_networks(self, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         """Set the memory layout of the networks and the type that they compute in."""
@@ -383,9 +388,15 @@ class Trainer:
         for number in self.annealed:
             number.set(number.factor(last / self.spec.steps))
 
-    def gradients(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The loss of a batch and its gradients with respect to the parameters."""
-        loss = self.batch_loss(x)
+    def gradients(self, x: Tensor, design: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """The loss of a batch and its gradients with respect to the parameters.
+
+        Args:
+            x: Images (B, C, H, W).
+            design: Their covariates (B, Q), if they have any.
+        """
+        with given(design):
+            loss = self.batch_loss(x)
         if self.shared_loss is not None:
             # They are averaged over the processes as they arrive at the parameters.
             self.optimizer.zero_grad()
@@ -458,7 +469,8 @@ class Trainer:
         }
         if self.validation_images is not None:
             # Callbacks may decide by it.
-            row["validation_loss"] = self.team.agreed(self._terms(self.validation_images)[1])
+            with given(self.validation_design):
+                row["validation_loss"] = self.team.agreed(self._terms(self.validation_images)[1])
         return row
 
     def _terms(self, x: Tensor) -> tuple[Codes, float, dict[str, float]]:
@@ -587,7 +599,7 @@ class Trainer:
     def _call(self, hook: str, *values: Any) -> None:
         """Call a method of all callbacks."""
         if self.callbacks:
-            with self._own_noise():
+            with self._aside():
                 for callback in self.callbacks:
                     getattr(callback, hook)(self.view, *values)
 
@@ -603,13 +615,15 @@ class Trainer:
         return 0 if self.fit.skipped else sum(isinstance(action, Fork) for action in left)
 
     def _step_is_done(self) -> None:
-        with self._own_noise():
+        with self._aside():
             for callback in self.callbacks_of_steps:
                 callback.on_step(self.view)
 
-    def _own_noise(self) -> AbstractContextManager[None]:
-        """A block whose random numbers are not those of the training."""
-        return torch.random.fork_rng([self.device] if self.on_cuda else [])
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """A block whose random numbers and covariates are not those of the training."""
+        with torch.random.fork_rng([self.device] if self.on_cuda else []), given(None):
+            yield
 
     def _may_end(self) -> None:
         """Skip to the ending of the training, if a callback has asked for it.
@@ -932,6 +946,7 @@ def fit(
     data = as_images(data, counts=model.likelihood.spec.whole)
     check_images(data, model.image_shape)
     check_likelihood(model.likelihood, data)
+    check_covariates(model, data)
     spec = FitSpec() if spec is None else spec
     expect("spec", spec, FitSpec, "an ngvae_pyro.FitSpec, or its keys by name, e.g. steps=600")
     if schedule is not None:
@@ -987,7 +1002,8 @@ def fit(
             try:
                 if resume and checkpoints is not None:
                     trainer.restore(checkpoints.load(trainer.identity))
-                trainer.run(bar, checkpoints)
+                with given(trainer.monitor_design):
+                    trainer.run(bar, checkpoints)
             except NonFiniteLoss as error:
                 raise error.advised(spec) from None
             finally:
