@@ -193,6 +193,7 @@ class Guide(PyroModule):
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
         self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
         self.encoder.of_counts = model.likelihood.counts
+        self.encoder.missing = model.likelihood.spec.missing
         if model.seen is not None:
             self.encoder.set_units(*model.seen)
         elif (

@@ -310,7 +310,9 @@ def load_model(
     expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")
     image_shape, data = _of_images(images, counts=spec.likelihood.whole)
     likelihood = spec.likelihood.resolved(
-        binary=data is not None and data.binary, columns=_columns(data)
+        binary=data is not None and data.binary,
+        columns=_columns(data),
+        missing=data is not None and data.form.missing,
     )
     spec = spec.model_copy(update={"likelihood": likelihood})
     model = MODELS[type(spec.prior)](spec, image_shape)

@@ -360,6 +360,8 @@ class Encoder(Network):
         self.outputs = outputs
         # Whether images are counts, of which the trunk has log(1 + x).
         self.of_counts = False
+        # Whether values may be missing, NaN, in whose place the trunk has 0, the mean image.
+        self.missing = False
         if spec.kind == "own":
             own = OwnTrunk(spec, "guide.encoder", image_shape, image_shape)
             self.take(own, spec.recorded)
@@ -420,9 +422,13 @@ class Encoder(Network):
         self.head = nn.Linear(spec.width, outputs * latent_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        absent = x.isnan() if self.missing else None
         if self.of_counts:
             x = x.log1p()
-        out: Tensor = self.head(self.through_trunk((x - self.loc) / self.unit).flatten(1))
+        x = (x - self.loc) / self.unit
+        if absent is not None:
+            x = x.masked_fill(absent, 0.0)
+        out: Tensor = self.head(self.through_trunk(x).flatten(1))
         return out.chunk(self.outputs, -1)
 
 

@@ -27,7 +27,9 @@ with needed("tables"):
 _SPARSE = ("csr_matrix", "csc_matrix")
 
 
-def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = ()) -> ImageData:
+def from_anndata(
+    adata: Any, layer: str | None = None, factors: Sequence[str] = (), missing: bool = False
+) -> ImageData:
     """The vectors of an annotated matrix, one of each cell.
 
     Args:
@@ -35,6 +37,8 @@ def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = 
             and are made dense. The names of the genes become those of the columns.
         layer: The layer that holds the values; by default ``adata.X``.
         factors: Columns of ``adata.obs`` that are factors; text becomes classes.
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`. What
+            a sparse matrix does not hold is 0, and not missing.
 
     Raises:
         UserError: If it is none, for a layer or a column that it does not have, for missing values,
@@ -57,17 +61,18 @@ def from_anndata(adata: Any, layer: str | None = None, factors: Sequence[str] = 
         machine.check(f"{where}: dense, shape {values.shape}", machine.DATA_PEAK * size)
         values = values.toarray()
     found = factor_columns(adata.obs, "adata.obs", factors)
-    images, form = image_tensor(np.asarray(values), where)
+    images, form = image_tensor(np.asarray(values), where, missing=missing)
     form = replace(form, columns=tuple(map(one_line, adata.var_names)))
     return ImageData.stored("cells", images, stacked(found), tuple(found), form)
 
 
-def load_cells(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
+def load_cells(path: str | Path, factors: Sequence[str] = (), missing: bool = False) -> ImageData:
     """Read the values ``X`` of an ``.h5ad`` file, dense or sparse, in parts.
 
     Args:
         path: The file. The names of its genes become those of the columns.
         factors: Columns of ``obs`` that are factors; text becomes classes.
+        missing: As for :func:`from_anndata`.
 
     Raises:
         UserError: As :func:`from_anndata`, and for files that are damaged or of another structure.
@@ -86,7 +91,7 @@ def load_cells(path: str | Path, factors: Sequence[str] = ()) -> ImageData:
             shape, dtype, fill = found.shape, found.dtype, lambda room: read_into(room, found)
         if len(shape) != 2 or dtype.kind not in "biuf":
             raise UserError(f"{where}: expected numbers (N, D), got {dtype} of shape {shape}")
-        images, form = read_stored(shape, dtype, where, fill)
+        images, form = read_stored(shape, dtype, where, fill, missing=missing)
         names = _column(file["var"], file["var"].attrs["_index"], path)
         if len(names) != shape[1]:
             raise UserError(f"{path}: var: expected {shape[1]} names, got {len(names)}")

@@ -83,4 +83,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         device=device,
         factors=spec.factors or (),
         layout=spec.layout,
+        missing=spec.missing,
     )

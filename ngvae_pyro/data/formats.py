@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import machine
-from ngvae_pyro.data.forms import Form, sequential
+from ngvae_pyro.data.forms import Form, check_observed, sequential
 from ngvae_pyro.data.images import (
     BLOCK,
     ImageData,
@@ -151,6 +151,7 @@ def read_stored(
     where: str,
     fill: Callable[[np.ndarray], None],
     layout: str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form.
 
@@ -162,6 +163,7 @@ def read_stored(
         where: What it is, for the message.
         fill: Writes the file's numbers into an array of that shape.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        missing: Likewise.
 
     Raises:
         UserError: For a wrong shape, type or range, and for what does not fit into memory.
@@ -180,15 +182,18 @@ def read_stored(
         machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size)
         array = make_room(shape, dtype.newbyteorder("="), where)
         fill(array)
-        return image_tensor(array, where, layout=layout)
+        return image_tensor(array, where, layout=layout, missing=missing)
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where)
     # The same memory, with the axes in the order of the file.
     fill(images[:, 0] if axis is None else np.moveaxis(images, 1, axis))
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
-    form = Form(layout_of(shape, where), in_bytes=shades)
-    return torch.from_numpy(checked_values(images, where, dtype.kind == "b", own=True)), form
+    if missing:
+        check_observed(images, where)
+    form = Form(layout_of(shape, where), in_bytes=shades, missing=missing)
+    found = checked_values(images, where, dtype.kind == "b", own=True, missing=missing)
+    return torch.from_numpy(found), form
 
 
 def _read_any(
@@ -198,6 +203,7 @@ def _read_any(
     where: str,
     fortran: bool = False,
     layout: str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form."""
 
@@ -205,7 +211,7 @@ def _read_any(
         held = np.dtype(np.uint8) if dtype.kind == "b" else dtype
         _read_into(room.T if fortran else room, file, held, where)
 
-    return read_stored(shape, dtype, where, fill, layout)
+    return read_stored(shape, dtype, where, fill, layout, missing)
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -241,7 +247,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot read the {kind}: {error}") from error
 
 
-def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
+def load_npz(path: str | Path, layout: str | None = None, missing: bool = False) -> ImageData:
     """Read an ``.npz`` file, as those of dSprites and MPI3D.
 
     - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
@@ -258,6 +264,7 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        missing: Likewise.
 
     Raises:
         UserError: For anything that does not fit this description, or does not fit into memory.
@@ -266,7 +273,7 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
     check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _parse_npz(path, archive, layout)
+            return _parse_npz(path, archive, partial(_read_any, layout=layout, missing=missing))
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
@@ -275,10 +282,12 @@ def load_npz(path: str | Path, layout: str | None = None) -> ImageData:
         raise UserError(f"{path}: cannot read the .npz file: {error}") from error
 
 
-def _parse_npz(path: Path, archive: zipfile.ZipFile, layout: str | None) -> ImageData:
+def _parse_npz(
+    path: Path, archive: zipfile.ZipFile, read: Callable[..., tuple[Tensor, Form]]
+) -> ImageData:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     key, source, named = chosen_keys(path, keys, FACTORS)
-    images, form = _read_npy(path, archive, key, "biuf", partial(_read_any, layout=layout))
+    images, form = _read_npy(path, archive, key, "biuf", read)
     if source is None:
         return ImageData.stored(path.stem, images, form=form)
     values = _read_npy(path, archive, source, "biufU", _read_array)
@@ -419,7 +428,7 @@ def _read_plain(
     return read(file, shape, dtype, where, order[1] == "True")
 
 
-def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
+def load_npy(path: str | Path, layout: str | None = None, missing: bool = False) -> ImageData:
     """Read an ``.npy`` file of at least 2 images or vectors.
 
     Nothing is ever unpickled.
@@ -427,6 +436,7 @@ def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        missing: Likewise.
 
     Raises:
         UserError: For anything that does not fit this description.
@@ -436,7 +446,7 @@ def load_npy(path: str | Path, layout: str | None = None) -> ImageData:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            read = partial(_read_any, layout=layout)
+            read = partial(_read_any, layout=layout, missing=missing)
             images, form = _read_plain(file, size, str(path), "biuf", read)
     except OSError as error:
         raise UserError(f"{path}: cannot read the .npy file: {error}") from error

@@ -26,6 +26,8 @@ SHAPES: dict[Layout, str] = {
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
 }
+# What to do about NaN, for messages.
+MISSING_HINT = "data.missing = true, in Python missing=True, takes NaN as missing"
 # Numbers converted at once, because a copy of all of them in float64 may not fit.
 _BLOCK = 2**17
 
@@ -47,6 +49,7 @@ class Form:
         scale: Likewise. For vectors the standard deviation of each column, (D,); for sequences that
             of each channel; for images the range of the values, ().
         columns: The names of the columns of vectors or curves, if they have names.
+        missing: Whether NaN in the arrays stands for a value that is missing.
     """
 
     layout: Layout = "channels_first"
@@ -54,6 +57,7 @@ class Form:
     loc: np.ndarray | None = None
     scale: np.ndarray | None = None
     columns: tuple[str, ...] = ()
+    missing: bool = False
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"
@@ -139,8 +143,8 @@ class Form:
             uint8, and values in [0, 1], unchanged; anything else as float32.
 
         Raises:
-            UserError: For another number of axes, for values that are not numbers, and for NaN and
-                infinity.
+            UserError: For another number of axes, for values that are not numbers, and for infinity
+                and, unless values may be missing, NaN.
         """
         if array.ndim != self.dimensions:
             raise UserError(
@@ -166,8 +170,7 @@ class Form:
             array = values
         elif array.dtype.kind in "iu" and array.dtype != np.uint8:
             array = array.astype(np.float32)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{where}: expected finite numbers, got NaN or inf")
+        check_finite(array, where, self.missing)
         if self.layout in ("vectors", "curves"):
             return array[:, None, None, :]
         if self.layout == "sequences":
@@ -210,20 +213,64 @@ class Form:
         # Each scale is that of as many numbers as any other.
         return float(np.log(self.scale).sum() * (numbers // self.scale.size))
 
+    def log_volumes(self, images: Tensor) -> np.ndarray:
+        """As :meth:`log_volume` of the values that are there, for images (N, C, H, W), (N,)."""
+        if self.scale is None:
+            each = np.full(images.shape[1:], math.log(255) if self.in_bytes else 0.0)
+        else:
+            # The scale of sequences has no axis for their one row.
+            scale = self.scale[:, None] if self.scale.ndim == 2 else self.scale
+            each = np.broadcast_to(np.log(scale), images.shape[1:])
+        seen: np.ndarray = ~images.isnan().numpy()
+        return (seen * each).sum((1, 2, 3))
 
-def counting(counts: np.ndarray, layout: Layout, where: str) -> Form:
+
+def check_finite(array: np.ndarray, where: str, missing: bool) -> None:
+    """Refuse infinity and, unless values may be missing, NaN.
+
+    Raises:
+        UserError: With what would take NaN.
+    """
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    infinite = np.isinf(array).any()
+    if missing and not infinite:
+        return
+    hint = "" if infinite else f"; {MISSING_HINT}"
+    raise UserError(f"{where}: expected finite numbers, got NaN or inf{hint}")
+
+
+def check_observed(array: np.ndarray, where: str, columns: Sequence[str] = ()) -> None:
+    """Refuse arrays (N, ...) of which a value is missing in all N entries.
+
+    Raises:
+        UserError: With the place of the first such value, or the name of its column.
+    """
+    if array.dtype.kind != "f" or not (nowhere := np.isnan(array).all(0)).any():
+        return
+    place = tuple(np.argwhere(nowhere)[0].tolist())
+    what = f"column {columns[place[0]]!r}" if columns else f"the value at {list(place)}"
+    raise UserError(
+        f"{where}: expected a value in at least one of {len(array)} rows, {what} is missing in all"
+    )
+
+
+def counting(counts: np.ndarray, layout: Layout, where: str, missing: bool = False) -> Form:
     """The form of counts, which a model has as they are.
 
     Raises:
         UserError: For anything but whole numbers from 0 on.
     """
-    low = _range(counts, where, tuple(range(counts.ndim)))[0].item()
-    if low < 0 or not np.all(counts == np.floor(counts)):
-        got = f"{low:g}" if low < 0 else f"{counts[counts != np.floor(counts)].flat[0]:g}"
+    low = _range(counts, where, tuple(range(counts.ndim)), missing)[0].item()
+    broken = counts != np.floor(counts)
+    if missing:
+        broken &= ~np.isnan(counts)
+    if low < 0 or broken.any():
+        got = f"{low:g}" if low < 0 else f"{counts[broken].flat[0]:g}"
         raise UserError(f"{where}: expected counts, whole numbers from 0 on, got {got}")
     shapes = {"vectors": counts.shape[1:], "sequences": (counts.shape[1], 1), "curves": (1,)}
     shape = shapes.get(layout, ())
-    return Form(layout, loc=np.zeros(shape), scale=np.ones(shape))
+    return Form(layout, loc=np.zeros(shape), scale=np.ones(shape), missing=missing)
 
 
 def units_shape(layout: Layout, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -241,6 +288,7 @@ def standardising(
     array: np.ndarray,
     where: str,
     layout: Literal["vectors", "curves", "sequences"] = "vectors",
+    missing: bool = False,
 ) -> Form:
     """The form that standardises vectors or sequences: (value - mean) / standard deviation.
 
@@ -251,6 +299,7 @@ def standardising(
         array: Vectors (N, D), curves (N, L) or sequences (N, C, L).
         where: What it is, for the message.
         layout: Which of these.
+        missing: Whether NaN stands for a missing value; the moments are those of the others.
 
     Raises:
         UserError: For an empty array, and for values that are not numbers, are not finite, or are
@@ -261,13 +310,14 @@ def standardising(
             f"{where}: expected shape {SHAPES[layout]} without a 0, got {tuple(array.shape)}"
         )
     axis = {"vectors": (0,), "curves": (0, 1), "sequences": (0, 2)}[layout]
-    low, span = _range(array, where, axis)
+    low, span = _range(array, where, axis, missing)
     # Scaled to [0, 1] nothing overflows, and values that differ stay different.
     part = (array.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
-    mean, deviation = (of(axis=axis, keepdims=True)[0] for of in (part.mean, part.std))
+    moments = (np.nanmean, np.nanstd) if missing else (np.mean, np.std)
+    mean, deviation = (of(part, axis=axis, keepdims=True)[0] for of in moments)
     # If the span is only a few of the last bits of float64, the standard deviation underflows.
     scale = np.where(span > 0, np.maximum(span * deviation, np.finfo(np.float64).tiny), 1.0)
-    return Form(layout, loc=low + span * mean, scale=scale)
+    return Form(layout, loc=low + span * mean, scale=scale, missing=missing)
 
 
 def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves", "sequences"]:
@@ -286,22 +336,30 @@ def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves
     return "curves" if len(shape) == 2 else "sequences"
 
 
-def ranging(images: np.ndarray, layout: Layout, where: str) -> Form:
+def ranging(images: np.ndarray, layout: Layout, where: str, missing: bool = False) -> Form:
     """The form of images with any range: the lowest value becomes 0 and the highest 1."""
-    low, span = (part.reshape(()) for part in _range(images, where, tuple(range(images.ndim))))
-    return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0))
+    found = _range(images, where, tuple(range(images.ndim)), missing)
+    low, span = (part.reshape(()) for part in found)
+    return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0), missing=missing)
 
 
-def _range(array: np.ndarray, where: str, axis: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _range(
+    array: np.ndarray, where: str, axis: tuple[int, ...], missing: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The lowest values over some axes, N among them, and their distances to the highest ones.
 
-    Of the axes only N is dropped. They are float64.
+    Of the axes only N is dropped. They are float64. Missing values are left out.
     """
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
-    low = np.asarray(array.min(axis, keepdims=True)[0], np.float64)
+    if missing:
+        check_observed(array, where)
+    # The second two leave NaN out, the first two do not.
+    least, most = (np.fmin, np.fmax) if missing else (np.minimum, np.maximum)
+    low = np.asarray(least.reduce(array, axis, keepdims=True)[0], np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        span = np.asarray(array.max(axis, keepdims=True)[0], np.float64) - low
+        span = np.asarray(most.reduce(array, axis, keepdims=True)[0], np.float64) - low
     if not (np.isfinite(low).all() and np.isfinite(span).all()):
+        check_finite(array, where, missing)
         raise UserError(f"{where}: expected finite numbers, got NaN or inf")
     return low, span

@@ -23,7 +23,7 @@ with needed("hdf5"):
     import h5py
 
 
-def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
+def load_hdf5(path: str | Path, layout: str | None = None, missing: bool = False) -> ImageData:
     """Read an HDF5 file (``.h5``, ``.hdf5``), as those of 3D Shapes.
 
     - ``imgs``, ``x`` or ``images``: an array that :class:`ngvae_pyro.ImageData` accepts, of at
@@ -37,6 +37,7 @@ def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
     Args:
         path: The file.
         layout: As for :class:`ngvae_pyro.ImageData`.
+        missing: Likewise.
 
     Raises:
         UserError: For anything that does not fit this description, for arrays whose numbers lie in
@@ -49,7 +50,7 @@ def load_hdf5(path: str | Path, layout: str | None = None) -> ImageData:
         found = _numbers(file, key, path)
         where = f"{path}: {key}"
         images, form = read_stored(
-            found.shape, found.dtype, where, lambda room: read_into(room, found), layout
+            found.shape, found.dtype, where, lambda room: read_into(room, found), layout, missing
         )
         if source is None:
             return ImageData.stored(path.stem, images, form=form)

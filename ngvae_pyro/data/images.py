@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ngvae_pyro.data.forms import Form, Layout, counting, ranging, sequential, standardising
+from ngvae_pyro.data.forms import (
+    MISSING_HINT,
+    Form,
+    Layout,
+    check_finite,
+    check_observed,
+    counting,
+    ranging,
+    sequential,
+    standardising,
+)
 from ngvae_pyro.errors import UserError, described, expect
 
 # Bytes read, checked, converted or moved at once, because a copy of all images may not fit.
@@ -108,7 +118,9 @@ def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
     return array[:, None] if axis is None else np.moveaxis(array, axis, 1)
 
 
-def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> np.ndarray:
+def checked_values(
+    images: np.ndarray, where: str, boolean: bool, own: bool, missing: bool = False
+) -> np.ndarray:
     """Check images (N, C, H, W) of a stored type, and return them as uint8 or float32 in [0, 1].
 
     uint8 that holds only 0 and 1 means black and white and becomes 0 and 255.
@@ -118,17 +130,22 @@ def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> 
         where: What they are, for the message.
         boolean: Whether they were bool.
         own: Whether the array may be changed in place.
+        missing: Whether NaN stands for a missing value.
 
     Raises:
         UserError: For floating point out of range.
     """
     if images.dtype != np.uint8:
         low, high = np.float32(np.inf), np.float32(-np.inf)
+        # Unlike Python's min and max the second two propagate NaN, which then fails every
+        # comparison; the first two leave it out.
+        least, most = (np.fmin, np.fmax) if missing else (np.minimum, np.maximum)
         for part in parts(images):
-            # Unlike Python's min and max these propagate NaN, which then fails every comparison.
-            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
+            low = least(low, least.reduce(part, axis=None))
+            high = most(high, most.reduce(part, axis=None))
         if not (low >= 0 and high <= 1):
-            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
+            hint = f"; {MISSING_HINT}" if np.isnan(low) else ""
+            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}{hint}")
         return images
     if not boolean and any(part.max() > 1 for part in parts(images)):
         return images
@@ -165,7 +182,12 @@ def number_array(values: Any, where: str) -> np.ndarray:
 
 
 def image_tensor(
-    images: Any, where: str, *, any_range: bool = False, layout: str | None = None
+    images: Any,
+    where: str,
+    *,
+    any_range: bool = False,
+    layout: str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Convert images of any accepted layout and type to stored form, (N, C, H, W).
 
@@ -176,21 +198,25 @@ def image_tensor(
         any_range: Whether floating point may have a range other than [0, 1], which is then mapped
             to [0, 1], as that of integers other than bytes always is.
         layout: ``sequences`` for curves (N, L) and sequences (N, C, L).
+        missing: Whether NaN stands for a missing value.
 
     Returns:
         The images and their form.
     """
     array = number_array(images, where)
     if layout is not None:
-        form = standardising(array, where, sequential(layout, array.shape, where))
+        of_sequences = sequential(layout, array.shape, where)
+        form = standardising(array, where, of_sequences, missing)
         return tensor_of(array, form, where), form
     if array.ndim == 2:
-        form = standardising(array, where)
+        form = standardising(array, where, missing=missing)
         return tensor_of(array, form, where), form
     axis, found_layout = channels_axis(array.shape, where), layout_of(array.shape, where)
     if has_range(array.dtype) or (any_range and _of_another_range(array)):
-        form = ranging(array, found_layout, where)
+        form = ranging(array, found_layout, where, missing)
         return tensor_of(array, form, where), form
+    if missing:
+        check_observed(array, where)
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
     # Torch warns about memory that is not writeable.
@@ -202,8 +228,8 @@ def image_tensor(
                 out[...] = part
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
-    stored = checked_values(found, where, boolean, own)
-    return torch.from_numpy(stored), Form(found_layout, in_bytes=shades)
+    stored = checked_values(found, where, boolean, own, missing)
+    return torch.from_numpy(stored), Form(found_layout, in_bytes=shades, missing=missing)
 
 
 def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
@@ -219,14 +245,16 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
     if not (found.flags.c_contiguous and found.flags.writeable):
         found = found.copy("C")
     if form.unit and not (form.in_bytes and found.dtype == np.uint8):
-        found = checked_values(found, where, boolean, own=False)
+        found = checked_values(found, where, boolean, own=False, missing=form.missing)
     return torch.from_numpy(found)
 
 
 def _of_another_range(array: np.ndarray) -> bool:
     """Whether images are neither bytes, nor black and white, nor in [0, 1]."""
     if array.dtype.kind == "f":
-        return bool(array.min() < 0 or array.max() > 1)
+        # Those that leave NaN out, which is refused later if no value may be missing.
+        low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)
+        return bool(low < 0 or high > 1)
     return has_range(array.dtype)
 
 
@@ -294,9 +322,12 @@ class ImageData(Dataset[Tensor]):
         layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
             as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
             channel's mean and dividing by its standard deviation.
+        missing: Whether NaN stands for a missing value, which is kept as NaN. Moments and ranges
+            are those of the values that are there.
 
     Raises:
-        UserError: For a wrong shape, type or range.
+        UserError: For a wrong shape, type or range, and for values that are missing in all rows,
+            or all of a row.
 
     >>> ImageData("dots", np.zeros((4, 8, 8, 3), np.uint8))
     ImageData('dots', 4 images of 3x8x8, no factors)
@@ -316,6 +347,7 @@ class ImageData(Dataset[Tensor]):
         factor_names: Sequence[str] = (),
         form: Form | None = None,
         layout: str | None = None,
+        missing: bool = False,
     ) -> None:
         if not isinstance(name, str):
             raise UserError(
@@ -325,9 +357,10 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(self, "name", name)
         where = f"{name}: images"
         if form is None:
-            stored, form = image_tensor(images, where, layout=layout)
-        elif layout is not None:
-            raise UserError(f"{name}: expected a form or a layout, got both")
+            stored, form = image_tensor(images, where, layout=layout, missing=missing)
+        elif layout is not None or missing:
+            key = "missing" if missing else "a layout"
+            raise UserError(f"{name}: expected a form or {key}, got both")
         else:
             expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
             stored = tensor_of(number_array(images, where), form, where)
@@ -367,9 +400,15 @@ class ImageData(Dataset[Tensor]):
             form = Form(in_bytes=images.dtype == torch.uint8)
         if images.is_floating_point():
             if form.unit:
-                checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
-            elif not images.isfinite().all():
-                raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
+                found = images.detach().numpy()
+                checked_values(found, f"{name}: images", False, own=False, missing=form.missing)
+            else:
+                check_finite(images.detach().numpy(), f"{name}: images", form.missing)
+            if form.missing and (empty := images.isnan().flatten(1).all(1)).any():
+                raise UserError(
+                    f"{name}: images: expected a value in each row, all of row "
+                    f"{int(empty.nonzero()[0])} are missing"
+                )
         new = object.__new__(cls)
         object.__setattr__(new, "name", name)
         new._set(images.detach(), factors, factor_names, form)
@@ -383,6 +422,7 @@ class ImageData(Dataset[Tensor]):
         factors: np.ndarray | Tensor | None = None,
         factor_names: Sequence[str] = (),
         layout: str | None = None,
+        missing: bool = False,
     ) -> "ImageData":
         """Counts as they are, for a likelihood of counts.
 
@@ -392,6 +432,7 @@ class ImageData(Dataset[Tensor]):
             factors: As for the class.
             factor_names: As for the class.
             layout: As for the class.
+            missing: As for the class.
 
         Raises:
             UserError: As for the class, and for anything but counts.
@@ -408,7 +449,7 @@ class ImageData(Dataset[Tensor]):
             found = sequential(layout, array.shape, where)
         elif array.ndim != 2:
             found = layout_of(array.shape, where)
-        return cls(name, array, factors, factor_names, counting(array, found, where))
+        return cls(name, array, factors, factor_names, counting(array, found, where, missing))
 
     def as_counts(self) -> "ImageData":
         """The same data as counts, in the units in which they were given.
@@ -423,15 +464,16 @@ class ImageData(Dataset[Tensor]):
         unit = 255.0 if self.form.in_bytes else 1.0
         arrays = unit * self.form.arrays(self.to_unit(self.images)).double()
         whole = arrays.round()
+        there = arrays.nan_to_num()
         # A standardised value in float32 has a relative error of 2^-24.
-        reach = arrays.abs().max().item() if self.form.loc is not None else 255.0
-        apart = (arrays - whole).abs()
+        reach = there.abs().max().item() if self.form.loc is not None else 255.0
+        apart = (there - there.round()).abs()
         if reach > 2**20 or not bool((apart <= 2**-22 * reach).all()):
             got = arrays[apart == apart.max()][0].item()
             raise UserError(
                 f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
             )
-        form = counting(whole.numpy(), self.form.layout, self.name)
+        form = counting(whole.numpy(), self.form.layout, self.name, self.form.missing)
         form = replace(form, columns=self.form.columns)
         return self._like(tensor_of(whole.numpy(), form, self.name), self.factors, form)
 
@@ -511,19 +553,28 @@ class ImageData(Dataset[Tensor]):
         white = 255 if self.images.dtype == torch.uint8 else 1
         # Standardised columns that happen to hold only 0 and 1 are not pixels.
         return not self.form.standardised and all(
-            bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
+            bool(((p == 0) | (p == white) | (p != p)).all()) for p in parts(self.images)
         )
 
     @property
     def whole(self) -> bool:
-        """Whether the stored values are whole numbers from 0 on."""
-        return all(bool(((p >= 0) & (p == p.floor())).all()) for p in self.images.split(1024))
+        """Whether the stored values that are there are whole numbers from 0 on."""
+        blocks = self.images.split(1024)
+        return all(bool((((p >= 0) & (p == p.floor())) | (p != p)).all()) for p in blocks)
 
     @property
     def varies(self) -> bool:
         """Whether any image differs from another."""
         # In parts, so that the search stops early if images differ.
-        return any(bool((part != self.images[:1]).any()) for part in self.images.split(1024))
+        first = self.images[:1]
+        if not self.form.missing:
+            return any(bool((part != first).any()) for part in self.images.split(1024))
+        for part in self.images.split(1024):
+            # The first value that is there, of each place.
+            first = first.where(~first.isnan(), _first_seen(part))
+            if bool(((part != first) & ~part.isnan()).any()):
+                return True
+        return False
 
     @staticmethod
     def to_unit(images: Tensor) -> Tensor:
@@ -644,6 +695,11 @@ class ImageData(Dataset[Tensor]):
             whole = self.reordered(order)
             return whole.subset(slice(count, None)), whole.subset(slice(0, count))
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _first_seen(images: Tensor) -> Tensor:
+    """The first value that is not missing at each place of images (N, C, H, W), (1, C, H, W)."""
+    return images.gather(0, (~images.isnan()).byte().argmax(0, keepdim=True))
 
 
 def _described(images: Any) -> str:

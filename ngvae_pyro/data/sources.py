@@ -79,6 +79,7 @@ def load(
     device: torch.device | str | None = None,
     factors: Sequence[str] = (),
     layout: str | None = None,
+    missing: bool = False,
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -104,6 +105,8 @@ def load(
             no part of the vectors.
         layout: For arrays and tables only: ``sequences`` if they are (N, C, L) or, of one channel,
             (N, L), as for :class:`ngvae_pyro.ImageData`.
+        missing: For arrays, tables and ``.h5ad`` files only: whether NaN, in a table an empty cell
+            among numbers, stands for a missing value, as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -120,6 +123,8 @@ def load(
         raise UserError(f"{name}: factors: only tables ({', '.join(tables)}) have this option")
     if layout is not None and not name.endswith(ARRAYS):
         raise UserError(f"{name}: layout: only arrays ({', '.join(ARRAYS)}) have this option")
+    if missing and not name.endswith(FILES):
+        raise UserError(f"{name}: missing: only arrays ({', '.join(FILES)}) have this option")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -142,21 +147,21 @@ def load(
     if name in TORCHVISION:
         data = torchvision_data(name, "data" if root is None else root, download)
     elif name.endswith(".npz"):
-        data = load_npz(name, layout)
+        data = load_npz(name, layout, missing)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
         data = load_idx(name)
     elif name.endswith(".npy"):
-        data = load_npy(name, layout)
+        data = load_npy(name, layout, missing)
     elif name.endswith((".h5", ".hdf5")):
         from ngvae_pyro.data.hdf5 import load_hdf5
 
-        data = load_hdf5(name, layout)
+        data = load_hdf5(name, layout, missing)
     elif name.endswith(TABLES):
-        data = load_table(name, factors, layout)
+        data = load_table(name, factors, layout, missing)
     elif name.endswith(".h5ad"):
         from ngvae_pyro.data.cells import load_cells
 
-        data = load_cells(name, factors)
+        data = load_cells(name, factors, missing)
     elif os.path.isdir(name):
         data = load_pictures(name)
     else:
@@ -180,6 +185,7 @@ def as_images(
     form: Form | None = None,
     layout: str | None = None,
     counts: bool = False,
+    missing: bool = False,
 ) -> ImageData:
     """Convert any accepted kind of data to images in memory.
 
@@ -198,39 +204,49 @@ def as_images(
         layout: ``sequences`` if arrays and files hold sequences, as for
             :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`. If a
+            form is given, it knows.
 
     Raises:
-        UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
+        UserError: For anything else, for a shape other than the form's, for infinity, and for NaN
+            unless values may be missing.
     """
+    if form is not None:
+        missing = form.missing
     if layout is not None and form is not None:
         raise UserError(f"{name}: expected a form or a layout, got both")
     if isinstance(data, (str, Path)):
-        data = load(data, layout=layout)
+        # A fit that takes missing values takes data that cannot have any, too.
+        asked = missing and (form is None or str(data).endswith(FILES))
+        data = load(data, layout=layout, missing=asked)
     if isinstance(data, DataLoader):
         data = data.dataset
         if not hasattr(data, "__array__") and not isinstance(data, Dataset):
-            return _in_memory(data, name, form, layout, counts)
+            return _in_memory(data, name, form, layout, counts, missing)
     if isinstance(data, ImageData):
         if layout is not None and not data.form.sequential:
             raise UserError(f"data '{data.name}': layout: expected an array, got {data!r}")
+        if missing and form is None and not data.form.missing:
+            raise UserError(f"data '{data.name}': missing: expected an array, got {data!r}")
         if form is not None:
             form.check_columns(data.form.columns, f"data '{data.name}'")
         elif counts:
             return data.as_counts()
         return data if form is None or data.form.same_units(form) else _turned(data, form)
     if isinstance(data, Dataset):
-        return _in_memory(data, name, form, layout, counts)
+        return _in_memory(data, name, form, layout, counts, missing)
     if is_table(data):
-        return _of_table(columns_of(data, name), name, form, layout, counts)
+        table = columns_of(data, name, missing=missing)
+        return _of_table(table, name, form, layout, counts, missing)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
     if form is None and counts:
-        return ImageData.counts(name, number_array(data, name), layout=layout)
+        return ImageData.counts(name, number_array(data, name), layout=layout, missing=missing)
     if form is None:
-        tensor, form = image_tensor(data, name, any_range=True, layout=layout)
+        tensor, form = image_tensor(data, name, any_range=True, layout=layout, missing=missing)
     else:
         array = number_array(data, name)
         if not form.standardised and array.ndim in (3, 4) and array.ndim != form.dimensions:
@@ -243,6 +259,7 @@ def from_numpy(
     x: np.ndarray | Tensor,
     factors: np.ndarray | Tensor | None = None,
     factor_names: Sequence[str] = (),
+    missing: bool = False,
 ) -> ImageData:
     """Images or vectors in memory, with their factors if these are known.
 
@@ -250,6 +267,7 @@ def from_numpy(
         x: As for :func:`ngvae_pyro.data.as_images`: images of any range, or vectors in any units.
         factors: (N, F) or (N,); text becomes classes, as for :class:`ngvae_pyro.ImageData`.
         factor_names: The F names; by default factor_0, factor_1, ...
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -257,7 +275,7 @@ def from_numpy(
     >>> from_numpy(np.random.default_rng(0).normal(size=(9, 4)), np.arange(9))
     ImageData('data', 9 vectors of 4, factor_0)
     """
-    data = as_images(x, "data")
+    data = as_images(x, "data", missing=missing)
     if factors is not None and not len(factor_names):
         factors = factor_tensor(factors, "data: factors")
         factor_names = [f"factor_{i}" for i in range(factors.shape[1])]
@@ -265,18 +283,28 @@ def from_numpy(
 
 
 def _of_table(
-    table: Columns, name: str, form: Form | None, layout: str | None, counts: bool
+    table: Columns,
+    name: str,
+    form: Form | None,
+    layout: str | None,
+    counts: bool,
+    missing: bool,
 ) -> ImageData:
     """The vectors of a table in memory, with its columns of text as factors."""
     if form is not None:
         form.check_columns(table.names, name)
-    vectors = as_images(table.values, name, form, layout, counts)
+    vectors = as_images(table.values, name, form, layout, counts, missing)
     form = replace(vectors.form, columns=table.names or vectors.form.columns)
     return ImageData.stored(name, vectors.images, table.factors, table.factor_names, form)
 
 
 def _in_memory(
-    dataset: Any, name: str, form: Form | None, layout: str | None, counts: bool
+    dataset: Any,
+    name: str,
+    form: Form | None,
+    layout: str | None,
+    counts: bool,
+    missing: bool,
 ) -> ImageData:
     """Load a torch data set; the numbers in its pairs become the factor ``label``."""
     if not hasattr(dataset, "__len__"):
@@ -299,7 +327,7 @@ def _in_memory(
             )
         images[i] = found
         labels += item[1:2] if paired else []
-    data = as_images(images, name, form, layout, counts)
+    data = as_images(images, name, form, layout, counts, missing)
     numbers = all(isinstance(n, Real) or getattr(n, "ndim", 1) == 0 for n in labels)
     if len(labels) == count and numbers:
         factors = torch.tensor([float(label) for label in labels])[:, None]

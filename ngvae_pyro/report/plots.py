@@ -31,6 +31,7 @@ from ngvae_pyro.evaluation.diagnostics import (
     Followed,
     Metrics,
     codes,
+    difference,
     evaluate,
     most_informative_first,
     reconstruct,
@@ -623,7 +624,7 @@ def brightest(fit: Fit, images: Tensor) -> float:
     """What is drawn as white: 1, or the largest of images of whole numbers, such as counts."""
     if not fit.model.likelihood.spec.whole:
         return 1.0
-    return max(1.0, images.max().item())
+    return max(1.0, images.nan_to_num().max().item())
 
 
 def draw_grid(axes: Any, images: Tensor, apart: int = 0) -> None:
@@ -752,7 +753,8 @@ def reconstructions(
     """Held-out images, their reconstructions, and ten times the absolute difference.
 
     Vectors and sequences, images of shape (C, 1, L), are curves: each has a panel of its own, with
-    its reconstruction over it. Sequences are in the units of the data.
+    its reconstruction over it. Sequences are in the units of the data. Where a pixel is missing the
+    image is grey and the difference black; where a value of a curve is, there is a gap.
 
     Args:
         fit: The trained pair.
@@ -771,8 +773,13 @@ def reconstructions(
     if are_curves(x):
         return _reconstructed_curves(fit.form, x, mean, ax)
     with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:
-        draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]) / brightest(fit, x))
-        ax.set_yticklabels(["image", "reconstruction", "|difference| × 10"])
+        apart = 10.0 * difference(mean, x)
+        rows = torch.stack([x, mean, apart.abs()]) / brightest(fit, x)
+        absent = x.isnan()
+        rows[0].masked_fill_(absent, 0.5)
+        draw_grid(ax, rows)
+        of_image = "image\n(grey: missing)" if absent.any() else "image"
+        ax.set_yticklabels([of_image, "reconstruction", "|difference| × 10"])
         ax.set_title("Held-out reconstructions")
     return ax
 

@@ -187,7 +187,8 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     one_row = form.layout in ("vectors", "curves")
     if columns and (not one_row or len(columns) != spec.image_shape[2]):
         raise RuntimeError(f"form.columns: expected the names of all columns, got {len(columns)}")
-    return Form(form.layout, form.in_bytes, **arrays, columns=columns)
+    missing = bool(spec.form.missing)
+    return Form(form.layout, form.in_bytes, **arrays, columns=columns, missing=missing)
 
 
 def load_posterior(folder: str | Path) -> Any:

@@ -53,7 +53,10 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
             "model": model.spec,
             "image_shape": image_shape,
             "form": FormSpec(
-                layout=form.layout, in_bytes=form.in_bytes, columns=form.columns or None
+                layout=form.layout,
+                in_bytes=form.in_bytes,
+                columns=form.columns or None,
+                missing=form.missing or None,
             ),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,

@@ -16,7 +16,7 @@ from ngvae_pyro import files, locks
 from ngvae_pyro.data.declared import data_seed, load_images
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
-from ngvae_pyro.data.sources import ARRAYS
+from ngvae_pyro.data.sources import ARRAYS, FILES
 from ngvae_pyro.data.tables import TABLES
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation.assessment import NEW_SEED
@@ -166,6 +166,8 @@ def _other_images(
             values.setdefault("resolution", own.resolution)
     elif fit.form.sequential and str(values["name"]).endswith(ARRAYS):
         values.setdefault("layout", "sequences")
+    if fit.form.missing and str(values["name"]).endswith(FILES):
+        values.setdefault("missing", True)
     if own.factors and str(values["name"]).endswith((*TABLES, ".h5ad")):
         values.setdefault("factors", own.factors)
     spec = parse(DataSpec, values, "--data")

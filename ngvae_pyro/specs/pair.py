@@ -360,6 +360,9 @@ class LikelihoodSpec(Spec):
       ("package.module:Name"), as for :class:`OwnSpec`; in Python the class itself, or a function
       from the decoder's output to a Pyro distribution. ``options`` are further arguments of the
       class, and ``whole_numbers`` says that data are kept as they are, as those of counts.
+
+    ``missing`` says that values may be missing, NaN, of which the likelihood then says nothing; it
+    follows from the data.
     """
 
     family: Literal[
@@ -383,6 +386,7 @@ class LikelihoodSpec(Spec):
     ] = None
     options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
     whole_numbers: bool = False
+    missing: bool = False
 
     @property
     def whole(self) -> bool:
@@ -391,7 +395,7 @@ class LikelihoodSpec(Spec):
         return named or self.whole_numbers
 
     def _given(self) -> set[str]:
-        return self.model_fields_set - {"family"}
+        return self.model_fields_set - {"family", "missing"}
 
     @model_validator(mode="after")
     def _keys_are_of_the_family(self) -> Self:
@@ -409,9 +413,11 @@ class LikelihoodSpec(Spec):
         # values that somebody gave.
         values: dict[str, Any] = serialize(self)
         keys = {"family", *LIKELIHOOD_KEYS.get(self.family, ()), *self._given()}
+        if self.missing:
+            keys.add("missing")
         return {key: value for key, value in values.items() if key in keys}
 
-    def resolved(self, *, binary: bool = False, columns: int = 0) -> Self:
+    def resolved(self, *, binary: bool = False, columns: int = 0, missing: bool = False) -> Self:
         """A copy in which every ``auto`` but that of the scale is what suits the data.
 
         A key of the gaussian that was given selects that.
@@ -419,8 +425,9 @@ class LikelihoodSpec(Spec):
         Args:
             binary: Whether they are images that hold only 0 and 1.
             columns: How many columns vectors have; 0 for images.
+            missing: Whether values of the data may be missing.
         """
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"missing": True} if missing else {}
         family: str = self.family
         if family == "auto":
             family = "bernoulli" if binary and not self._given() else "gaussian"
@@ -435,6 +442,8 @@ class LikelihoodSpec(Spec):
         """A copy in which every ``auto`` but that of the scale is what another spec has."""
         family = other.family if self.family == "auto" else self.family
         changes: dict[str, Any] = {"family": family}
+        if other.missing:
+            changes["missing"] = True
         for key in LIKELIHOOD_KEYS.get(family, ()):
             if key != "scale" and getattr(self, key) == "auto":
                 changes[key] = getattr(other, key)
