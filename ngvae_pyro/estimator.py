@@ -82,7 +82,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             that of the model.
         held_out: Fraction of the rows that is not trained on, but at least one row.
         layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
-            spectra: these are standardised as a whole, and not column by column.
+            spectra: these are standardised as a whole, and not column by column. ``volumes`` if
+            they are volumes (N, D, H, W); those with an axis of channels too need none.
         missing: Whether NaN stands for a missing value, of which the likelihood says nothing;
             :meth:`impute` fills it in.
         device: auto, cpu, cuda or cuda:N.
@@ -267,14 +268,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             _check_columns(X)
             return self._table(X, trained)
         array = _as_array(X)
-        axes: Sequence[int] = (2, 3, 4)
+        axes: Sequence[int] = (2, 3, 4, 5)
         shape = "vectors (N, D) or images (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        if self.layout is not None:
+        if self.layout == "sequences":
             axes, shape = (2, 3), "sequences (N, L) or (N, C, L)"
+        elif self.layout == "volumes":
+            axes, shape = (4, 5), "volumes (N, D, H, W), (N, C, D, H, W) or (N, D, H, W, C)"
         one = ""
         if trained is not None:
             row = trained.form.shape_of(trained.model.image_shape)
-            axes = (trained.form.dimensions,) if trained.form.standardised else (3, 4)
+            one_kind = trained.form.standardised or trained.form.depth
+            axes = (trained.form.dimensions,) if one_kind else (3, 4)
             shape = f"shape ({', '.join(map(str, ('N', *row)))}), as what was fitted"
             # Scikit-learn's checks look for the first words.
             one = ". Reshape your data: one alone is X[None]" if array.shape == row else ""
@@ -480,7 +484,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         if spec.model_name in variants.names("models"):
             declared = _model_spec(spec.model_name, size, scale, None)
             resolved = declared.likelihood.like(likelihood)
-            if declared.model_copy(update={"likelihood": resolved}) == spec.model:
+            changes = {"likelihood": resolved, "depth": spec.model.depth}
+            if declared.model_copy(update=changes) == spec.model:
                 model = spec.model_name
         guide: str | Spec = spec.guide
         if spec.guide_name in variants.names("guides") and guide == variants.spec_of(
@@ -502,7 +507,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             validation=_changed(spec.fit, "validation"),
             scale=scale,
             held_out=held_out,
-            layout="sequences" if trained.form.sequential else None,
+            layout=_layout(trained),
             missing=trained.form.missing,
             device=_changed(spec.fit, "device"),
             random_state=spec.fit.seed,
@@ -600,6 +605,13 @@ def _model_spec(
                 raise UserError(f"NGVAE: {parameter}: {expected}") from None
         raise
     return spec
+
+
+def _layout(trained: Fit) -> str | None:
+    """The layout that has to be declared for arrays like those of a fit."""
+    if trained.form.sequential:
+        return "sequences"
+    return "volumes" if trained.form.layout == "grey_volumes" else None
 
 
 def _rows_of(held_out: float, rows: int) -> int:

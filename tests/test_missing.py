@@ -338,11 +338,15 @@ def trained():
     return fit, held_out
 
 
-def test_the_encoder_has_the_mean_where_a_value_is_missing(trained):
+def test_the_encoder_is_told_what_is_missing_and_has_the_mean_there(trained):
     fit, held_out = trained
-    x = held_out.images
-    filled = x.where(~x.isnan(), fit.guide.encoder.loc)
-    assert torch.equal(fit.guide.codes(x).loc, fit.guide.codes(filled).loc)
+    encoder, x = fit.guide.encoder, held_out.images
+    seen = []
+    with encoder.trunk.register_forward_pre_hook(lambda module, inputs: seen.append(*inputs)):
+        fit.guide.codes(x)
+    values, absent = seen[0].chunk(2, 1)
+    assert torch.equal(absent, x.isnan().float())
+    assert torch.equal(values, ((x - encoder.loc) / encoder.unit).nan_to_num())
 
 
 def test_missing_values_are_told_by_the_others(trained):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import machine
-from ngvae_pyro.data.forms import Form, check_observed, sequential
+from ngvae_pyro.data.forms import Form, check_observed, declared, depth_of
 from ngvae_pyro.data.images import (
     BLOCK,
     ImageData,
@@ -169,8 +169,8 @@ def read_stored(
         UserError: For a wrong shape, type or range, and for what does not fit into memory.
     """
     what = "vectors" if len(shape) == 2 else "images"
-    if layout is not None:
-        what = "sequences" if sequential(layout, shape, where) else ""
+    if (special := declared(layout, shape, where)) is not None:
+        what = "volumes" if depth_of(special, shape) else "sequences"
     axis = channels_axis(shape, where) if what == "images" else None
     stored = stored_dtype(dtype, where)
     count, *sizes = shape
@@ -409,7 +409,7 @@ def _read_plain(
     descr = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,6})['"]""", header)
     order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
     # The L was written by Python 2, as in dSprites.
-    dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,4})\)""", header)
+    dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,5})\)""", header)
     if descr is None or order is None or dims is None:
         raise UserError(f"{where}: expected the header of a plain array, got {header[:80]!r}")
     # Checked by its letter before numpy sees it, so that an object array is refused unread.

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ngvae_pyro.errors import UserError, described
 
-Layout = Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
+Layout = Literal[
+    "vectors",
+    "curves",
+    "sequences",
+    "grey",
+    "channels_last",
+    "channels_first",
+    "grey_volumes",
+    "volumes_last",
+    "volumes",
+]
 # The layouts in words, for messages.
 SHAPES: dict[Layout, str] = {
     "vectors": "(N, D)",
@@ -25,7 +35,11 @@ SHAPES: dict[Layout, str] = {
     "grey": "(N, H, W)",
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
+    "grey_volumes": "(N, D, H, W)",
+    "volumes_last": "(N, D, H, W, C)",
+    "volumes": "(N, C, D, H, W)",
 }
+VOLUMES: tuple[Layout, ...] = ("grey_volumes", "volumes_last", "volumes")
 # What to do about NaN, for messages.
 MISSING_HINT = "data.missing = true, in Python missing=True, takes NaN as missing"
 # Numbers converted at once, because a copy of all of them in float64 may not fit.
@@ -41,7 +55,8 @@ class Form:
     Attributes:
         layout: The axes of the arrays, one of :data:`SHAPES`. Vectors (N, D) become images
             (N, 1, 1, D), sequences (N, C, L) images (N, C, 1, L), and curves (N, L), which are
-            sequences of one channel, images (N, 1, 1, L).
+            sequences of one channel, images (N, 1, 1, L). Volumes (N, C, D, H, W) become images
+            (N, C, D H, W): their D slices one below the other.
         in_bytes: Whether the arrays were uint8 in 0..255, from which images in [0, 1] are made.
         loc: float64. For vectors the mean of each column, (D,); for sequences that of each channel,
             (C, 1) or (1,); for images the lowest value, (). None for images that are bytes, or
@@ -50,6 +65,7 @@ class Form:
             of each channel; for images the range of the values, ().
         columns: The names of the columns of vectors or curves, if they have names.
         missing: Whether NaN in the arrays stands for a value that is missing.
+        depth: D of volumes; 0 of all else.
     """
 
     layout: Layout = "channels_first"
@@ -58,6 +74,7 @@ class Form:
     scale: np.ndarray | None = None
     columns: tuple[str, ...] = ()
     missing: bool = False
+    depth: int = 0
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"
@@ -121,8 +138,14 @@ class Form:
 
         >>> Form("channels_last").shape_of((3, 8, 9))
         (8, 9, 3)
+        >>> Form("volumes", depth=4).shape_of((1, 32, 9))
+        (1, 4, 8, 9)
         """
         channels, height, width = images
+        if self.depth:
+            volume = (self.depth, height // self.depth, width)
+            of_volumes = {"grey_volumes": volume, "volumes_last": (*volume, channels)}
+            return of_volumes.get(self.layout, (channels, *volume))
         shapes = {
             "vectors": (channels * height * width,),
             "curves": (width,),
@@ -177,6 +200,8 @@ class Form:
             return array[:, :, None, :]
         if self.layout == "grey":
             return array[:, None]
+        if self.depth:
+            return flattened(array, self, where)
         return np.moveaxis(array, 3, 1) if self.layout == "channels_last" else array
 
     def arrays(self, images: Tensor) -> Tensor:
@@ -194,6 +219,12 @@ class Form:
             images = images.squeeze(1)
         elif self.layout == "channels_last":
             images = images.movedim(1, 3)
+        elif self.depth:
+            images = images.unflatten(2, (self.depth, -1))
+            if self.layout == "grey_volumes":
+                images = images.squeeze(1)
+            elif self.layout == "volumes_last":
+                images = images.movedim(1, 4)
         if self.loc is None or self.scale is None:
             return images
         loc, scale = (torch.from_numpy(v).to(images.device) for v in (self.loc, self.scale))
@@ -287,7 +318,7 @@ def units_shape(layout: Layout, image_shape: Sequence[int]) -> tuple[int, ...]:
 def standardising(
     array: np.ndarray,
     where: str,
-    layout: Literal["vectors", "curves", "sequences"] = "vectors",
+    layout: Layout = "vectors",
     missing: bool = False,
 ) -> Form:
     """The form that standardises vectors or sequences: (value - mean) / standard deviation.
@@ -328,12 +359,76 @@ def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves
             (N, C, L).
     """
     if layout != "sequences":
-        raise UserError(f"{where}: layout: expected sequences, or None, got {described(layout)}")
+        raise UserError(
+            f"{where}: layout: expected sequences, volumes or None, got {described(layout)}"
+        )
     if len(shape) not in (2, 3):
         raise UserError(
             f"{where}: expected sequences (N, L) or (N, C, L), got shape {tuple(shape)}"
         )
     return "curves" if len(shape) == 2 else "sequences"
+
+
+def declared(layout: str | None, shape: Sequence[int], where: str) -> Layout | None:
+    """The layout of an array that is said to hold sequences or volumes, or has the axes of volumes.
+
+    Raises:
+        UserError: For any other layout, and for arrays that do not have its axes.
+    """
+    if layout is None:
+        return _of_volumes(shape, where) if len(shape) == 5 and 0 not in shape else None
+    if layout == "volumes":
+        if len(shape) not in (4, 5) or 0 in shape:
+            raise UserError(
+                f"{where}: expected volumes (N, D, H, W), (N, C, D, H, W) or (N, D, H, W, C) "
+                f"without a 0, got shape {tuple(shape)}"
+            )
+        return "grey_volumes" if len(shape) == 4 else _of_volumes(shape, where)
+    return sequential(layout, shape, where)
+
+
+def _of_volumes(shape: Sequence[int], where: str) -> Layout:
+    """Which axis of volumes with five of them holds the channels, by the rule for images.
+
+    Raises:
+        UserError: If it could be both or neither.
+    """
+    _, first, *sides, last = shape
+    if first == last == 1:
+        return "volumes"
+    found = [first in (1, 3), last in (1, 3)]
+    if not any(found):
+        found = [first < min(*sides, last), last < min(first, *sides)]
+    if found[0] == found[1]:
+        raise UserError(
+            f"{where}: expected (N, C, D, H, W) or (N, D, H, W, C) with C 1, 3 or below D, H and "
+            f"W, got {tuple(shape)}, which {'could be both' if found[0] else 'is neither'}"
+        )
+    return "volumes" if found[0] else "volumes_last"
+
+
+def depth_of(layout: Layout, shape: Sequence[int]) -> int:
+    """D of arrays of volumes; 0 for all else."""
+    axis = {"grey_volumes": 1, "volumes_last": 1, "volumes": 2}.get(layout)
+    return 0 if axis is None else shape[axis]
+
+
+def flattened(array: np.ndarray, form: Form, where: str) -> np.ndarray:
+    """Volumes as images (N, C, D H, W).
+
+    Raises:
+        UserError: For another depth than that of the form.
+    """
+    if (depth := depth_of(form.layout, array.shape)) != form.depth:
+        raise UserError(
+            f"{where}: expected a depth of {form.depth}, as what was fitted, got {depth}"
+        )
+    if form.layout == "grey_volumes":
+        array = array[:, None]
+    elif form.layout == "volumes_last":
+        array = np.moveaxis(array, 4, 1)
+    count, channels, _, height, width = array.shape
+    return array.reshape(count, channels, depth * height, width)
 
 
 def ranging(images: np.ndarray, layout: Layout, where: str, missing: bool = False) -> Form:

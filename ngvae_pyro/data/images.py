@@ -18,8 +18,10 @@ from ngvae_pyro.data.forms import (
     check_finite,
     check_observed,
     counting,
+    declared,
+    depth_of,
+    flattened,
     ranging,
-    sequential,
     standardising,
 )
 from ngvae_pyro.errors import UserError, described, expect
@@ -197,21 +199,38 @@ def image_tensor(
         where: What it is, for the message.
         any_range: Whether floating point may have a range other than [0, 1], which is then mapped
             to [0, 1], as that of integers other than bytes always is.
-        layout: ``sequences`` for curves (N, L) and sequences (N, C, L).
+        layout: ``sequences`` for curves (N, L) and sequences (N, C, L), ``volumes`` for volumes
+            (N, D, H, W); those with an axis of channels too need none.
         missing: Whether NaN stands for a missing value.
 
     Returns:
         The images and their form.
     """
     array = number_array(images, where)
-    if layout is not None:
-        of_sequences = sequential(layout, array.shape, where)
-        form = standardising(array, where, of_sequences, missing)
+    found = declared(layout, array.shape, where)
+    if found is not None and (depth := depth_of(found, array.shape)):
+        # As images with as many rows as all slices have.
+        known = Form(found, depth=depth)
+        stored, form = _of_images(
+            flattened(array, known, where), 1, "channels_first", where, any_range, missing
+        )
+        return stored, replace(form, layout=found, depth=depth)
+    if found is not None or array.ndim == 2:
+        form = standardising(array, where, found or "vectors", missing)
         return tensor_of(array, form, where), form
-    if array.ndim == 2:
-        form = standardising(array, where, missing=missing)
-        return tensor_of(array, form, where), form
-    axis, found_layout = channels_axis(array.shape, where), layout_of(array.shape, where)
+    axis, of_images = channels_axis(array.shape, where), layout_of(array.shape, where)
+    return _of_images(array, axis, of_images, where, any_range, missing)
+
+
+def _of_images(
+    array: np.ndarray,
+    axis: int | None,
+    found_layout: Layout,
+    where: str,
+    any_range: bool,
+    missing: bool,
+) -> tuple[Tensor, Form]:
+    """Convert images whose channels are at a known axis, as :func:`image_tensor`."""
     if has_range(array.dtype) or (any_range and _of_another_range(array)):
         form = ranging(array, found_layout, where, missing)
         return tensor_of(array, form, where), form
@@ -321,7 +340,9 @@ class ImageData(Dataset[Tensor]):
             follows from the array; it maps the array to the stored form.
         layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
             as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
-            channel's mean and dividing by its standard deviation.
+            channel's mean and dividing by its standard deviation. ``volumes`` if it holds volumes
+            (N, D, H, W), which like (N, C, D, H, W) and (N, D, H, W, C), which need no layout, have
+            the types and ranges of images; they are stored as (N, C, D H, W).
         missing: Whether NaN stands for a missing value, which is kept as NaN. Moments and ranges
             are those of the values that are there.
 
@@ -444,12 +465,12 @@ class ImageData(Dataset[Tensor]):
         array = number_array(counts, where)
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
-        found: Layout = "vectors"
-        if layout is not None:
-            found = sequential(layout, array.shape, where)
-        elif array.ndim != 2:
-            found = layout_of(array.shape, where)
-        return cls(name, array, factors, factor_names, counting(array, found, where, missing))
+        found = declared(layout, array.shape, where)
+        if found is None:
+            found = "vectors" if array.ndim == 2 else layout_of(array.shape, where)
+        form = counting(array, found, where, missing)
+        form = replace(form, depth=depth_of(found, array.shape))
+        return cls(name, array, factors, factor_names, form)
 
     def as_counts(self) -> "ImageData":
         """The same data as counts, in the units in which they were given.
@@ -474,7 +495,7 @@ class ImageData(Dataset[Tensor]):
                 f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
             )
         form = counting(whole.numpy(), self.form.layout, self.name, self.form.missing)
-        form = replace(form, columns=self.form.columns)
+        form = replace(form, columns=self.form.columns, depth=self.form.depth)
         return self._like(tensor_of(whole.numpy(), form, self.name), self.factors, form)
 
     def _set(self, images: Tensor, factors: Any, factor_names: Sequence[str], form: Form) -> None:
@@ -511,8 +532,9 @@ class ImageData(Dataset[Tensor]):
         what = f"images of {size}"
         if self.form.layout == "vectors":
             what = f"vectors of {self.image_shape[-1]}"
-        elif self.form.sequential:
-            what = f"sequences of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
+        elif self.form.sequential or self.form.depth:
+            kind = "volumes" if self.form.depth else "sequences"
+            what = f"{kind} of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
         return f"ImageData({self.name!r}, {len(self)} {what}, {factors})"
 
@@ -635,7 +657,7 @@ class ImageData(Dataset[Tensor]):
         images, done, form = self.images, [], self.form
         if self.image_shape == tuple(image_shape):
             return self._like(images, self.factors), ""
-        if form.standardised:
+        if form.standardised or form.depth:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         if size != [height, width]:
             way = "padded with black"

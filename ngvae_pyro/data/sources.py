@@ -104,7 +104,8 @@ def load(
         factors: For tables and ``.h5ad`` files only: the columns (of ``obs``) that are factors, and
             no part of the vectors.
         layout: For arrays and tables only: ``sequences`` if they are (N, C, L) or, of one channel,
-            (N, L), as for :class:`ngvae_pyro.ImageData`.
+            (N, L), and for arrays ``volumes`` if they are (N, D, H, W), as for
+            :class:`ngvae_pyro.ImageData`.
         missing: For arrays, tables and ``.h5ad`` files only: whether NaN, in a table an empty cell
             among numbers, stands for a missing value, as for :class:`ngvae_pyro.ImageData`.
 
@@ -201,7 +202,7 @@ def as_images(
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
             units.
-        layout: ``sequences`` if arrays and files hold sequences, as for
+        layout: ``sequences`` or ``volumes`` if arrays and files hold these, as for
             :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
         missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`. If a
@@ -224,7 +225,8 @@ def as_images(
         if not hasattr(data, "__array__") and not isinstance(data, Dataset):
             return _in_memory(data, name, form, layout, counts, missing)
     if isinstance(data, ImageData):
-        if layout is not None and not data.form.sequential:
+        held = "volumes" if data.form.depth else "sequences" if data.form.sequential else None
+        if layout not in (None, held):
             raise UserError(f"data '{data.name}': layout: expected an array, got {data!r}")
         if missing and form is None and not data.form.missing:
             raise UserError(f"data '{data.name}': missing: expected an array, got {data!r}")
@@ -249,7 +251,8 @@ def as_images(
         tensor, form = image_tensor(data, name, any_range=True, layout=layout, missing=missing)
     else:
         array = number_array(data, name)
-        if not form.standardised and array.ndim in (3, 4) and array.ndim != form.dimensions:
+        pictures = not form.standardised and not form.depth
+        if pictures and array.ndim in (3, 4) and array.ndim != form.dimensions:
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
@@ -346,6 +349,6 @@ def _turned(data: ImageData, form: Form) -> ImageData:
         )
     arrays = data.form.arrays(ImageData.to_unit(data.images)).numpy()
     if not form.standardised:
-        form = replace(form, layout=data.form.layout)
+        form = replace(form, layout=data.form.layout, depth=data.form.depth)
     tensor = tensor_of(arrays, form, f"data '{data.name}'")
     return ImageData.stored(data.name, tensor, data.factors, data.factor_names, form)

@@ -458,8 +458,9 @@ def to_arviz(
 
     Returns:
         An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x). In it x has the units of the
-        model: images (image, channel, height, width) are in [0, 1], vectors (image, column) and
-        sequences (image, channel, position) standardised, and counts as they are. Latents are named
+        model: images (image, channel, height, width) and volumes (image, channel, depth, height,
+        width) are in [0, 1], vectors (image, column) and sequences (image, channel, position)
+        standardised, and counts as they are. Latents are named
         z0, z1 and so on. The groups are
         ``posterior``: precision and z (chain, draw, image, latent);
         ``log_likelihood``: x (chain, draw, image), log p(x | z), nats;
@@ -514,7 +515,12 @@ def to_arviz(
         machine.FLOAT_BYTES * numbers,
         fit.device,
     )
-    of_image, sizes = ["channel", "height", "width"], data.image_shape
+    of_image = ["channel", "height", "width"]
+    sizes: tuple[int, ...] = data.image_shape
+    if data.form.depth:
+        channels, height, width = data.image_shape
+        of_image = ["channel", "depth", "height", "width"]
+        sizes = (channels, data.form.depth, height // data.form.depth, width)
     if data.form.layout in DIMENSIONS:
         of_image, sizes = DIMENSIONS[data.form.layout], data.form.shape_of(data.image_shape)
 

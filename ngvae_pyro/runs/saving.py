@@ -57,6 +57,7 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
                 in_bytes=form.in_bytes,
                 columns=form.columns or None,
                 missing=form.missing or None,
+                depth=form.depth or None,
             ),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,

@@ -37,6 +37,7 @@ from ngvae_pyro.specs.base import (
     Rank,
     Rates,
     Sharpness,
+    Side,
     Spec,
     Weight,
     Width,
@@ -141,6 +142,20 @@ class Conv1dSpec(Spec):
     width: Width = 256
 
 
+class Conv3dSpec(Spec):
+    """Residual convolutions of volumes (C, D, H, W).
+
+    Strides of 2 halve all sides, whatever they are, until the longest is at most 4, with
+    ``channels`` and ``blocks`` residual blocks at each size. Then one dense layer of ``width``
+    units.
+    """
+
+    kind: Literal["conv3d"] = "conv3d"
+    channels: Channels = 16
+    blocks: Blocks = 1
+    width: Width = 256
+
+
 # A class by its full name; its module is one of an installed package or of the working folder.
 _FULL_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -222,13 +237,20 @@ def _own(value: Any) -> Any:
 
 
 NetworkSpec = Annotated[
-    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | Conv3dSpec | OwnSpec,
     ChosenBy("kind"),
     BeforeValidator(_own),
 ]
 # A mapping without a kind changes the default, which is the first.
 DecoderSpec = Annotated[
-    SeparableSpec | MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    SeparableSpec
+    | MLPSpec
+    | ConvSpec
+    | ResNetV2Spec
+    | ResidualConvSpec
+    | Conv1dSpec
+    | Conv3dSpec
+    | OwnSpec,
     ChosenBy("kind"),
     BeforeValidator(_own),
 ]
@@ -417,7 +439,7 @@ class LikelihoodSpec(Spec):
             keys.add("missing")
         return {key: value for key, value in values.items() if key in keys}
 
-    def resolved(self, *, binary: bool = False, columns: int = 0, missing: bool = False) -> Self:
+    def resolved(self, *, binary: bool = False, columns: int = 0) -> Self:
         """A copy in which every ``auto`` but that of the scale is what suits the data.
 
         A key of the gaussian that was given selects that.
@@ -425,9 +447,8 @@ class LikelihoodSpec(Spec):
         Args:
             binary: Whether they are images that hold only 0 and 1.
             columns: How many columns vectors have; 0 for images.
-            missing: Whether values of the data may be missing.
         """
-        changes: dict[str, Any] = {"missing": True} if missing else {}
+        changes: dict[str, Any] = {}
         family: str = self.family
         if family == "auto":
             family = "bernoulli" if binary and not self._given() else "gaussian"
@@ -456,12 +477,29 @@ def _own_likelihood(value: Any) -> Any:
 
 
 class ModelSpec(Spec):
-    """Declares p(x, z, precision): latent size, prior, likelihood and decoder."""
+    """Declares p(x, z, precision): latent size, prior, likelihood and decoder.
+
+    ``depth`` is D of volumes (C, D, H, W), which networks have as images (C, D H, W); it follows
+    from the data.
+    """
 
     latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: Annotated[LikelihoodSpec, BeforeValidator(_own_likelihood)] = LikelihoodSpec()
     decoder: Annotated[DecoderSpec, BeforeValidator(_deep)] = SeparableSpec()
+    depth: Side | None = None
+
+    def of_data(self, *, missing: bool, depth: int) -> Self:
+        """A copy for data of which values may be missing or not, and that are volumes or not.
+
+        Args:
+            missing: Whether they may be missing.
+            depth: D of volumes; 0 of all else.
+        """
+        changes: dict[str, Any] = {"depth": depth or None}
+        if missing:
+            changes["likelihood"] = self.likelihood.model_copy(update={"missing": True})
+        return self.model_copy(update=changes)
 
 
 # Guide: q(z, precision | x) ------------------------------------------------------------------
