@@ -741,6 +741,9 @@ class Trainer:
         if model["likelihood"].get("per") == "all":
             # As in trainings of older versions, which had no choice of it.
             del model["likelihood"]["per"]
+        if model["depth"] is None:
+            # Nor of volumes.
+            del model["depth"]
         return {
             "model": model,
             # The schedule may differ from the guide's own.
