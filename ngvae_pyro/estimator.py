@@ -82,7 +82,10 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             that of the model.
         held_out: Fraction of the rows that is not trained on, but at least one row.
         layout: ``sequences`` if the rows are sequences (N, C, L), or (N, L) of one channel, such as
-            spectra: these are standardised as a whole, and not column by column.
+            spectra: these are standardised as a whole, and not column by column. ``volumes`` if
+            they are volumes (N, D, H, W); those with an axis of channels too need none.
+        missing: Whether NaN stands for a missing value, of which the likelihood says nothing;
+            :meth:`impute` fills it in.
         device: auto, cpu, cuda or cuda:N.
         validation: Share of the training rows that is set aside, to measure the noise and the ELBO
             on during training; with some hundreds of rows 0.2 is better than none.
@@ -127,6 +130,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         likelihood: str | Mapping[str, Any] | Callable[..., Any] | None = None,
         held_out: float | None = None,
         layout: str | None = None,
+        missing: bool = False,
         device: str | None = None,
         validation: float | None = None,
         callbacks: Sequence[Callback] | None = None,
@@ -145,6 +149,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.likelihood = likelihood
         self.held_out = held_out
         self.layout = layout
+        self.missing = missing
         self.device = device
         self.validation = validation
         self.callbacks = callbacks
@@ -224,7 +229,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             device=self.device,
             seed=_seed(self.random_state),
         )
-        values = _given(name=data, held_out=self.held_out, layout=self.layout)
+        missing = self.missing or None
+        values = _given(name=data, held_out=self.held_out, layout=self.layout, missing=missing)
         variants.check_variant("NGVAE: guide", self.guide, "guides")
         model_spec = self._model_spec()
         guide_spec = variants.spec_of("guides", self.guide, _given(encoder=self.encoder))
@@ -248,7 +254,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             X = self._array(X, trained)
         if trained is not None:
             return trained.as_images(X, "X")
-        images = as_images(X, "X", layout=self.layout, counts=counts)
+        expect("NGVAE: missing", self.missing, bool, "true or false")
+        images = as_images(X, "X", layout=self.layout, counts=counts, missing=self.missing)
         self.n_features_in_ = images.images[0].numel()
         if hasattr(self, "feature_names_in_"):
             form = replace(images.form, columns=tuple(map(one_line, self.feature_names_in_)))
@@ -261,14 +268,17 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             _check_columns(X)
             return self._table(X, trained)
         array = _as_array(X)
-        axes: Sequence[int] = (2, 3, 4)
+        axes: Sequence[int] = (2, 3, 4, 5)
         shape = "vectors (N, D) or images (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        if self.layout is not None:
+        if self.layout == "sequences":
             axes, shape = (2, 3), "sequences (N, L) or (N, C, L)"
+        elif self.layout == "volumes":
+            axes, shape = (4, 5), "volumes (N, D, H, W), (N, C, D, H, W) or (N, D, H, W, C)"
         one = ""
         if trained is not None:
             row = trained.form.shape_of(trained.model.image_shape)
-            axes = (trained.form.dimensions,) if trained.form.standardised else (3, 4)
+            one_kind = trained.form.standardised or trained.form.depth
+            axes = (trained.form.dimensions,) if one_kind else (3, 4)
             shape = f"shape ({', '.join(map(str, ('N', *row)))}), as what was fitted"
             # Scikit-learn's checks look for the first words.
             one = ". Reshape your data: one alone is X[None]" if array.shape == row else ""
@@ -284,8 +294,9 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         if array.ndim == 2:
             return self._table(array, trained)
         # The minimum is NaN if any value is, and takes no extra memory.
-        if array.dtype.kind == "f" and array.size and np.isnan(array.min()):
-            raise UserError("X: expected finite numbers, got NaN")
+        missing = self.missing if trained is None else trained.form.missing
+        if not missing and array.dtype.kind == "f" and array.size and np.isnan(array.min()):
+            raise UserError("X: expected finite numbers, got NaN; missing=True takes it as missing")
         return array
 
     def _table(self, X: Any, trained: Fit | None) -> np.ndarray:
@@ -349,6 +360,23 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         z[:, self.latents_] = codes
         return self._own(decoded(self.fit_, z, "X").numpy())
 
+    def impute(self, X: Images) -> np.ndarray:
+        """The rows with E[x | z] where a value is missing, see :meth:`ngvae_pyro.Fit.impute`.
+
+        Args:
+            X: Rows, of which values may be NaN.
+
+        Returns:
+            In the form that :meth:`inverse_transform` returns.
+
+        Raises:
+            UserError: As :meth:`transform`.
+        """
+        check_is_fitted(self)
+        if not isinstance(X, (ImageData, Dataset, DataLoader, str, Path)):
+            X = self._array(X, self.fit_)
+        return self._own(self.fit_.impute(X))
+
     def _own(self, images: np.ndarray) -> np.ndarray:
         """Convert images to bytes if the fitted data were bytes."""
         if not self.fit_.form.in_bytes:
@@ -403,6 +431,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         check_finite(found.values, images.name)
         if self.model_.likelihood.discrete:
             return found.values
+        if images.form.missing:
+            return found.values - self.fit_.form.log_volumes(images.images.to("cpu"))
         return found.values - self.fit_.form.log_volume(images.images[0].numel())
 
     def score(self, X: Images, y: object = None) -> float:
@@ -454,7 +484,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         if spec.model_name in variants.names("models"):
             declared = _model_spec(spec.model_name, size, scale, None)
             resolved = declared.likelihood.like(likelihood)
-            if declared.model_copy(update={"likelihood": resolved}) == spec.model:
+            changes = {"likelihood": resolved, "depth": spec.model.depth}
+            if declared.model_copy(update=changes) == spec.model:
                 model = spec.model_name
         guide: str | Spec = spec.guide
         if spec.guide_name in variants.names("guides") and guide == variants.spec_of(
@@ -476,7 +507,8 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             validation=_changed(spec.fit, "validation"),
             scale=scale,
             held_out=held_out,
-            layout="sequences" if trained.form.sequential else None,
+            layout=_layout(trained),
+            missing=trained.form.missing,
             device=_changed(spec.fit, "device"),
             random_state=spec.fit.seed,
         )
@@ -491,6 +523,7 @@ class NGVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = self.missing
         # Codes are float32 whatever the type of X is.
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
@@ -572,6 +605,13 @@ def _model_spec(
                 raise UserError(f"NGVAE: {parameter}: {expected}") from None
         raise
     return spec
+
+
+def _layout(trained: Fit) -> str | None:
+    """The layout that has to be declared for arrays like those of a fit."""
+    if trained.form.sequential:
+        return "sequences"
+    return "volumes" if trained.form.layout == "grey_volumes" else None
 
 
 def _rows_of(held_out: float, rows: int) -> int:

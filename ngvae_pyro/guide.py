@@ -194,7 +194,14 @@ class Guide(PyroModule):
         for name in self.annealed:
             # A buffer, because it changes during training and is saved with the weights.
             self.register_buffer(name, torch.tensor(getattr(spec, name)))
-        self.encoder = Encoder(spec.encoder, model.image_shape, model.latent_size, outputs)
+        self.encoder = Encoder(
+            spec.encoder,
+            model.image_shape,
+            model.latent_size,
+            outputs,
+            missing=model.likelihood.spec.missing,
+            depth=model.spec.depth,
+        )
         self.encoder.of_counts = model.likelihood.counts
         if model.reference is not None:
             self.encoder.condition(model.reference, math.prod(model.image_shape))

@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ngvae_pyro.data.images import ImageData
-from ngvae_pyro.distributions.pixels import GaussianPixels, OneHotPixels
+from ngvae_pyro.distributions.pixels import GaussianPixels, ObservedPixels, OneHotPixels
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.extras import needed
 from ngvae_pyro.nn import first_line, imported
@@ -35,6 +35,8 @@ RESOLUTION_IMAGES = 20_000
 UNKNOWN_SCALE = 0.1
 # How often the noise of columns is estimated anew, in units of the estimate before.
 ROUNDS = 10
+# Likewise, where values are missing and are filled in.
+GAP_ROUNDS = 30
 
 Units = tuple[Tensor, float]
 
@@ -46,6 +48,8 @@ def resolution(data: ImageData) -> float:
     their mean, whatever their size, contrast and units: what accounts for less than about 0.2 % of
     their variance is not looked for. It is the floor of an ``auto`` scale, which is the standard
     deviation of the noise where that is larger.
+
+    Where values are missing, an image carries what is there.
 
     Args:
         data: The training images.
@@ -80,9 +84,15 @@ def _mean_and_resolution(data: ImageData, logs: bool = False) -> Units:
 
     parts = data.images[:RESOLUTION_IMAGES].split(1024)
     count = sum(map(len, parts))
-    # In float64 and in two passes, because images may hardly differ from their mean.
-    mean = torch.stack([read(part).sum(0) for part in parts]).sum(0) / count
-    squares = sum((read(part) - mean).square().sum().item() for part in parts)
+    if data.form.missing:
+        # What is nowhere there has the mean 0, and counts for nothing.
+        seen = torch.stack([(~part.isnan()).sum(0) for part in parts]).sum(0).clamp_min(1)
+        mean = torch.stack([read(part).nansum(0) for part in parts]).sum(0) / seen
+        squares = sum((read(part) - mean).square().nansum().item() for part in parts)
+    else:
+        # In float64 and in two passes, because images may hardly differ from their mean.
+        mean = torch.stack([read(part).sum(0) for part in parts]).sum(0) / count
+        squares = sum((read(part) - mean).square().sum().item() for part in parts)
     finest = max(math.sqrt(squares / count / (2.0 * SIGNAL)), LEAST_SCALE)
     return mean.float(), finest
 
@@ -96,9 +106,13 @@ def own_noise(residuals: Tensor) -> Tensor:
     uniquenesses of a factor analysis; it is estimated anew in units of itself, so that quiet
     columns beside noisy ones are not taken to be noise.
 
+    A missing residual is NaN. :func:`_own_noise_of_observed` then fills it in.
+
     Args:
         residuals: Of N > 1 images.
     """
+    if residuals.isnan().any():
+        return _own_noise_of_observed(residuals)
     centred = residuals.double() - residuals.double().mean(0)
     count = len(centred)
     total = centred.square().mean(0)
@@ -117,6 +131,43 @@ def own_noise(residuals: Tensor) -> Tensor:
     found = torch.zeros_like(total)
     found[varies] = own
     return found.to(residuals.dtype)
+
+
+def _own_noise_of_observed(residuals: Tensor) -> Tensor:
+    """As :func:`own_noise`, where some residuals are missing.
+
+    In each round a missing residual becomes what the shared components say of it, and a draw of the
+    column's own noise (data augmentation; Tanner and Wong, 1987, "The calculation of posterior
+    distributions by data augmentation", JASA 82). Without the draw it would look too quiet. There
+    are GAP_ROUNDS of them, and the result is the mean of the second half.
+    """
+    absent = residuals.isnan()
+    rows = (~absent).sum(0).clamp_min(1)
+    filled = residuals.double() - residuals.double().nansum(0) / rows
+    filled = filled.masked_fill(absent, 0.0)
+    varies = (filled.square().sum(0) > 0).nonzero().flatten()
+    absent, filled = absent[:, varies], filled[:, varies]
+    own = filled.square().sum(0) / rows[varies]
+    # Of noise that is filled in, which keeps what it was filled in with, eigenvalues are larger: as
+    # with the rows alone in which two columns are there.
+    together = (1.0 - absent.double().mean().item()) ** 2 * len(filled)
+    edge = (1.0 + math.sqrt(filled.shape[1] / together)) ** 2
+    # The same draws each time, and on every device.
+    generator, estimates = torch.Generator().manual_seed(0), []
+    for _ in range(GAP_ROUNDS):
+        scaled = (filled - filled.mean(0)) / own.sqrt()
+        values, vectors = _principal(scaled)
+        vectors, values = vectors[:, values > edge], values[values > edge]
+        told = (scaled @ vectors * (1.0 - 1.0 / values)) @ vectors.T * own.sqrt()
+        total = own * scaled.square().mean(0)
+        common = own * (vectors.square() @ (values - 1.0))
+        own = (total - common).clamp_min(1e-3 * total)
+        draws = torch.randn(filled.shape, generator=generator, dtype=filled.dtype).to(filled)
+        filled = torch.where(absent, told + own.sqrt() * draws, filled)
+        estimates.append(own)
+    found = residuals.new_zeros(residuals.shape[1])
+    found[varies] = torch.stack(estimates[GAP_ROUNDS // 2 :]).mean(0).to(found)
+    return found
 
 
 def _principal(columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +201,8 @@ class Likelihood(nn.Module, ABC):
     in_units = False
     # Whether x have to be in [0, 1].
     intensities = False
+    # Whether values of x may be NaN where the spec says so, and are left out then.
+    handles_missing = False
 
     def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
         super().__init__()
@@ -165,6 +218,17 @@ class Likelihood(nn.Module, ABC):
             x: The images (B, C, H, W) that it is asked about, for what is known of each besides z:
                 its exposure. Without them the exposure is a typical one.
         """
+
+    def observed(self, fn: TorchDistribution) -> TorchDistribution:
+        """A distribution of independent values, of those alone that are there if some may not be.
+
+        See :class:`ngvae_pyro.distributions.pixels.ObservedPixels`.
+        """
+        return ObservedPixels(fn) if self.spec.missing else fn
+
+    def filled(self, x: Tensor) -> Tensor:
+        """Images x (N, C, H, W) with their mean where a value is missing."""
+        return x.where(~x.isnan(), x.nanmean(0).nan_to_num()) if self.spec.missing else x
 
     @property
     def scale(self) -> float | None:
@@ -190,7 +254,7 @@ class Likelihood(nn.Module, ABC):
         Of it comes the weight of the KL at the beginning of the training, which falls to 1. It is
         the log likelihood of each image for the output that suits it best, value by value, less
         that for the output that suits all of them best. By default what images carry at their
-        resolution.
+        resolution. Missing values carry nothing.
         """
         return SIGNAL
 
@@ -198,14 +262,19 @@ class Likelihood(nn.Module, ABC):
         """The score and the Fisher information of images x in each value of the output.
 
         score = d log p(x) / d output, and information = (d E[x] / d output)^2 / Var(x), which is
-        that of every exponential family, and a lower bound for others. Both have the shape of x.
+        that of every exponential family, and a lower bound for others. Both have the shape of x,
+        and are 0 where it is missing.
         """
         with torch.enable_grad():
             at = output.detach().requires_grad_()
             fn = self(at, x)
             (slope,) = torch.autograd.grad(fn.mean.sum(), at, retain_graph=True)
             (score,) = torch.autograd.grad(fn.log_prob(x).sum(), at)
-        return score, slope.square() / fn.variance.detach()
+        return score, self._of_observed(slope.square() / fn.variance.detach(), x)
+
+    def _of_observed(self, values: Tensor, x: Tensor) -> Tensor:
+        """Values of x's shape, with 0 where x is missing."""
+        return values.masked_fill(x.isnan(), 0.0) if self.spec.missing else values
 
 
 class GaussianLikelihood(Likelihood):
@@ -216,6 +285,7 @@ class GaussianLikelihood(Likelihood):
     """
 
     in_units = True
+    handles_missing = True
 
     def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
         super().__init__(spec, image_shape)
@@ -241,7 +311,7 @@ class GaussianLikelihood(Likelihood):
         super()._load_from_state_dict(weights, prefix, *rest)
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        return GaussianPixels(output, self.log_scale.exp())
+        return self.observed(GaussianPixels(output, self.log_scale.exp()))
 
     @property
     def scale(self) -> float:
@@ -262,25 +332,27 @@ class GaussianLikelihood(Likelihood):
         mean square, one for each channel that of the channel. One for each value is
         sqrt(m + n - mean of n), with m the mean square of all and n the :func:`own_noise` of the
         value: what is not drawn yet counts for all alike. A scale that is learned is left to the
-        training, and a given one is the floor of those of channels and values.
+        training, and a given one is the floor of those of channels and values. Residuals of missing
+        values are NaN.
         """
         if self.spec.learned or not (self.auto or self.log_scale.dim()):
             return None
         squares = residuals.square()
+        mean = torch.nanmean if self.spec.missing else torch.mean
         if self.spec.per == "channel":
-            variance = squares.mean((0, 2, 3)).view(-1, 1, 1)
+            variance = mean(squares, (0, 2, 3)).view(-1, 1, 1)
         elif self.spec.per == "value":
             own = own_noise(residuals.flatten(1)).view(self.image_shape)
-            shared = squares.mean() - own.mean() if self.auto else 0.0
+            shared = mean(squares) - own.mean() if self.auto else 0.0
             variance = own + shared
         else:
-            variance = squares.mean()
+            variance = mean(squares)
         return variance.clamp_min(0.0).sqrt().double().clamp_min(self.floor)
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
         """The sum over pixels of Var(x) / (2 scale^2), in nats per image, of x (N, C, H, W)."""
-        return (x.var(0) / (2.0 * (2.0 * self.log_scale).exp())).sum().item()
+        return (self.filled(x).var(0) / (2.0 * (2.0 * self.log_scale).exp())).sum().item()
 
 
 class BernoulliLikelihood(Likelihood):
@@ -292,13 +364,15 @@ class BernoulliLikelihood(Likelihood):
 
     discrete = True
     intensities = True
+    handles_missing = True
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        return dist.Bernoulli(logits=output, validate_args=False).to_event(3)
+        return self.observed(dist.Bernoulli(logits=output, validate_args=False).to_event(3))
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
         """The drop in cross-entropy from the mean image to the image itself, nats per image."""
+        x = self.filled(x)
         mean, entropy = x.mean(0).expand_as(x), nn.functional.binary_cross_entropy
         drop = entropy(mean, x, reduction="sum") - entropy(x, x, reduction="sum")
         return (drop / len(x)).item()
@@ -309,7 +383,7 @@ class BernoulliLikelihood(Likelihood):
         The output is the natural parameter, so they are x - E[x] and Var(x).
         """
         fn = self(output, x)
-        return x - fn.mean, fn.variance
+        return self._of_observed(x - fn.mean, x), self._of_observed(fn.variance, x)
 
 
 class ContinuousBernoulliLikelihood(BernoulliLikelihood):
@@ -321,7 +395,7 @@ class ContinuousBernoulliLikelihood(BernoulliLikelihood):
     discrete = False
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        return dist.ContinuousBernoulli(logits=output).to_event(3)
+        return self.observed(dist.ContinuousBernoulli(logits=output).to_event(3))
 
 
 class CategoricalLikelihood(BernoulliLikelihood):
@@ -333,13 +407,16 @@ class CategoricalLikelihood(BernoulliLikelihood):
     intensities = False
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        return OneHotPixels(output)
+        return self.observed(OneHotPixels(output))
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
         """The entropy of the classes at each place, summed, in nats per image."""
-        mean = x.mean(0)
-        return -torch.xlogy(mean, mean).sum().item()
+        mean = self.filled(x).mean(0)
+        entropy = -torch.xlogy(mean, mean)
+        if self.spec.missing:
+            entropy = entropy * (~x.isnan()).float().mean(0)
+        return entropy.sum().item()
 
 
 class StudentTLikelihood(GaussianLikelihood):
@@ -356,17 +433,19 @@ class StudentTLikelihood(GaussianLikelihood):
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
         scale, df = self.log_scale.exp(), torch.full_like(self.log_scale, self.spec.df)
-        return dist.StudentT(df, output, scale, validate_args=False).to_event(3)
+        return self.observed(dist.StudentT(df, output, scale, validate_args=False).to_event(3))
 
     def rescale(self, residuals: Tensor) -> Tensor | None:
         """The scale whose median is that of the residuals, and the floor where that is more."""
         if self.spec.learned or not self.auto:
             return None
-        return (residuals.abs().median().double() / self.median).clamp_min(self.floor)
+        median = torch.nanmedian if self.spec.missing else torch.median
+        return (median(residuals.abs()).double() / self.median).clamp_min(self.floor)
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
         """Log density of images at themselves less that at their mean image, nats per image."""
+        x = self.filled(x)
         mean = x.mean(0).expand_as(x)
         return (self(x).log_prob(x) - self(mean).log_prob(x)).mean().item()
 
@@ -377,47 +456,79 @@ class CountsLikelihood(Likelihood):
     The exposure is 1, or the total of an image's counts, such as the size of a cell's library
     (``total``), which is then taken as known: z does not have to tell it. Without an image, as in
     draws from the prior, it is the median total of the training data.
+
+    Where counts are missing, the total is that of the others, divided by their share in the mean
+    counts of the training data: an estimate of what the total would be if all were there. So the
+    rate of a value does not depend on which others are missing.
     """
 
     counts = True
     discrete = True
     in_units = True
+    handles_missing = True
     typical: Tensor
+    shares: Tensor
 
     def __init__(self, spec: LikelihoodSpec, image_shape: Sequence[int]) -> None:
         super().__init__(spec, image_shape)
         self.of_total = spec.exposure == "total"
         self.register_buffer("typical", torch.ones(()))
+        if spec.missing:
+            # Of each value in the mean total.
+            even = torch.full(self.image_shape, 1.0 / math.prod(self.image_shape))
+            self.register_buffer("shares", even)
 
     def exposure(self, x: Tensor | None) -> Tensor:
         """The exposure of images x (B, C, H, W), shape (B, 1, 1, 1), or of none, ()."""
         if x is None or not self.of_total:
             return self.typical
+        axes = (-3, -2, -1)
+        if self.spec.missing:
+            there = (~x.isnan() * self.shares).sum(axes, keepdim=True).clamp_min(1e-6)
+            return (x.nansum(axes, keepdim=True) / there).clamp_min(1e-6)
         # The total 0 has no logarithm, and no gradient.
-        return x.sum((-3, -2, -1), keepdim=True).clamp_min(1e-6)
+        return x.sum(axes, keepdim=True).clamp_min(1e-6)
 
     @torch.no_grad()
     def learn(self, data: ImageData) -> None:
         """Take the median total of the training data."""
+        if self.spec.missing:
+            total, seen = _totals(data)
+            mean = total / seen.clamp_min(1.0)
+            # Not 0 of what was never seen, because only that may be there.
+            self.shares.copy_(mean.clamp_min(1e-6 * mean.sum()) / mean.sum())
         if self.of_total:
-            totals = torch.cat([p.flatten(1).sum(1) for p in data.images.split(1024)])
+            if self.spec.missing:
+                parts = [self.exposure(ImageData.to_unit(p)) for p in data.images.split(1024)]
+                totals = torch.cat(parts).flatten()
+            else:
+                totals = torch.cat([p.flatten(1).sum(1) for p in data.images.split(1024)])
             self.typical.copy_(totals.float().median().clamp_min(1.0))
 
     def units(self, data: ImageData) -> tuple[Units, Units]:
         """Of the encoder, which has log(1 + x), and of the decoder, whose loc is log mean rates."""
         mean, finest = _mean_and_resolution(data, logs=True)
-        sums = (part.double().sum(0) for part in data.images.split(1024))
-        total = sum(sums, torch.zeros((), dtype=torch.float64))
+        exposure: float | Tensor
+        if self.spec.missing:
+            weigh = self.exposure if self.of_total else None
+            total, exposure = _totals(data, weigh)
+            exposure = exposure.clamp_min(1.0)
+        else:
+            sums = (part.double().sum(0) for part in data.images.split(1024))
+            total = sum(sums, torch.zeros((), dtype=torch.float64))
+            exposure = max(total.sum().item() if self.of_total else float(len(data)), 1.0)
         # Half a count for what was never seen.
-        exposure = total.sum().item() if self.of_total else float(len(data))
-        rates = ((total + 0.5) / max(exposure, 1.0)).log().float()
+        rates = ((total + 0.5) / exposure).log().float()
         return (mean, finest / UNKNOWN_SCALE), (rates, 1.0)
 
     @torch.no_grad()
     def signal(self, x: Tensor) -> float:
         """Half the deviance of images x (N, C, H, W) from their mean rates, in nats per image."""
         exposure = self.exposure(x)
-        mean = exposure * x.sum(0) / exposure.expand(len(x), 1, 1, 1).sum()
+        if self.spec.missing:
+            mean = exposure * x.nansum(0) / (exposure * ~x.isnan()).sum(0).clamp_min(1e-6)
+        else:
+            mean = exposure * x.sum(0) / exposure.expand(len(x), 1, 1, 1).sum()
         return (self._log_prob_at(x, x) - self._log_prob_at(mean, x)).mean().item()
 
     def _log_prob_at(self, mean: Tensor, x: Tensor) -> Tensor:
@@ -427,12 +538,25 @@ class CountsLikelihood(Likelihood):
         return log_prob
 
 
+def _totals(
+    data: ImageData, weigh: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of each value the sum over the data, and that of the weights where it is there, float64."""
+    total = torch.zeros(data.image_shape, dtype=torch.float64)
+    weights = torch.zeros_like(total)
+    for part in data.images.split(1024):
+        total += part.double().nansum(0)
+        own = torch.ones(()) if weigh is None else weigh(ImageData.to_unit(part))
+        weights += (own * ~part.isnan()).double().sum(0)
+    return total, weights
+
+
 class PoissonLikelihood(CountsLikelihood):
     """Poisson(exposure * exp(output))."""
 
     def forward(self, output: Tensor, x: Tensor | None = None) -> TorchDistribution:
         rate = self.exposure(x) * output.exp()
-        return dist.Poisson(rate, validate_args=False).to_event(3)
+        return self.observed(dist.Poisson(rate, validate_args=False).to_event(3))
 
 
 class NegativeBinomialLikelihood(CountsLikelihood):
@@ -451,7 +575,7 @@ class NegativeBinomialLikelihood(CountsLikelihood):
         # In logarithms, where neither a rare nor a frequent value loses digits.
         logits = self.exposure(x).log() + output - self.log_concentration
         fn = dist.NegativeBinomial(self.log_concentration.exp(), logits=logits, validate_args=False)
-        return fn.to_event(3)
+        return self.observed(fn.to_event(3))
 
 
 class FunctionLikelihood(Likelihood):
@@ -502,6 +626,11 @@ def load_likelihood(spec: LikelihoodSpec, image_shape: Sequence[int]) -> Likelih
             likelihood = FunctionLikelihood(spec, image_shape, factory)
     except TypeError as error:
         raise UserError(f"{where}: {first_line(error)}") from None
+    if spec.missing and not likelihood.handles_missing:
+        raise UserError(
+            f"{where}: {factory.__qualname__}: expected a class with handles_missing = True, "
+            "because values of the data may be missing"
+        )
     _try_out(likelihood, f"{where}: {factory.__qualname__}")
     return likelihood
 
@@ -544,6 +673,11 @@ def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
         UserError: If they do not fit; the message names what does.
     """
     family = likelihood.family
+    if data.form.missing and not likelihood.spec.missing:
+        raise UserError(
+            f"model.likelihood.missing: expected true for '{data.name}', of which values may be "
+            "missing, got false; ngvae_pyro.load_model(variant, data) sets it"
+        )
     if likelihood.counts and not data.form.raw:
         raise UserError(
             "model.likelihood.whole_numbers: expected true for a likelihood of counts, got false"
@@ -557,10 +691,16 @@ def check_likelihood(likelihood: Likelihood, data: ImageData) -> None:
     if isinstance(likelihood, CategoricalLikelihood) and not _one_hot(data):
         raise UserError(
             f"model.likelihood.family: {family}: expected '{data.name}' to have a channel for each "
-            "class, of which one is 1 at each place and the others are 0"
+            "class, of which one is 1 at each place and the others are 0, or all are missing"
         )
 
 
 def _one_hot(data: ImageData) -> bool:
     parts = (ImageData.to_unit(part) for part in data.images.split(1024))
-    return all(bool(((x == 0) | (x == 1)).all()) and bool((x.sum(1) == 1).all()) for x in parts)
+    return all(map(_is_one_hot, parts))
+
+
+def _is_one_hot(x: Tensor) -> bool:
+    absent = x.isnan().all(1)
+    classes = ((x == 0) | (x == 1)).all(1) & (x.sum(1) == 1)
+    return bool((classes | absent).all())

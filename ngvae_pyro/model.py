@@ -53,7 +53,7 @@ class VAE(PyroModule):
         self.spec = spec
         self.image_shape = tuple(image_shape)
         self.latent_size = spec.latent_size
-        self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size)
+        self.decoder = Decoder(spec.decoder, image_shape, spec.latent_size, spec.depth)
         self.likelihood = load_likelihood(spec.likelihood, image_shape)
         # A buffer keeps track of the device and dtype that `.to` has moved the model to.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
@@ -226,7 +226,7 @@ class ArdDecoder(Decoder):
     """A decoder of y_k = s_k z_k, s_k the standard deviation of the prior of y_k."""
 
     def __init__(self, spec: ModelSpec, image_shape: Sequence[int]) -> None:
-        super().__init__(spec.decoder, image_shape, spec.latent_size)
+        super().__init__(spec.decoder, image_shape, spec.latent_size, spec.depth)
         assert isinstance(spec.prior, ArdPriorSpec)
         self.precision = AxisPrecision(spec.prior, spec.latent_size)
 
@@ -341,8 +341,11 @@ def load_model(
     spec = spec_of("models", variant, changes)
     expect("variant", spec, ModelSpec, "an ngvae_pyro.ModelSpec")
     image_shape, data = _of_images(images, counts=spec.likelihood.whole)
+    if data is not None:
+        spec = spec.of_data(missing=data.form.missing, depth=data.form.depth)
     likelihood = spec.likelihood.resolved(
-        binary=data is not None and data.binary, columns=_columns(data)
+        binary=data is not None and data.binary,
+        columns=_columns(data),
     )
     spec = spec.model_copy(update={"likelihood": likelihood})
     if (kind := MODELS.get(type(spec.prior))) is None:

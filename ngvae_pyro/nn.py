@@ -23,6 +23,7 @@ from ngvae_pyro.contexts import covariates, in_mode
 from ngvae_pyro.errors import UserError, described
 from ngvae_pyro.specs import (
     Conv1dSpec,
+    Conv3dSpec,
     ConvSpec,
     MLPSpec,
     OwnSpec,
@@ -34,13 +35,15 @@ from ngvae_pyro.specs import (
 CONV_SIZES = (28, 32, 64)
 # Patches along the longer side of an image, at most.
 PATCHES = 16
-# Length from which conv1d networks halve no more.
-SHORTEST = 8
+# Length from which conv1d networks halve no more, and longest side from which conv3d networks do.
+SHORTEST, SMALLEST = 8, 4
 
 # What torch and Python raise for shapes, types and sizes that do not match.
 MISTAKES = (RuntimeError, TypeError, ValueError, IndexError)
 
-AnyNetwork = MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec
+AnyNetwork = (
+    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | Conv3dSpec | OwnSpec
+)
 AnyDecoder = SeparableSpec | AnyNetwork
 
 
@@ -108,20 +111,42 @@ class SequenceBlock(nn.Module):
     to which cells are repeated.
     """
 
-    def __init__(self, channels: int, resize: Literal["down", "keep"] | int = "keep") -> None:
+    convolution: type[nn.Module] = nn.Conv1d
+    pooling: type[nn.Module] = nn.AvgPool1d
+    kernel = 5
+
+    def __init__(
+        self,
+        channels: int,
+        resize: Literal["down", "keep"] | int | tuple[int, ...] = "keep",
+        pool: int | tuple[int, ...] = 2,
+    ) -> None:
         super().__init__()
-        up = nn.Upsample(resize) if isinstance(resize, int) else nn.Identity()
-        halve = nn.AvgPool1d(2, ceil_mode=True, count_include_pad=False)
+        up = nn.Identity() if isinstance(resize, str) else nn.Upsample(resize)
+        halve = self.pooling(pool, ceil_mode=True, count_include_pad=False)
+        stride, padding = 2 if resize == "down" else 1, self.kernel // 2
+        first = self.convolution(channels, channels, self.kernel, stride=stride, padding=padding)
+        second = self.convolution(channels, channels, self.kernel, padding=padding)
         self.skip = nn.Sequential(halve if resize == "down" else nn.Identity(), up)
         self.residual = nn.Sequential(
-            *(_norm(channels), nn.SiLU(), up),
-            nn.Conv1d(channels, channels, 5, stride=2 if resize == "down" else 1, padding=2),
-            *(_norm(channels), nn.SiLU(), nn.Conv1d(channels, channels, 5, padding=2)),
+            *(_norm(channels), nn.SiLU(), up, first),
+            *(_norm(channels), nn.SiLU(), second),
         )
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.skip(h) + self.residual(h)
         return out
+
+
+class VolumeBlock(SequenceBlock):
+    """The same of volumes (B, channels, D, H, W), with kernels of 3.
+
+    A side of 1 stays: of such, ``pool`` is 1.
+    """
+
+    convolution = nn.Conv3d
+    pooling = nn.AvgPool3d
+    kernel = 3
 
 
 class ResidualConvolution(nn.Module):
@@ -385,6 +410,10 @@ class Encoder(Network):
         image_shape: (C, H, W).
         latent_size: K.
         outputs: How many numbers per latent, e.g. 2 for loc and logits.
+        missing: Whether values may be missing, NaN. The trunk then has twice the channels: 0, the
+            mean image, in the place of a missing value, and after all channels, for each of them, 1
+            where it is missing and 0 elsewhere.
+        depth: D of volumes.
 
     Raises:
         UserError: If the network cannot take images of this size.
@@ -396,8 +425,13 @@ class Encoder(Network):
         image_shape: Sequence[int],
         latent_size: int,
         outputs: int,
+        missing: bool = False,
+        depth: int | None = None,
     ) -> None:
         super().__init__(image_shape)
+        self.missing = missing
+        if missing:
+            image_shape = (2 * image_shape[0], *image_shape[1:])
         self.outputs = outputs
         # Whether images are counts, of which the trunk has log(1 + x).
         self.of_counts = False
@@ -444,6 +478,20 @@ class Encoder(Network):
                 *(_norm(channels), nn.SiLU(), nn.Flatten()),
                 *(nn.Linear(channels * lengths[-1], spec.width), nn.SiLU()),
             ]
+        elif spec.kind == "conv3d":
+            volumes, channels = _halved_volumes(spec, image_shape, depth), spec.channels
+            trunk = [
+                nn.Unflatten(2, volumes[0][:2]),
+                nn.Conv3d(image_shape[0], channels, 3, padding=1),
+            ]
+            for deep, high, wide in volumes[:-1]:
+                pool = min(deep, 2), min(high, 2), min(wide, 2)
+                trunk.append(VolumeBlock(channels, "down", pool))
+                trunk += [VolumeBlock(channels) for _ in range(spec.blocks - 1)]
+            trunk += [
+                *(_norm(channels), nn.SiLU(), nn.Flatten()),
+                *(nn.Linear(channels * math.prod(volumes[-1]), spec.width), nn.SiLU()),
+            ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
             sizes = [image_shape[0]] + [spec.channels] * layers
@@ -461,12 +509,17 @@ class Encoder(Network):
         self.head = nn.Linear(spec.width, outputs * latent_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        absent = x.isnan() if self.missing else None
         if self.of_counts:
             x = x.log1p()
         x = (x - self.loc) / self.unit
+        if absent is not None:
+            x = x.masked_fill(absent, 0.0)
         if self.conditioning is not None:
             # At the input, where every trunk takes it, and all layers follow.
             x = self.conditioning(x.flatten(1)).view_as(x)
+        if absent is not None:
+            x = torch.cat((x, absent.to(x.dtype)), -3)
         out: Tensor = self.head(self.through_trunk(x).flatten(1))
         return out.chunk(self.outputs, -1)
 
@@ -478,6 +531,7 @@ class Decoder(Network):
         spec: Network of the trunk.
         image_shape: (C, H, W).
         latent_size: K.
+        depth: D of volumes.
 
     Raises:
         UserError: If the network cannot make images of this size.
@@ -488,6 +542,7 @@ class Decoder(Network):
         spec: AnyDecoder,
         image_shape: Sequence[int],
         latent_size: int,
+        depth: int | None = None,
     ) -> None:
         super().__init__(image_shape)
         # Logits are in no units.
@@ -544,6 +599,20 @@ class Decoder(Network):
             trunk += [
                 *(_norm(channels), nn.SiLU()),
                 nn.Conv1d(channels, image_shape[0], 5, padding=2),
+            ]
+        elif spec.kind == "conv3d":
+            volumes, channels = _halved_volumes(spec, image_shape, depth), spec.channels
+            trunk = [
+                *(nn.SiLU(), nn.Linear(spec.width, channels * math.prod(volumes[-1]))),
+                nn.Unflatten(-1, (channels, *volumes[-1])),
+            ]
+            for sides in volumes[-2::-1]:
+                trunk.append(VolumeBlock(channels, sides))
+                trunk += [VolumeBlock(channels) for _ in range(spec.blocks - 1)]
+            trunk += [
+                *(_norm(channels), nn.SiLU()),
+                nn.Conv3d(channels, image_shape[0], 3, padding=1),
+                nn.Flatten(2, 3),
             ]
         else:
             grid, layers = _conv_grid(spec.kind, image_shape)
@@ -829,6 +898,24 @@ def _halved(spec: Conv1dSpec, image_shape: Sequence[int]) -> list[int]:
     return lengths
 
 
+def _halved_volumes(
+    spec: Conv3dSpec, image_shape: Sequence[int], depth: int | None
+) -> list[tuple[int, int, int]]:
+    """The sides (D, H, W) of volumes, from those of the data down to the smallest."""
+    _, rows, width = image_shape
+    if depth is None or rows % depth:
+        got = "images" if depth is None else f"{rows} rows and a depth of {depth}"
+        raise UserError(
+            f"the {spec.kind} network takes volumes (C, D, H, W), got {got}; set "
+            "model.decoder.kind and guide.encoder.kind to 'residual_conv' or 'mlp'"
+        )
+    sides = [(depth, rows // depth, width)]
+    while max(sides[-1]) > SMALLEST:
+        deep, high, wide = (-(-side // 2) for side in sides[-1])
+        sides.append((deep, high, wide))
+    return sides
+
+
 def _conv_grid(kind: str, image_shape: Sequence[int]) -> tuple[int, int]:
     """Side of the smallest feature grid and the number of stride-2 layers down to it."""
     _, height, width = image_shape
@@ -869,6 +956,10 @@ def activations(spec: AnyDecoder, image_shape: Sequence[int]) -> int:
     if spec.kind == "conv1d":
         cells = spec.channels * sum(_halved(spec, image_shape))
         return 8 * spec.blocks * cells + 4 * spec.width + 2 * pixels
+    if spec.kind == "conv3d":
+        # Each halving leaves an eighth of the cells or more, so all sizes together have at most as
+        # many as twice the largest.
+        return 16 * spec.blocks * spec.channels * image_shape[1] * image_shape[2] + 2 * pixels
     if spec.kind == "own":
         # What goes in and comes out; what lies between has been measured (``Network.kept``).
         return 4 * spec.width + 2 * pixels

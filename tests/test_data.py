@@ -592,7 +592,7 @@ OBJECTS = np.array([Bomb(), Bomb()], dtype=object)
         ({"imgs": BYTES[:1]}, r"expected at least 2 images, got shape \(1, 6, 7\)"),
         ({"imgs": BYTES[:0]}, r"got \(0, 6, 7\)"),
         ({"imgs": BYTES[:, :0]}, r"got \(5, 0, 7\)"),
-        ({"imgs": BYTES[:, None, :, :, None]}, r"imgs: .* header"),
+        ({"imgs": BYTES[:, None, :, :, None, None]}, r"imgs: .* header"),
         ({"imgs": np.zeros((5, 7, 6, 7), "u1")}, r"got \(5, 7, 6, 7\), which is neither"),
         ({"imgs": np.zeros((5, 3, 6, 3), "u1")}, r"got \(5, 3, 6, 3\), which could be both"),
         ({"imgs": BYTES.astype(np.complex64)}, "expected dtype bool, integer or float, got '<c8'"),

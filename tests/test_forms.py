@@ -44,7 +44,10 @@ def test_columns_of_any_size_have_a_scale(scale):
 @pytest.mark.parametrize(
     ("x", "match"),
     [
-        (np.array([[1.0], [np.nan]]), "^x: images: expected finite numbers, got NaN or inf$"),
+        (
+            np.array([[1.0], [np.nan]]),
+            "^x: images: expected finite numbers, got NaN or inf; data.m",
+        ),
         (np.array([[1e308], [-1e308]]), "expected finite numbers, got NaN or inf"),
         (np.zeros((0, 3)), r"expected shape \(N, D\) without a 0, got \(0, 3\)"),
         (np.array([["a"]]), "expected numbers, got dtype <U1"),

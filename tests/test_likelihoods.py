@@ -501,12 +501,15 @@ def test_the_curve_of_counts_keeps_what_shares_a_scale(tmp_path):
 
 def test_trainings_of_before_there_was_a_choice_have_one_scale():
     data = ng.from_numpy(np.random.default_rng(0).normal(size=(60, 110)))
-    spec = FitSpec(steps=2, device="cpu")
 
     def identity(**likelihood):
         model = load_model("normal_gamma", data, likelihood=likelihood, decoder=SMALL)
         guide = ng.load_guide("relaxed", model, encoder=SMALL)
-        return Trainer(model, guide, data, spec, ScheduleSpec()).identity["model"]["likelihood"]
+        spec = FitSpec(steps=2, device="cpu")
+        trained = Trainer(model, guide, data, spec, ScheduleSpec()).identity["model"]
+        # Nor were there volumes, or missing values.
+        assert "depth" not in trained and "missing" not in trained["likelihood"]
+        return trained["likelihood"]
 
     assert "per" not in identity(per="all") and identity()["per"] == "value"
     values = {"model": {"likelihood": {"family": "gaussian"}}}

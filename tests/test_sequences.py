@@ -97,7 +97,7 @@ def test_the_columns_of_a_table_are_places_of_a_curve(tmp_path):
     [
         (
             lambda: ng.ImageData("x", SERIES, layout="rows"),
-            "layout: expected sequences, or None, g",
+            "layout: expected sequences, volumes or None, got",
         ),
         (
             lambda: as_images(SERIES[0, 0], layout="sequences"),

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import ngvae_pyro as ng
 from ngvae_pyro import cli, machine
+from ngvae_pyro.data import as_images
 from ngvae_pyro.errors import Notice
 from ngvae_pyro.specs import AdversarialSpec, ArdPriorSpec, FitSpec, MLPSpec, ModelSpec
 from ngvae_pyro.training import steps
@@ -89,6 +90,22 @@ def test_the_exact_mixture_is_recorded_too(data):
     assert_same(
         *(trained(p, data, schedule, fast=f) for p, f in zip(pairs, (False, True), strict=True))
     )
+
+
+@pytest.mark.parametrize("family", ["gaussian", "negative_binomial"])
+def test_missing_values_are_recorded_too(family):
+    x = torch.randint(9, (64, 12), generator=torch.Generator().manual_seed(0)).float()
+    x[x == 8] = torch.nan
+    seen = as_images(x, counts=family == "negative_binomial", missing=True)
+    fits = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = ng.load_model(
+            "normal_gamma", seen, latent_size=4, decoder=SHALLOW, likelihood={"family": family}
+        )
+        guide = ng.load_guide("relaxed", model, encoder=SHALLOW)
+        fits.append(trained((model, guide), seen, fast=fast))
+    assert_same(*fits)
 
 
 def test_particles_and_the_closed_kl_are_recorded_too(data):

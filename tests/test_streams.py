@@ -346,7 +346,7 @@ def test_a_loader_is_read_once_in_the_order_of_its_data_set():
         ([GREY[0], "no image"], r"data\[1\]: expected an array or a tensor, got str$"),
         ([], r"data: expected images, got an empty Items$"),
         ([np.array(["a"], object)] * 3, r"data: expected numbers, got dtype object$"),
-        ([np.full((8, 9), np.nan)] * 3, r"data: expected finite numbers, got NaN or inf$"),
+        ([np.full((8, 9), np.nan)] * 3, r"data: expected finite numbers, got NaN or inf;"),
         ([np.zeros((0, 9))], r"data: expected a shape without a 0, got \(1, 0, 9\)$"),
     ],
 )
@@ -387,7 +387,7 @@ def test_what_cannot_be_streamed_says_so(tmp_path):
         (
             GREY,
             {"layout": "vectors"},
-            r"^data: layout: expected sequences, or None, got 'vectors'$",
+            r"^data: layout: expected sequences, volumes or None, got 'vectors'$",
         ),
         (torch.zeros(5, 8, 8).to_sparse(), {}, r"^data: expected a dense tensor, got torch.sparse"),
     ],

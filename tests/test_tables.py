@@ -89,7 +89,7 @@ def test_wavelengths_are_names(tmp_path):
     ("text", "match"),
     [
         ("a,b\n1,\n3,4\n5,6\n,7", "column 'a': expected a value in each row, got NaN or none in 1"),
-        ("a,b\n1,nan\n3,4\n5,NA", "column 'b': .*, got NaN or none in 2 of 3$"),
+        ("a,b\n1,nan\n3,4\n5,NA", "column 'b': .*, got NaN or none in 2 of 3; data.missing = true"),
         ("a,b\n1,x\n3,\n5,y", "column 'b': expected a value in each row"),
         ("a,b\n1\n3,4", "column 'b': expected a value in each row"),
         ("a,b\n1,inf\n3,4", "column 'b': expected finite numbers, got inf in 1 rows$"),

@@ -33,6 +33,7 @@ def from_anndata(
     layer: str | None = None,
     factors: Sequence[str] = (),
     covariates: Sequence[str] = (),
+    missing: bool = False,
 ) -> ImageData:
     """The vectors of an annotated matrix, one of each cell.
 
@@ -43,6 +44,8 @@ def from_anndata(
         factors: Columns of ``adata.obs`` that are factors; text becomes classes.
         covariates: Columns of ``adata.obs`` that are covariates, such as the batch; C(name) if
             their numbers are classes.
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`. What
+            a sparse matrix does not hold is 0, and not missing.
 
     Raises:
         UserError: If it is none, for a layer or a column that it does not have, for missing values,
@@ -66,13 +69,16 @@ def from_anndata(
         values = values.toarray()
     found = factor_columns(adata.obs, "adata.obs", factors)
     given = covariate_columns(adata.obs, "adata.obs", covariates)
-    images, form = image_tensor(np.asarray(values), where)
+    images, form = image_tensor(np.asarray(values), where, missing=missing)
     form = replace(form, columns=tuple(map(one_line, adata.var_names)))
     return ImageData.stored("cells", images, stacked(found), tuple(found), form, given)
 
 
 def load_cells(
-    path: str | Path, factors: Sequence[str] = (), covariates: Sequence[str] = ()
+    path: str | Path,
+    factors: Sequence[str] = (),
+    covariates: Sequence[str] = (),
+    missing: bool = False,
 ) -> ImageData:
     """Read the values ``X`` of an ``.h5ad`` file, dense or sparse, in parts.
 
@@ -80,6 +86,7 @@ def load_cells(
         path: The file. The names of its genes become those of the columns.
         factors: Columns of ``obs`` that are factors; text becomes classes.
         covariates: As for :func:`from_anndata`.
+        missing: As for :func:`from_anndata`.
 
     Raises:
         UserError: As :func:`from_anndata`, and for files that are damaged or of another structure.
@@ -99,7 +106,7 @@ def load_cells(
             shape, dtype, fill = found.shape, found.dtype, lambda room: read_into(room, found)
         if len(shape) != 2 or dtype.kind not in "biuf":
             raise UserError(f"{where}: expected numbers (N, D), got {dtype} of shape {shape}")
-        images, form = read_stored(shape, dtype, where, fill, hint="")
+        images, form = read_stored(shape, dtype, where, fill, hint="", missing=missing)
         names = _column(file["var"], file["var"].attrs["_index"], path)
         if len(names) != shape[1]:
             raise UserError(f"{path}: var: expected {shape[1]} names, got {len(names)}")

@@ -85,4 +85,5 @@ def load_images(spec: DataSpec, seed: int, device: torch.device | str = "cpu") -
         covariates=spec.covariates or (),
         layout=spec.layout,
         stream=spec.stream,
+        missing=spec.missing,
     )

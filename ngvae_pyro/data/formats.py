@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro import machine
-from ngvae_pyro.data.forms import Form, sequential
+from ngvae_pyro.data.forms import Form, check_observed, declared, depth_of
 from ngvae_pyro.data.images import (
     ImageData,
     as_classes,
@@ -158,8 +158,8 @@ def _read_array(
 
 def _what(shape: tuple[int, ...], where: str, layout: str | None) -> str:
     """What an array holds, in a word."""
-    if layout is not None:
-        return "sequences" if sequential(layout, shape, where) else ""
+    if (special := declared(layout, shape, where)) is not None:
+        return "volumes" if depth_of(special, shape) else "sequences"
     return "vectors" if len(shape) == 2 else "images"
 
 
@@ -186,6 +186,7 @@ def read_stored(
     fill: Callable[[np.ndarray], None],
     layout: str | None = None,
     hint: str = STREAM,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form.
 
@@ -198,6 +199,7 @@ def read_stored(
         fill: Writes the file's numbers into an array of that shape.
         layout: As for :class:`ngvae_pyro.ImageData`.
         hint: What to do with what does not fit into memory.
+        missing: Likewise.
 
     Raises:
         UserError: For a wrong shape, type or range, and for what does not fit into memory.
@@ -213,15 +215,18 @@ def read_stored(
         machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size, hint=hint)
         array = make_room(shape, dtype.newbyteorder("="), where, hint)
         fill(array)
-        return image_tensor(array, where, layout=layout)
+        return image_tensor(array, where, layout=layout, missing=missing)
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where, hint)
     # The same memory, with the axes in the order of the file.
     fill(images[:, 0] if axis is None else np.moveaxis(images, 1, axis))
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
-    form = Form(layout_of(shape, where), in_bytes=shades)
-    return torch.from_numpy(checked_values(images, where, dtype.kind == "b", own=True)), form
+    if missing:
+        check_observed(images, where)
+    form = Form(layout_of(shape, where), in_bytes=shades, missing=missing)
+    found = checked_values(images, where, dtype.kind == "b", own=True, missing=missing)
+    return torch.from_numpy(found), form
 
 
 def _read_any(
@@ -231,6 +236,7 @@ def _read_any(
     where: str,
     fortran: bool = False,
     layout: str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form."""
 
@@ -238,7 +244,7 @@ def _read_any(
         held = np.dtype(np.uint8) if dtype.kind == "b" else dtype
         _read_into(room.T if fortran else room, file, held, where)
 
-    return read_stored(shape, dtype, where, fill, layout)
+    return read_stored(shape, dtype, where, fill, layout, missing=missing)
 
 
 def _stream_any(
@@ -263,11 +269,11 @@ def _stream_any(
     return stream_blocks(blocks, shape, dtype, where, layout, folder)
 
 
-def _reader(layout: str | None, stream: bool | str | Path) -> _Reader:
+def _reader(layout: str | None, stream: bool | str | Path, missing: bool) -> _Reader:
     """What reads the images of a file in stored form, into memory or not."""
     if stream:
         return partial(_stream_any, layout=layout, folder=folder_of(stream))
-    return partial(_read_any, layout=layout)
+    return partial(_read_any, layout=layout, missing=missing)
 
 
 def _read_parts(
@@ -325,6 +331,7 @@ def load_npz(
     layout: str | None = None,
     covariates: Sequence[str] = (),
     stream: bool | str | Path = False,
+    missing: bool = False,
 ) -> ImageData:
     """Read an ``.npz`` file, as those of dSprites and MPI3D.
 
@@ -345,6 +352,7 @@ def load_npz(
         covariates: Names of factors, or further keys of arrays (N,), that are covariates; C(name)
             if their numbers are classes.
         stream: As for :func:`ngvae_pyro.load_data`.
+        missing: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description, or does not fit into memory.
@@ -353,7 +361,7 @@ def load_npz(
     check_file(path, "an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _parse_npz(path, archive, _reader(layout, stream), covariates)
+            return _parse_npz(path, archive, _reader(layout, stream, missing), covariates)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise UserError(f"{path}: expected an .npz file, got a broken zip: {error}") from error
     except (OSError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
@@ -451,8 +459,8 @@ def with_factors(
         left, values = _factors(path, left, (factors[0], factors[1]), names)
         known |= dict(zip(left.factor_names, values.T, strict=True))
     found = {}
-    for declared in covariates:
-        name, classes = of_covariate(declared, known, str(path))
+    for text in covariates:
+        name, classes = of_covariate(text, known, str(path))
         found[name] = as_classes(known[name]) if classes else known[name]
     return left.moved(found)
 
@@ -527,7 +535,7 @@ def _read_plain(
     descr = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,6})['"]""", header)
     order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
     # The L was written by Python 2, as in dSprites.
-    dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,4})\)""", header)
+    dims = re.search(r"""['"]shape['"]\s*:\s*\(((?:[0-9]{1,18}L?,? ?){0,5})\)""", header)
     if descr is None or order is None or dims is None:
         raise UserError(f"{where}: expected the header of a plain array, got {header[:80]!r}")
     # Checked by its letter before numpy sees it, so that an object array is refused unread.
@@ -547,7 +555,10 @@ def _read_plain(
 
 
 def load_npy(
-    path: str | Path, layout: str | None = None, stream: bool | str | Path = False
+    path: str | Path,
+    layout: str | None = None,
+    stream: bool | str | Path = False,
+    missing: bool = False,
 ) -> ImageData:
     """Read an ``.npy`` file of at least 2 images or vectors.
 
@@ -557,6 +568,7 @@ def load_npy(
         path: The file; its array is one that :class:`ngvae_pyro.ImageData` accepts.
         layout: As for :class:`ngvae_pyro.ImageData`.
         stream: As for :func:`ngvae_pyro.load_data`.
+        missing: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description.
@@ -566,7 +578,8 @@ def load_npy(
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            images, form = _read_plain(file, size, str(path), "biuf", _reader(layout, stream))
+            read = _reader(layout, stream, missing)
+            images, form = _read_plain(file, size, str(path), "biuf", read)
     except OSError as error:
         raise UserError(f"{path}: cannot read the .npy file: {error}") from error
     return ImageData.stored(path.stem, images, form=form)
@@ -654,7 +667,7 @@ def load_idx(path: str | Path, stream: bool | str | Path = False) -> ImageData:
         UserError: For a wrong magic number, truncation, broken gzip, and labels of another length.
     """
     path = Path(named_path(path))
-    images, form = _read_idx(path, 3, _reader(None, stream))
+    images, form = _read_idx(path, 3, _reader(None, stream, missing=False))
     stem = path.name.removesuffix(".gz")
     labels_stem = re.sub(r"images([-.])idx3", r"labels\1idx1", stem)
     labels_path = _plain_or_gz(path.with_name(labels_stem))

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ngvae_pyro.errors import UserError, described
 
-Layout = Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
+Layout = Literal[
+    "vectors",
+    "curves",
+    "sequences",
+    "grey",
+    "channels_last",
+    "channels_first",
+    "grey_volumes",
+    "volumes_last",
+    "volumes",
+]
 # The layouts in words, for messages.
 SHAPES: dict[Layout, str] = {
     "vectors": "(N, D)",
@@ -25,7 +35,13 @@ SHAPES: dict[Layout, str] = {
     "grey": "(N, H, W)",
     "channels_last": "(N, H, W, C)",
     "channels_first": "(N, C, H, W)",
+    "grey_volumes": "(N, D, H, W)",
+    "volumes_last": "(N, D, H, W, C)",
+    "volumes": "(N, C, D, H, W)",
 }
+VOLUMES: tuple[Layout, ...] = ("grey_volumes", "volumes_last", "volumes")
+# What to do about NaN, for messages.
+MISSING_HINT = "data.missing = true, in Python missing=True, takes NaN as missing"
 # Numbers converted at once, because a copy of all of them in float64 may not fit.
 _BLOCK = 2**17
 
@@ -120,7 +136,7 @@ def named(covariates: Sequence[Covariate]) -> str:
     return ", ".join(covariate.name for covariate in covariates) or "none"
 
 
-def declared(covariates: Sequence[Covariate]) -> list[str]:
+def declarations(covariates: Sequence[Covariate]) -> list[str]:
     """The names by which covariates are declared: C(name) for classes."""
     return [f"C({one.name})" if one.classes else one.name for one in covariates]
 
@@ -159,7 +175,8 @@ class Form:
     Attributes:
         layout: The axes of the arrays, one of :data:`SHAPES`. Vectors (N, D) become images
             (N, 1, 1, D), sequences (N, C, L) images (N, C, 1, L), and curves (N, L), which are
-            sequences of one channel, images (N, 1, 1, L).
+            sequences of one channel, images (N, 1, 1, L). Volumes (N, C, D, H, W) become images
+            (N, C, D H, W): their D slices one below the other.
         in_bytes: Whether the arrays were uint8 in 0..255, from which images in [0, 1] are made.
         loc: float64. For vectors the mean of each column, (D,); for sequences that of each channel,
             (C, 1) or (1,); for images the lowest value, (). None for images that are bytes, or
@@ -168,6 +185,8 @@ class Form:
             of each channel; for images the range of the values, ().
         columns: The names of the columns of vectors or curves, if they have names.
         covariates: What comes with each entry besides the array, and how it is coded.
+        missing: Whether NaN in the arrays stands for a value that is missing.
+        depth: D of volumes; 0 of all else.
     """
 
     layout: Layout = "channels_first"
@@ -176,6 +195,8 @@ class Form:
     scale: np.ndarray | None = None
     columns: tuple[str, ...] = ()
     covariates: tuple[Covariate, ...] = ()
+    missing: bool = False
+    depth: int = 0
 
     def __repr__(self) -> str:
         units = "bytes" if self.in_bytes else "[0, 1]"
@@ -239,8 +260,14 @@ class Form:
 
         >>> Form("channels_last").shape_of((3, 8, 9))
         (8, 9, 3)
+        >>> Form("volumes", depth=4).shape_of((1, 32, 9))
+        (1, 4, 8, 9)
         """
         channels, height, width = images
+        if self.depth:
+            volume = (self.depth, height // self.depth, width)
+            of_volumes = {"grey_volumes": volume, "volumes_last": (*volume, channels)}
+            return of_volumes.get(self.layout, (channels, *volume))
         shapes = {
             "vectors": (channels * height * width,),
             "curves": (width,),
@@ -261,8 +288,8 @@ class Form:
             uint8, and values in [0, 1], unchanged; anything else as float32.
 
         Raises:
-            UserError: For another number of axes, for values that are not numbers, and for NaN and
-                infinity.
+            UserError: For another number of axes, for values that are not numbers, and for infinity
+                and, unless values may be missing, NaN.
         """
         if array.ndim != self.dimensions:
             raise UserError(
@@ -288,14 +315,15 @@ class Form:
             array = values
         elif array.dtype.kind in "iu" and array.dtype != np.uint8:
             array = array.astype(np.float32)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{where}: expected finite numbers, got NaN or inf")
+        check_finite(array, where, self.missing)
         if self.layout in ("vectors", "curves"):
             return array[:, None, None, :]
         if self.layout == "sequences":
             return array[:, :, None, :]
         if self.layout == "grey":
             return array[:, None]
+        if self.depth:
+            return flattened(array, self, where)
         return np.moveaxis(array, 3, 1) if self.layout == "channels_last" else array
 
     def arrays(self, images: Tensor) -> Tensor:
@@ -313,6 +341,12 @@ class Form:
             images = images.squeeze(1)
         elif self.layout == "channels_last":
             images = images.movedim(1, 3)
+        elif self.depth:
+            images = images.unflatten(2, (self.depth, -1))
+            if self.layout == "grey_volumes":
+                images = images.squeeze(1)
+            elif self.layout == "volumes_last":
+                images = images.movedim(1, 4)
         if self.loc is None or self.scale is None:
             return images
         loc, scale = (torch.from_numpy(v).to(images.device) for v in (self.loc, self.scale))
@@ -332,20 +366,64 @@ class Form:
         # Each scale is that of as many numbers as any other.
         return float(np.log(self.scale).sum() * (numbers // self.scale.size))
 
+    def log_volumes(self, images: Tensor) -> np.ndarray:
+        """As :meth:`log_volume` of the values that are there, for images (N, C, H, W), (N,)."""
+        if self.scale is None:
+            each = np.full(images.shape[1:], math.log(255) if self.in_bytes else 0.0)
+        else:
+            # The scale of sequences has no axis for their one row.
+            scale = self.scale[:, None] if self.scale.ndim == 2 else self.scale
+            each = np.broadcast_to(np.log(scale), images.shape[1:])
+        seen: np.ndarray = ~images.isnan().numpy()
+        return (seen * each).sum((1, 2, 3))
 
-def counting(counts: np.ndarray, layout: Layout, where: str) -> Form:
+
+def check_finite(array: np.ndarray, where: str, missing: bool) -> None:
+    """Refuse infinity and, unless values may be missing, NaN.
+
+    Raises:
+        UserError: With what would take NaN.
+    """
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    infinite = np.isinf(array).any()
+    if missing and not infinite:
+        return
+    hint = "" if infinite else f"; {MISSING_HINT}"
+    raise UserError(f"{where}: expected finite numbers, got NaN or inf{hint}")
+
+
+def check_observed(array: np.ndarray, where: str, columns: Sequence[str] = ()) -> None:
+    """Refuse arrays (N, ...) of which a value is missing in all N entries.
+
+    Raises:
+        UserError: With the place of the first such value, or the name of its column.
+    """
+    if array.dtype.kind != "f" or not (nowhere := np.isnan(array).all(0)).any():
+        return
+    place = tuple(np.argwhere(nowhere)[0].tolist())
+    what = f"column {columns[place[0]]!r}" if columns else f"the value at {list(place)}"
+    raise UserError(
+        f"{where}: expected a value in at least one of {len(array)} rows, {what} is missing in all"
+    )
+
+
+def counting(counts: np.ndarray, layout: Layout, where: str, missing: bool = False) -> Form:
     """The form of counts, which a model has as they are.
 
     Raises:
         UserError: For anything but whole numbers from 0 on.
     """
-    low = _range(counts, where, tuple(range(counts.ndim)))[0].item()
-    if low < 0 or not np.all(counts == np.floor(counts)):
-        got = f"{low:g}" if low < 0 else f"{counts[counts != np.floor(counts)].flat[0]:g}"
+    low = _range(counts, where, tuple(range(counts.ndim)), missing)[0].item()
+    broken = counts != np.floor(counts)
+    if missing:
+        broken &= ~np.isnan(counts)
+    if low < 0 or broken.any():
+        got = f"{low:g}" if low < 0 else f"{counts[broken].flat[0]:g}"
         raise UserError(f"{where}: expected counts, whole numbers from 0 on, got {got}")
     shapes = {"vectors": counts.shape[1:], "sequences": (counts.shape[1], 1), "curves": (1,)}
     shape = shapes.get(layout, ())
-    return Form(layout, loc=np.zeros(shape), scale=np.ones(shape))
+    return Form(layout, loc=np.zeros(shape), scale=np.ones(shape), missing=missing)
 
 
 def units_shape(layout: Layout, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -362,7 +440,8 @@ def units_shape(layout: Layout, image_shape: Sequence[int]) -> tuple[int, ...]:
 def standardising(
     array: np.ndarray,
     where: str,
-    layout: Literal["vectors", "curves", "sequences"] = "vectors",
+    layout: Layout = "vectors",
+    missing: bool = False,
 ) -> Form:
     """The form that standardises vectors or sequences: (value - mean) / standard deviation.
 
@@ -373,6 +452,7 @@ def standardising(
         array: Vectors (N, D), curves (N, L) or sequences (N, C, L).
         where: What it is, for the message.
         layout: Which of these.
+        missing: Whether NaN stands for a missing value; the moments are those of the others.
 
     Raises:
         UserError: For an empty array, and for values that are not numbers, are not finite, or are
@@ -383,13 +463,14 @@ def standardising(
             f"{where}: expected shape {SHAPES[layout]} without a 0, got {tuple(array.shape)}"
         )
     axis = {"vectors": (0,), "curves": (0, 1), "sequences": (0, 2)}[layout]
-    low, span = _range(array, where, axis)
+    low, span = _range(array, where, axis, missing)
     # Scaled to [0, 1] nothing overflows, and values that differ stay different.
     part = (array.astype(np.float64) - low) / np.where(span > 0, span, 1.0)
-    mean, deviation = (of(axis=axis, keepdims=True)[0] for of in (part.mean, part.std))
+    moments = (np.nanmean, np.nanstd) if missing else (np.mean, np.std)
+    mean, deviation = (of(part, axis=axis, keepdims=True)[0] for of in moments)
     # If the span is only a few of the last bits of float64, the standard deviation underflows.
     scale = np.where(span > 0, np.maximum(span * deviation, np.finfo(np.float64).tiny), 1.0)
-    return Form(layout, loc=low + span * mean, scale=scale)
+    return Form(layout, loc=low + span * mean, scale=scale, missing=missing)
 
 
 def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves", "sequences"]:
@@ -400,7 +481,9 @@ def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves
             (N, C, L).
     """
     if layout != "sequences":
-        raise UserError(f"{where}: layout: expected sequences, or None, got {described(layout)}")
+        raise UserError(
+            f"{where}: layout: expected sequences, volumes or None, got {described(layout)}"
+        )
     if len(shape) not in (2, 3):
         raise UserError(
             f"{where}: expected sequences (N, L) or (N, C, L), got shape {tuple(shape)}"
@@ -408,22 +491,92 @@ def sequential(layout: str, shape: Sequence[int], where: str) -> Literal["curves
     return "curves" if len(shape) == 2 else "sequences"
 
 
-def ranging(images: np.ndarray, layout: Layout, where: str) -> Form:
+def declared(layout: str | None, shape: Sequence[int], where: str) -> Layout | None:
+    """The layout of an array that is said to hold sequences or volumes, or has the axes of volumes.
+
+    Raises:
+        UserError: For any other layout, and for arrays that do not have its axes.
+    """
+    if layout is None:
+        return _of_volumes(shape, where) if len(shape) == 5 and 0 not in shape else None
+    if layout == "volumes":
+        if len(shape) not in (4, 5) or 0 in shape:
+            raise UserError(
+                f"{where}: expected volumes (N, D, H, W), (N, C, D, H, W) or (N, D, H, W, C) "
+                f"without a 0, got shape {tuple(shape)}"
+            )
+        return "grey_volumes" if len(shape) == 4 else _of_volumes(shape, where)
+    return sequential(layout, shape, where)
+
+
+def _of_volumes(shape: Sequence[int], where: str) -> Layout:
+    """Which axis of volumes with five of them holds the channels, by the rule for images.
+
+    Raises:
+        UserError: If it could be both or neither.
+    """
+    _, first, *sides, last = shape
+    if first == last == 1:
+        return "volumes"
+    found = [first in (1, 3), last in (1, 3)]
+    if not any(found):
+        found = [first < min(*sides, last), last < min(first, *sides)]
+    if found[0] == found[1]:
+        raise UserError(
+            f"{where}: expected (N, C, D, H, W) or (N, D, H, W, C) with C 1, 3 or below D, H and "
+            f"W, got {tuple(shape)}, which {'could be both' if found[0] else 'is neither'}"
+        )
+    return "volumes" if found[0] else "volumes_last"
+
+
+def depth_of(layout: Layout, shape: Sequence[int]) -> int:
+    """D of arrays of volumes; 0 for all else."""
+    axis = {"grey_volumes": 1, "volumes_last": 1, "volumes": 2}.get(layout)
+    return 0 if axis is None else shape[axis]
+
+
+def flattened(array: np.ndarray, form: Form, where: str) -> np.ndarray:
+    """Volumes as images (N, C, D H, W).
+
+    Raises:
+        UserError: For another depth than that of the form.
+    """
+    if (depth := depth_of(form.layout, array.shape)) != form.depth:
+        raise UserError(
+            f"{where}: expected a depth of {form.depth}, as what was fitted, got {depth}"
+        )
+    if form.layout == "grey_volumes":
+        array = array[:, None]
+    elif form.layout == "volumes_last":
+        array = np.moveaxis(array, 4, 1)
+    count, channels, _, height, width = array.shape
+    return array.reshape(count, channels, depth * height, width)
+
+
+def ranging(images: np.ndarray, layout: Layout, where: str, missing: bool = False) -> Form:
     """The form of images with any range: the lowest value becomes 0 and the highest 1."""
-    low, span = (part.reshape(()) for part in _range(images, where, tuple(range(images.ndim))))
-    return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0))
+    found = _range(images, where, tuple(range(images.ndim)), missing)
+    low, span = (part.reshape(()) for part in found)
+    return Form(layout, loc=low, scale=np.where(span > 0, span, 1.0), missing=missing)
 
 
-def _range(array: np.ndarray, where: str, axis: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _range(
+    array: np.ndarray, where: str, axis: tuple[int, ...], missing: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The lowest values over some axes, N among them, and their distances to the highest ones.
 
-    Of the axes only N is dropped. They are float64.
+    Of the axes only N is dropped. They are float64. Missing values are left out.
     """
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where}: expected numbers, got dtype {array.dtype}")
-    low = np.asarray(array.min(axis, keepdims=True)[0], np.float64)
+    if missing:
+        check_observed(array, where)
+    # The second two leave NaN out, the first two do not.
+    least, most = (np.fmin, np.fmax) if missing else (np.minimum, np.maximum)
+    low = np.asarray(least.reduce(array, axis, keepdims=True)[0], np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        span = np.asarray(array.max(axis, keepdims=True)[0], np.float64) - low
+        span = np.asarray(most.reduce(array, axis, keepdims=True)[0], np.float64) - low
     if not (np.isfinite(low).all() and np.isfinite(span).all()):
+        check_finite(array, where, missing)
         raise UserError(f"{where}: expected finite numbers, got NaN or inf")
     return low, span

@@ -34,6 +34,7 @@ def load_hdf5(
     layout: str | None = None,
     covariates: Sequence[str] = (),
     stream: bool | str | Path = False,
+    missing: bool = False,
 ) -> ImageData:
     """Read an HDF5 file (``.h5``, ``.hdf5``), as those of 3D Shapes.
 
@@ -51,6 +52,7 @@ def load_hdf5(
         covariates: Names of factors, or further keys of arrays (N,), that are covariates; C(name)
             if their numbers are classes.
         stream: As for :func:`ngvae_pyro.load_data`.
+        missing: As for :func:`ngvae_pyro.load_data`.
 
     Raises:
         UserError: For anything that does not fit this description, for arrays whose numbers lie in
@@ -70,7 +72,8 @@ def load_hdf5(
             images, form = stream_array(found, where, layout, folder_of(stream))
         else:
             images, form = read_stored(
-                found.shape, found.dtype, where, lambda room: read_into(room, found), layout
+                *(found.shape, found.dtype, where, lambda room: read_into(room, found), layout),
+                missing=missing,
             )
         given = {key: whole(file, key, path) for key in own}
         values = None if source is None else whole(file, source, path)

@@ -14,14 +14,19 @@ from torch.utils.data import Dataset
 
 from ngvae_pyro.contexts import given
 from ngvae_pyro.data.forms import (
+    MISSING_HINT,
     Covariate,
     Form,
     Layout,
+    check_finite,
+    check_observed,
     counting,
+    declared,
+    depth_of,
     design,
+    flattened,
     named,
     ranging,
-    sequential,
     standardising,
     undesign,
 )
@@ -127,7 +132,9 @@ def channels_first(array: np.ndarray, axis: int | None) -> np.ndarray:
     return array[:, None] if axis is None else np.moveaxis(array, axis, 1)
 
 
-def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> np.ndarray:
+def checked_values(
+    images: np.ndarray, where: str, boolean: bool, own: bool, missing: bool = False
+) -> np.ndarray:
     """Check images (N, C, H, W) of a stored type, and return them as uint8 or float32 in [0, 1].
 
     uint8 that holds only 0 and 1 means black and white and becomes 0 and 255.
@@ -137,17 +144,22 @@ def checked_values(images: np.ndarray, where: str, boolean: bool, own: bool) -> 
         where: What they are, for the message.
         boolean: Whether they were bool.
         own: Whether the array may be changed in place.
+        missing: Whether NaN stands for a missing value.
 
     Raises:
         UserError: For floating point out of range.
     """
     if images.dtype != np.uint8:
         low, high = np.float32(np.inf), np.float32(-np.inf)
+        # Unlike Python's min and max the second two propagate NaN, which then fails every
+        # comparison; the first two leave it out.
+        least, most = (np.fmin, np.fmax) if missing else (np.minimum, np.maximum)
         for part in parts(images):
-            # Unlike Python's min and max these propagate NaN, which then fails every comparison.
-            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
+            low = least(low, least.reduce(part, axis=None))
+            high = most(high, most.reduce(part, axis=None))
         if not (low >= 0 and high <= 1):
-            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}")
+            hint = f"; {MISSING_HINT}" if np.isnan(low) else ""
+            raise UserError(f"{where}: expected floats in [0, 1], got {low:g} to {high:g}{hint}")
         return images
     if not boolean and any(part.max() > 1 for part in parts(images)):
         return images
@@ -184,7 +196,12 @@ def number_array(values: Any, where: str) -> np.ndarray:
 
 
 def image_tensor(
-    images: Any, where: str, *, any_range: bool = False, layout: str | None = None
+    images: Any,
+    where: str,
+    *,
+    any_range: bool = False,
+    layout: str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Convert images of any accepted layout and type to stored form, (N, C, H, W).
 
@@ -194,22 +211,43 @@ def image_tensor(
         where: What it is, for the message.
         any_range: Whether floating point may have a range other than [0, 1], which is then mapped
             to [0, 1], as that of integers other than bytes always is.
-        layout: ``sequences`` for curves (N, L) and sequences (N, C, L).
+        layout: ``sequences`` for curves (N, L) and sequences (N, C, L), ``volumes`` for volumes
+            (N, D, H, W); those with an axis of channels too need none.
+        missing: Whether NaN stands for a missing value.
 
     Returns:
         The images and their form.
     """
     array = number_array(images, where)
-    if layout is not None:
-        form = standardising(array, where, sequential(layout, array.shape, where))
+    found = declared(layout, array.shape, where)
+    if found is not None and (depth := depth_of(found, array.shape)):
+        # As images with as many rows as all slices have.
+        known = Form(found, depth=depth)
+        stored, form = _of_images(
+            flattened(array, known, where), 1, "channels_first", where, any_range, missing
+        )
+        return stored, replace(form, layout=found, depth=depth)
+    if found is not None or array.ndim == 2:
+        form = standardising(array, where, found or "vectors", missing)
         return tensor_of(array, form, where), form
-    if array.ndim == 2:
-        form = standardising(array, where)
-        return tensor_of(array, form, where), form
-    axis, found_layout = channels_axis(array.shape, where), layout_of(array.shape, where)
+    axis, of_images = channels_axis(array.shape, where), layout_of(array.shape, where)
+    return _of_images(array, axis, of_images, where, any_range, missing)
+
+
+def _of_images(
+    array: np.ndarray,
+    axis: int | None,
+    found_layout: Layout,
+    where: str,
+    any_range: bool,
+    missing: bool,
+) -> tuple[Tensor, Form]:
+    """Convert images whose channels are at a known axis, as :func:`image_tensor`."""
     if has_range(array.dtype) or (any_range and _of_another_range(array)):
-        form = ranging(array, found_layout, where)
+        form = ranging(array, found_layout, where, missing)
         return tensor_of(array, form, where), form
+    if missing:
+        check_observed(array, where)
     dtype, boolean = stored_dtype(array.dtype, where), array.dtype.kind == "b"
     found = channels_first(array.view(np.uint8) if boolean else array, axis)
     # Torch warns about memory that is not writeable.
@@ -223,8 +261,8 @@ def image_tensor(
                 found[start : start + rows] = source[start : start + rows]
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = array.dtype == np.uint8 and any(part.max() > 1 for part in parts(array))
-    stored = checked_values(found, where, boolean, own)
-    return torch.from_numpy(stored), Form(found_layout, in_bytes=shades)
+    stored = checked_values(found, where, boolean, own, missing)
+    return torch.from_numpy(stored), Form(found_layout, in_bytes=shades, missing=missing)
 
 
 def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
@@ -240,14 +278,16 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
     if not (found.flags.c_contiguous and found.flags.writeable):
         found = found.copy("C")
     if form.unit and not (form.in_bytes and found.dtype == np.uint8):
-        found = checked_values(found, where, boolean, own=False)
+        found = checked_values(found, where, boolean, own=False, missing=form.missing)
     return torch.from_numpy(found)
 
 
 def _of_another_range(array: np.ndarray) -> bool:
     """Whether images are neither bytes, nor black and white, nor in [0, 1]."""
     if array.dtype.kind == "f":
-        return bool(array.min() < 0 or array.max() > 1)
+        # Those that leave NaN out, which is refused later if no value may be missing.
+        low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)
+        return bool(low < 0 or high > 1)
     return has_range(array.dtype)
 
 
@@ -315,14 +355,19 @@ class ImageData(Dataset[Tensor]):
             follows from the array; it maps the array to the stored form.
         layout: ``sequences`` if the array holds sequences (N, C, L), or (N, L) of one channel, such
             as spectra, in any units. They are stored as (N, C, 1, L) after subtracting each
-            channel's mean and dividing by its standard deviation.
+            channel's mean and dividing by its standard deviation. ``volumes`` if it holds volumes
+            (N, D, H, W), which like (N, C, D, H, W) and (N, D, H, W, C), which need no layout, have
+            the types and ranges of images; they are stored as (N, C, D H, W).
         covariates: What is known of each image besides what its latents are to tell, such as its
             batch or dose: arrays (N,) by name. Text is classes, one column of the design matrix
             each, and numbers are standardised; they are coded as ``form`` says if it has them. Kept
             as the design matrix (N, Q), float32, whose columns ``form.covariates`` describes.
+        missing: Whether NaN stands for a missing value, which is kept as NaN. Moments and ranges
+            are those of the values that are there.
 
     Raises:
-        UserError: For a wrong shape, type or range.
+        UserError: For a wrong shape, type or range, and for values that are missing in all rows,
+            or all of a row.
 
     >>> ImageData("dots", np.zeros((4, 8, 8, 3), np.uint8))
     ImageData('dots', 4 images of 3x8x8, no factors)
@@ -344,6 +389,7 @@ class ImageData(Dataset[Tensor]):
         form: Form | None = None,
         layout: str | None = None,
         covariates: Mapping[str, Any] | None = None,
+        missing: bool = False,
     ) -> None:
         if not isinstance(name, str):
             raise UserError(
@@ -353,16 +399,19 @@ class ImageData(Dataset[Tensor]):
         object.__setattr__(self, "name", name)
         where = f"{name}: images"
         stored: Tensor | Rows
-        if form is not None and layout is not None:
-            raise UserError(f"{name}: expected a form or a layout, got both")
+        if form is not None and (layout is not None or missing):
+            key = "missing" if missing else "a layout"
+            raise UserError(f"{name}: expected a form or {key}, got both")
         if form is not None:
             expect("form", form, Form, "an ngvae_pyro.forms.Form, such as fit.form")
         if isinstance(images, np.memmap):
             from ngvae_pyro.data.streams import stream_array
 
+            if missing:
+                raise UserError(f"{name}: missing: data that stay on the disk have no NaN")
             stored, form = stream_array(images, where, layout, form=form)
         elif form is None:
-            stored, form = image_tensor(images, where, layout=layout)
+            stored, form = image_tensor(images, where, layout=layout, missing=missing)
         else:
             stored = tensor_of(number_array(images, where), form, where)
         self._set(stored, factors, factor_names, form, covariates)
@@ -403,9 +452,13 @@ class ImageData(Dataset[Tensor]):
             )
         if images.is_floating_point():
             if form is None or form.unit:
-                checked_values(images.detach().numpy(), f"{name}: images", False, own=False)
-            elif not images.isfinite().all():
-                raise UserError(f"{name}: images: expected finite numbers, got NaN or inf")
+                missing = form is not None and form.missing
+                found = images.detach().numpy()
+                checked_values(found, f"{name}: images", False, own=False, missing=missing)
+            else:
+                check_finite(images.detach().numpy(), f"{name}: images", form.missing)
+            if form is not None and form.missing:
+                _check_rows(images, name)
         return cls._made(name, images.detach(), factors, factor_names, form, covariates)
 
     @classmethod
@@ -434,6 +487,7 @@ class ImageData(Dataset[Tensor]):
         factor_names: Sequence[str] = (),
         layout: str | None = None,
         covariates: Mapping[str, Any] | None = None,
+        missing: bool = False,
     ) -> "ImageData":
         """Counts as they are, for a likelihood of counts.
 
@@ -444,6 +498,7 @@ class ImageData(Dataset[Tensor]):
             factor_names: As for the class.
             layout: As for the class.
             covariates: As for the class.
+            missing: As for the class.
 
         Raises:
             UserError: As for the class, and for anything but counts.
@@ -460,12 +515,11 @@ class ImageData(Dataset[Tensor]):
         array = number_array(counts, where)
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
-        found: Layout = "vectors"
-        if layout is not None:
-            found = sequential(layout, array.shape, where)
-        elif array.ndim != 2:
-            found = layout_of(array.shape, where)
-        form = counting(array, found, where)
+        found = declared(layout, array.shape, where)
+        if found is None:
+            found = "vectors" if array.ndim == 2 else layout_of(array.shape, where)
+        form = counting(array, found, where, missing)
+        form = replace(form, depth=depth_of(found, array.shape))
         return cls(name, array, factors, factor_names, form, covariates=covariates)
 
     def as_counts(self) -> "ImageData":
@@ -486,24 +540,27 @@ class ImageData(Dataset[Tensor]):
 
         def counted(part: Tensor) -> Tensor:
             arrays = meant(part)
-            whole = arrays.round()
-            apart = (arrays - whole).abs()
+            whole, there = arrays.round(), arrays.nan_to_num()
+            apart = (there - there.round()).abs()
             # A standardised value in float32 has a relative error of 2^-24.
             if reach > 2**20 or not bool((apart <= 2**-22 * reach).all()):
                 got = arrays[apart == apart.max()][0].item()
                 raise UserError(
                     f"{self.name}: expected counts, whole numbers from 0 to {2**20:,}, got {got:g}"
                 )
-            form = counting(whole.numpy(), self.form.layout, self.name)
+            form = counting(whole.numpy(), self.form.layout, self.name, self.form.missing)
+            form = replace(form, depth=self.form.depth)
             return tensor_of(whole.numpy(), form, self.name)
 
         if self.form.loc is not None:
             pieces = parts(self.images) if isinstance(self.images, Rows) else [self.images]
-            reach = max(meant(part).abs().max().item() for part in pieces)
+            reach = max(meant(part).nan_to_num().abs().max().item() for part in pieces)
         images = self.mapped(counted)
         # It has only the shape of what is counted.
-        form = counting(meant(self.images[0][None]).round().numpy(), self.form.layout, self.name)
-        form = replace(form, columns=self.form.columns, covariates=self.form.covariates)
+        first = meant(self.images[0][None]).nan_to_num().round()
+        form = counting(first.numpy(), self.form.layout, self.name)
+        own = {name: getattr(self.form, name) for name in ("columns", "covariates", "depth")}
+        form = replace(form, **own, missing=self.form.missing)
         return self._like(images, self.factors, self.covariates, form)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Tensor | Rows:
@@ -593,8 +650,8 @@ class ImageData(Dataset[Tensor]):
         if self.factors is not None:
             known = dict(zip(self.factor_names, self.factors.T.numpy(), strict=True))
         found = {}
-        for declared in names:
-            name, classes = of_covariate(declared, known, self.name)
+        for text in names:
+            name, classes = of_covariate(text, known, self.name)
             found[name] = as_classes(known[name]) if classes else known[name]
         return self.moved(found)
 
@@ -655,8 +712,9 @@ class ImageData(Dataset[Tensor]):
         what = f"images of {size}"
         if self.form.layout == "vectors":
             what = f"vectors of {self.image_shape[-1]}"
-        elif self.form.sequential:
-            what = f"sequences of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
+        elif self.form.sequential or self.form.depth:
+            kind = "volumes" if self.form.depth else "sequences"
+            what = f"{kind} of {'x'.join(map(str, self.form.shape_of(self.image_shape)))}"
         factors = ", ".join(self.factor_names) if self.factor_names else "no factors"
         given = f"; covariates {named(self.form.covariates)}" if self.form.covariates else ""
         return f"ImageData({self.name!r}, {len(self)} {what}, {factors}{given})"
@@ -705,20 +763,29 @@ class ImageData(Dataset[Tensor]):
         white = 255 if self.images.dtype == torch.uint8 else 1
         # Standardised columns that happen to hold only 0 and 1 are not pixels.
         return not self.form.standardised and all(
-            bool(((p == 0) | (p == white)).all()) for p in parts(self.images)
+            bool(((p == 0) | (p == white) | (p != p)).all()) for p in parts(self.images)
         )
 
     @property
     def whole(self) -> bool:
-        """Whether the stored values are whole numbers from 0 on."""
-        return all(bool(((p >= 0) & (p == p.floor())).all()) for p in self.images.split(1024))
+        """Whether the stored values that are there are whole numbers from 0 on."""
+        blocks = self.images.split(1024)
+        return all(bool((((p >= 0) & (p == p.floor())) | (p != p)).all()) for p in blocks)
 
     @property
     def varies(self) -> bool:
         """Whether any image differs from another."""
         # In parts, so that the search stops early if images differ.
-        first = self.images[0]
-        return any(bool((part != first).any()) for part in self.images.split(1024))
+        first = self.images[:1]
+        first = first.read() if isinstance(first, Rows) else first
+        if not self.form.missing:
+            return any(bool((part != first).any()) for part in self.images.split(1024))
+        for part in self.images.split(1024):
+            # The first value that is there, of each place.
+            first = first.where(~first.isnan(), _first_seen(part))
+            if bool(((part != first) & ~part.isnan()).any()):
+                return True
+        return False
 
     @staticmethod
     def to_unit(images: Tensor | Rows) -> Tensor:
@@ -788,7 +855,7 @@ class ImageData(Dataset[Tensor]):
         images, done, form = self.images, [], self.form
         if self.image_shape == tuple(image_shape):
             return self._like(images, self.factors, self.covariates), ""
-        if form.standardised:
+        if form.standardised or form.depth:
             raise UserError(f"{self.name}: cannot make images {image_shape} of {self!r}")
         # Those whose shape is another are few.
         images = images.to("cpu")
@@ -886,6 +953,20 @@ def as_classes(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f" and bool((values == np.floor(values)).all()):
         values = values.astype(np.int64)
     return values.astype(str)
+
+
+def _check_rows(images: Tensor, name: str) -> None:
+    """Refuse images of which one has no value at all."""
+    if (empty := images.isnan().flatten(1).all(1)).any():
+        raise UserError(
+            f"{name}: images: expected a value in each row, all of row "
+            f"{int(empty.nonzero()[0])} are missing"
+        )
+
+
+def _first_seen(images: Tensor) -> Tensor:
+    """The first value that is not missing at each place of images (N, C, H, W), (1, C, H, W)."""
+    return images.gather(0, (~images.isnan()).byte().argmax(0, keepdim=True))
 
 
 def _described(images: Any) -> str:

@@ -28,7 +28,7 @@ from ngvae_pyro.data.formats import (
     named_path,
     torchvision_data,
 )
-from ngvae_pyro.data.forms import Covariate, Form, declared
+from ngvae_pyro.data.forms import Covariate, Form, declarations
 from ngvae_pyro.data.images import (
     ImageData,
     factor_tensor,
@@ -86,6 +86,7 @@ def load(
     layout: str | None = None,
     stream: bool | str | Path = False,
     covariates: Sequence[str] = (),
+    missing: bool = False,
 ) -> ImageData:
     """Load the data that a name or a path stands for, as ``--data`` does on the command line.
 
@@ -110,7 +111,8 @@ def load(
         factors: For tables and ``.h5ad`` files only: the columns (of ``obs``) that are factors, and
             no part of the vectors.
         layout: For arrays and tables only: ``sequences`` if they are (N, C, L) or, of one channel,
-            (N, L), as for :class:`ngvae_pyro.ImageData`.
+            (N, L), and for arrays ``volumes`` if they are (N, D, H, W), as for
+            :class:`ngvae_pyro.ImageData`.
         stream: Whether the images stay on the disk, for those that do not fit into memory; for
             ``.npy``, ``.npz``, ``.h5`` and ``.hdf5`` files, IDX files and folders of pictures
             only. What cannot be read where it lies is written once, to a file in the folder of
@@ -119,6 +121,8 @@ def load(
             columns of tables and of ``obs``, keys of an ``.npz`` or HDF5 file, or factors, as which
             they count no longer. Text is classes, and numbers are standardised; C(name) says that
             numbers are classes.
+        missing: For arrays, tables and ``.h5ad`` files only: whether NaN, in a table an empty cell
+            among numbers, stands for a missing value, as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For unknown names and for options that the source does not have.
@@ -143,6 +147,10 @@ def load(
             f"{name}: stream: only {', '.join(STREAMS)} and IDX files and folders of pictures have "
             "this option"
         )
+    if missing and not name.endswith(FILES):
+        raise UserError(f"{name}: missing: only arrays ({', '.join(FILES)}) have this option")
+    if missing and stream:
+        raise UserError(f"{name}: expected missing or stream, got both")
     if head == "sprites":
         if colon:
             if twice := {"vary", "ranges"} & set(options):
@@ -166,21 +174,21 @@ def load(
         data = torchvision_data(name, "data" if root is None else root, download)
         data = data.conditioned(covariates)
     elif name.endswith(".npz"):
-        data = load_npz(name, layout, covariates, stream)
+        data = load_npz(name, layout, covariates, stream, missing)
     elif name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
         data = load_idx(name, stream).conditioned(covariates)
     elif name.endswith(".npy"):
-        data = load_npy(name, layout, stream).conditioned(covariates)
+        data = load_npy(name, layout, stream, missing).conditioned(covariates)
     elif name.endswith((".h5", ".hdf5")):
         from ngvae_pyro.data.hdf5 import load_hdf5
 
-        data = load_hdf5(name, layout, covariates, stream)
+        data = load_hdf5(name, layout, covariates, stream, missing)
     elif name.endswith(TABLES):
-        data = load_table(name, factors, layout, covariates)
+        data = load_table(name, factors, layout, covariates, missing)
     elif name.endswith(".h5ad"):
         from ngvae_pyro.data.cells import load_cells
 
-        data = load_cells(name, factors, covariates)
+        data = load_cells(name, factors, covariates, missing)
     elif os.path.isdir(name):
         data = load_pictures(name, stream).conditioned(covariates)
     else:
@@ -205,6 +213,7 @@ def as_images(
     layout: str | None = None,
     counts: bool = False,
     stream: bool | str | Path = False,
+    missing: bool = False,
 ) -> ImageData:
     """Convert any accepted kind of data to images, which are in memory unless they are streamed.
 
@@ -220,28 +229,39 @@ def as_images(
         name: Name of an array, for messages and reports.
         form: How to read arrays, if that is known; data read in another form are converted to its
             units. Of files and tables its covariates are read too; other data have to have them.
-        layout: ``sequences`` if arrays and files hold sequences, as for
+        layout: ``sequences`` or ``volumes`` if arrays and files hold these, as for
             :class:`ngvae_pyro.ImageData`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
         stream: Whether they stay on the disk, as for :func:`load`, in which case a ``Dataset`` need
             not know its length. A ``numpy.memmap`` always does, and an
             :class:`ngvae_pyro.ImageData` is as it is.
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`. If a
+            form is given, it knows.
 
     Raises:
-        UserError: For anything else, for a shape other than the form's, and for NaN and infinity.
+        UserError: For anything else, for a shape other than the form's, for infinity, and for NaN
+            unless values may be missing.
     """
+    if form is not None:
+        missing = form.missing
     if layout is not None and form is not None:
         raise UserError(f"{name}: expected a form or a layout, got both")
     coding = () if form is None else form.covariates
     if isinstance(data, (str, Path)):
-        data = load(data, layout=layout, covariates=declared(coding), stream=stream)
+        # A fit that takes missing values takes data that cannot have any, too.
+        asked = missing and (form is None or str(data).endswith(FILES))
+        covariates = declarations(coding)
+        data = load(data, layout=layout, covariates=covariates, stream=stream, missing=asked)
     if isinstance(data, DataLoader):
         data = data.dataset
         if not hasattr(data, "__array__") and not isinstance(data, Dataset):
-            return _of_dataset(data, name, form, layout, counts, stream)
+            return _of_dataset(data, name, form, layout, counts, stream, missing)
     if isinstance(data, ImageData):
-        if layout is not None and not data.form.sequential:
+        held = "volumes" if data.form.depth else "sequences" if data.form.sequential else None
+        if layout not in (None, held):
             raise UserError(f"data '{data.name}': layout: expected an array, got {data!r}")
+        if missing and form is None and not data.form.missing:
+            raise UserError(f"data '{data.name}': missing: expected an array, got {data!r}")
         if form is not None:
             form.check_columns(data.form.columns, f"data '{data.name}'")
         elif counts:
@@ -250,15 +270,17 @@ def as_images(
             return data
         return (data if data.form.same_units(form) else _turned(data, form)).coded(coding)
     if isinstance(data, Dataset):
-        return _of_dataset(data, name, form, layout, counts, stream)
+        return _of_dataset(data, name, form, layout, counts, stream, missing)
     if is_table(data):
-        columns = columns_of(data, name, covariates=declared(coding))
-        return _of_table(columns, name, form, layout, counts, stream)
+        columns = columns_of(data, name, covariates=declarations(coding), missing=missing)
+        return _of_table(columns, name, form, layout, counts, stream, missing)
     if not hasattr(data, "__array__"):
         raise UserError(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
+    if missing and form is None and (isinstance(data, np.memmap) or stream):
+        raise UserError(f"{name}: missing: data that stay on the disk have no NaN")
     if isinstance(data, np.memmap) or stream:
         # Arrays of HDF5 and the like have numpy's types, and are sliced.
         sliced = isinstance(getattr(data, "dtype", None), np.dtype)
@@ -267,12 +289,13 @@ def as_images(
         rows, form = stream_array(array, name, layout, folder_of(stream), **options)
         return ImageData.stored(name, rows, form=form)
     if form is None and counts:
-        return ImageData.counts(name, number_array(data, name), layout=layout)
+        return ImageData.counts(name, number_array(data, name), layout=layout, missing=missing)
     if form is None:
-        tensor, form = image_tensor(data, name, any_range=True, layout=layout)
+        tensor, form = image_tensor(data, name, any_range=True, layout=layout, missing=missing)
     else:
         array = number_array(data, name)
-        if not form.standardised and array.ndim in (3, 4) and array.ndim != form.dimensions:
+        pictures = not form.standardised and not form.depth
+        if pictures and array.ndim in (3, 4) and array.ndim != form.dimensions:
             form = replace(form, layout=layout_of(array.shape, name))
         tensor = tensor_of(array, form, name)
     return ImageData.stored(name, tensor, form=form)
@@ -309,6 +332,7 @@ def from_numpy(
     factors: np.ndarray | Tensor | None = None,
     factor_names: Sequence[str] = (),
     covariates: Mapping[str, np.ndarray | Tensor] | None = None,
+    missing: bool = False,
 ) -> ImageData:
     """Images or vectors in memory, with their factors if these are known.
 
@@ -317,6 +341,7 @@ def from_numpy(
         factors: (N, F) or (N,); text becomes classes, as for :class:`ngvae_pyro.ImageData`.
         factor_names: The F names; by default factor_0, factor_1, ...
         covariates: As for :class:`ngvae_pyro.ImageData`, arrays (N,) by name.
+        missing: Whether NaN stands for a missing value, as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
         UserError: For a wrong shape, type or range.
@@ -324,7 +349,7 @@ def from_numpy(
     >>> from_numpy(np.random.default_rng(0).normal(size=(9, 4)), np.arange(9))
     ImageData('data', 9 vectors of 4, factor_0)
     """
-    data = as_images(x, "data")
+    data = as_images(x, "data", missing=missing)
     if factors is not None and not len(factor_names):
         factors = factor_tensor(factors, "data: factors")
         factor_names = [f"factor_{i}" for i in range(factors.shape[1])]
@@ -338,13 +363,14 @@ def _of_table(
     layout: str | None,
     counts: bool,
     stream: bool | str | Path,
+    missing: bool,
 ) -> ImageData:
     """The vectors of a table, with its columns of text as factors."""
     coding: tuple[Covariate, ...] = ()
     if form is not None:
         form.check_columns(table.names, name)
         coding, form = form.covariates, replace(form, covariates=())
-    vectors = as_images(table.values, name, form, layout, counts, stream)
+    vectors = as_images(table.values, name, form, layout, counts, stream, missing)
     columns = table.names or vectors.form.columns
     form = replace(vectors.form, columns=columns, covariates=coding)
     return ImageData.stored(
@@ -359,10 +385,11 @@ def _of_dataset(
     layout: str | None,
     counts: bool,
     stream: bool | str | Path,
+    missing: bool,
 ) -> ImageData:
     """Read a torch data set once; the numbers in its pairs become the factor ``label``."""
     if not stream:
-        return _in_memory(dataset, name, form, layout, counts)
+        return _in_memory(dataset, name, form, layout, counts, missing)
     count = len(dataset) if hasattr(dataset, "__len__") else None
     if count == 0:
         raise UserError(f"{name}: expected images, got an empty {type(dataset).__name__}")
@@ -385,7 +412,12 @@ def _of_dataset(
 
 
 def _in_memory(
-    dataset: Any, name: str, form: Form | None, layout: str | None, counts: bool
+    dataset: Any,
+    name: str,
+    form: Form | None,
+    layout: str | None,
+    counts: bool,
+    missing: bool,
 ) -> ImageData:
     """Load a torch data set; the numbers in its pairs become the factor ``label``."""
     if not hasattr(dataset, "__len__"):
@@ -404,7 +436,7 @@ def _in_memory(
         check_like(found, images.shape[1:], images.dtype, f"{name}[{i}]")
         images[i] = found
         labels += item[1:2] if paired else []
-    data = as_images(images, name, form, layout, counts)
+    data = as_images(images, name, form, layout, counts, missing)
     numbers = all(isinstance(n, Real) or getattr(n, "ndim", 1) == 0 for n in labels)
     if len(labels) == count and numbers:
         factors = torch.tensor([float(label) for label in labels])[:, None]
@@ -421,7 +453,9 @@ def _turned(data: ImageData, form: Form) -> ImageData:
             f"data '{data.name}': expected the units of {form!r}, got those of {data.form!r}; pass "
             "the array itself"
         )
-    own = form if form.standardised else replace(form, layout=data.form.layout)
+    own = form
+    if not form.standardised:
+        own = replace(form, layout=data.form.layout, depth=data.form.depth)
 
     def turned(part: Tensor) -> Tensor:
         arrays = data.form.arrays(ImageData.to_unit(part)).numpy()

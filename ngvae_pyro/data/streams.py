@@ -49,6 +49,8 @@ def _layout(shape: Sequence[int], where: str, layout: str | None, form: Form | N
                 f"{where}: expected shape {SHAPES[form.layout]}, as what was fitted, "
                 f"got {tuple(shape)}"
             )
+    if layout == "volumes" or len(shape) == 5:
+        raise UserError(f"{where}: volumes are not streamed, got shape {tuple(shape)}")
     if layout is not None:
         return sequential(layout, shape, where)
     return "vectors" if len(shape) == 2 else layout_of(shape, where)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ngvae_pyro.data.formats import check_file, named_path, reading
+from ngvae_pyro.data.forms import MISSING_HINT, check_observed
 from ngvae_pyro.data.images import (
     ImageData,
     as_classes,
@@ -49,6 +50,7 @@ def load_table(
     factors: Sequence[str] = (),
     layout: str | None = None,
     covariates: Sequence[str] = (),
+    missing: bool = False,
 ) -> ImageData:
     """Read the vectors of a ``.csv``, ``.tsv`` or ``.parquet`` file.
 
@@ -62,18 +64,20 @@ def load_table(
         layout: ``sequences`` if the columns are the places of one curve, as of a spectrum.
         covariates: Names of columns that are covariates, and no part of the vectors; C(name) if
             their numbers are classes.
+        missing: Whether cells of numbers may be empty, as for :class:`ngvae_pyro.ImageData`.
 
     Raises:
-        UserError: For anything that does not fit this description, and for missing values.
+        UserError: For anything that does not fit this description, and for missing values that are
+            not allowed.
     """
     path = Path(named_path(path))
     check_file(path, "a table")
     with reading(path, f"{path.suffix} file"):
         table = _parquet(path) if path.suffix == ".parquet" else _text(path)
-    found = columns_of(table, str(path), factors, covariates)
+    found = columns_of(table, str(path), factors, covariates, missing)
     if len(table) < 2:
         raise UserError(f"{path}: expected at least 2 rows, got {len(table)}")
-    images, form = image_tensor(found.values, str(path), layout=layout)
+    images, form = image_tensor(found.values, str(path), layout=layout, missing=missing)
     form = replace(form, columns=found.names)
     return ImageData.stored(
         path.stem, images, found.factors, found.factor_names, form, found.covariates
@@ -147,7 +151,11 @@ def is_table(data: Any) -> bool:
 
 
 def columns_of(
-    table: Any, where: str, factors: Sequence[str] = (), covariates: Sequence[str] = ()
+    table: Any,
+    where: str,
+    factors: Sequence[str] = (),
+    covariates: Sequence[str] = (),
+    missing: bool = False,
 ) -> Columns:
     """The vectors, factors and covariates of a table of pandas.
 
@@ -157,10 +165,12 @@ def columns_of(
         where: What it is, for messages.
         factors: Names of columns that are factors.
         covariates: Names of columns that are covariates, or C(name).
+        missing: Whether values of the other columns of numbers may be missing.
 
     Raises:
-        UserError: For missing values, for columns that are neither numbers nor text, for names that
-            are missing or there twice, and if no column of numbers is left.
+        UserError: For missing values that are not allowed, and a column of nothing else, for
+            columns that are neither numbers nor text, for names that are missing or there twice,
+            and if no column of numbers is left.
     """
     names = [one_line(name) for name in table.columns]
     if "" in names:
@@ -178,7 +188,7 @@ def columns_of(
         del known[name]
     as_factors = factor_columns(known, where, factors)
     left = {
-        name: column_of(column, f"{where}: column {name!r}")
+        name: column_of(column, f"{where}: column {name!r}", missing)
         for name, column in known.items()
         if name not in as_factors
     }
@@ -195,9 +205,11 @@ def columns_of(
         )
         as_factors |= {name: class_numbers(values) for name, values in text.items()}
     own = tuple(name for name in left if name not in text)
+    stacked_vectors = np.stack(vectors, 1)
+    check_observed(stacked_vectors, where, own)
     labelled = all(isinstance(label, str) for label in table.columns)
     return Columns(
-        np.stack(vectors, 1),
+        stacked_vectors,
         own if labelled else (),
         stacked(as_factors),
         tuple(as_factors),
@@ -254,18 +266,26 @@ def stacked(factors: Mapping[str, np.ndarray]) -> Tensor | None:
     return torch.from_numpy(np.stack(list(factors.values()), 1)) if factors else None
 
 
-def column_of(column: Any, where: str) -> np.ndarray:
+def column_of(column: Any, where: str, missing: bool | None = None) -> np.ndarray:
     """A column of a table as float64 or, if it is text or categories, as text.
 
+    Args:
+        column: The column.
+        where: What it is, for messages.
+        missing: Whether numbers may be missing, which are NaN then; None where none ever may.
+
     Raises:
-        UserError: For missing values, for infinity, and for any other type.
+        UserError: For missing values that are not allowed, for infinity, and for any other type.
     """
-    if missing := int(column.isna().sum()):
+    numbers = column.dtype.kind in "biuf"
+    if (absent := int(column.isna().sum())) and not (missing and numbers):
+        hint = f"; {MISSING_HINT}" if numbers and missing is False else ""
         raise UserError(
-            f"{where}: expected a value in each row, got NaN or none in {missing} of {len(column)}"
+            f"{where}: expected a value in each row, got NaN or none in {absent} of "
+            f"{len(column)}{hint}"
         )
-    if column.dtype.kind in "biuf":
-        values: np.ndarray = column.to_numpy(np.float64)
+    if numbers:
+        values: np.ndarray = column.to_numpy(np.float64, na_value=np.nan)
         if infinite := int(np.isinf(values).sum()):
             raise UserError(f"{where}: expected finite numbers, got inf in {infinite} rows")
         return values

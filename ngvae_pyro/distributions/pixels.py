@@ -1,4 +1,4 @@
-"""Likelihoods of images: Gaussian pixels in few passes over them, and classes as channels."""
+"""Likelihoods of images: Gaussian pixels in few passes, classes as channels, missing values."""
 
 import math
 from typing import ClassVar, Self
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 from torch.types import _size
 
-__all__ = ["GaussianPixels", "OneHotPixels"]
+__all__ = ["GaussianPixels", "ObservedPixels", "OneHotPixels"]
 
 
 class GaussianPixels(Independent):
@@ -130,3 +130,61 @@ class OneHotPixels(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return (value * self.logits.log_softmax(-3)).sum((-3, -2, -1))
+
+
+class ObservedPixels(TorchDistribution):
+    r"""Images of which values may be missing: their density is that of the values that are there.
+
+    .. math::
+        \log p(x) = \sum_{i: x_i \ne \mathrm{NaN}} \log p_i(x_i)
+
+    Args:
+        fn: A distribution of images whose values are independent, such as
+            ``Normal(loc, scale).to_event(3)``, or one-hot: there all channels of a place are
+            missing, or none.
+
+    Raises:
+        TypeError: For a distribution whose event is not that of independent values.
+
+    Example:
+        >>> d = ObservedPixels(GaussianPixels(torch.zeros(1, 2, 2), torch.tensor(1.0)))
+        >>> d.log_prob(torch.tensor([[[0.0, torch.nan], [0.0, torch.nan]]]))
+        tensor(-1.8379)
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, fn: TorchDistribution, *, validate_args: bool | None = None) -> None:
+        if not isinstance(fn, (Independent, OneHotPixels)) or fn.event_dim != 3:
+            raise TypeError(f"Expected independent values of images, got {type(fn).__name__}")
+        self.fn = fn
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.fn.support
+
+    @property
+    def mean(self) -> Tensor:
+        return self.fn.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.fn.variance
+
+    def expand(self, batch_shape: _size, _instance: Self | None = None) -> Self:
+        return type(self)(self.fn.expand(batch_shape))
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        drawn: Tensor = self.fn.sample(sample_shape)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        absent = value.isnan()
+        # Any value of the support will do, of which the density is finite, and so its gradient.
+        value = value.masked_fill(absent, 0.0)
+        if isinstance(self.fn, OneHotPixels):
+            # None of the classes, which adds nothing.
+            return self.fn.log_prob(value)
+        each: Tensor = self.fn.base_dist.log_prob(value)
+        return each.masked_fill(absent, 0.0).sum((-3, -2, -1))

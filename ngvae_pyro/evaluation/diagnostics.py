@@ -196,6 +196,11 @@ def reconstruct(fit: Fit, x: Tensor) -> Tensor:
         return fit.model.likelihood(fit.model.decoder(fit.guide.codes(x).loc), x).mean
 
 
+def difference(mean: Tensor, x: Tensor) -> Tensor:
+    """The difference of means from images x, 0 where a value of these is missing."""
+    return (mean - x).masked_fill(x.isnan(), 0.0)
+
+
 def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
     """Numbers of a fit on held-out data, as :meth:`ngvae_pyro.Fit.as_images` takes them.
 
@@ -206,13 +211,13 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
         variance is below 1/2; of counts 1 where the rate varies over the images by more than the
         counts do about it. ``discrete``: whether z are counts.
         ``active_units``: latents whose posterior mean varies by more than 0.01 over the data.
-        ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel,
-        at the posterior mean of z. ``kl``: for each site its ``total``, nats per image, and the
-        shares of the latents, ``per_latent``. ``precision``: for each latent the ``mean`` of the
-        posterior precision (exact for each image), and the ``5%`` and ``95%`` quantiles over
-        images and draws. ``probs`` and ``variance_of_loc``: for each latent its p and the
-        variance of its posterior mean. ``earned``: for each latent how many nats per image of
-        E_q log p(x | z) it is worth over at most 512 images (:func:`earned`); not for counts.
+        ``elbo``: nats per image, one posterior draw an image. ``reconstruction_mse``: per pixel
+        that is not missing, at the posterior mean of z. ``kl``: for each site its ``total``, nats
+        per image, and the shares of the latents, ``per_latent``. ``precision``: for each latent the
+        ``mean`` of the posterior precision (exact for each image), and the ``5%`` and ``95%``
+        quantiles over images and draws. ``probs`` and ``variance_of_loc``: for each latent its p
+        and the variance of its posterior mean. ``earned``: for each latent how many nats per image
+        of E_q log p(x | z) it is worth over at most 512 images (:func:`earned`); not for counts.
         ``dimension``: that of the surface on which the means of the informative latents lie
         (:func:`ngvae_pyro.dimension.dimension`), None for fewer than two of them or
         fewer than 50 different images. ``steps`` and ``extra_steps`` of the training. ``verdict``:
@@ -230,7 +235,7 @@ def evaluate(fit: Fit, data: Images, seed: int = 0) -> Metrics:
 
 def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
     """Compute what :func:`evaluate` returns, from known codes of the images."""
-    log_likelihood, squared_error = 0.0, 0.0
+    log_likelihood, squared_error, numbers = 0.0, 0.0, 0
     totals: dict[str, Tensor] = {}
     precision = []
     looks = evaluating(fit.model, fit.guide)
@@ -240,7 +245,8 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
             log_likelihood += terms.sum().item()
             with torch.no_grad():
                 mean = fit.model.likelihood(fit.model.decoder(loc.to(fit.device)), x).mean
-            squared_error += (mean - x).square().sum().item()
+            squared_error += difference(mean, x).square().sum().item()
+            numbers += int((~x.isnan()).sum())
             for name, term in kl_terms.items():
                 totals[name] = totals.get(name, 0.0) + term.sum(0).double().cpu()
             precision.append(fit.guide.draws(x, 10)[0].flatten(0, 1).cpu())
@@ -255,7 +261,7 @@ def measured(fit: Fit, data: ImageData, code: Codes, seed: int = 0) -> Metrics:
         "informative": int(code.informative.sum()),
         "active_units": int((variance > ACTIVE).sum()),
         "elbo": log_likelihood / count - sum(sum(term) for term in kl.values()),
-        "reconstruction_mse": squared_error / (count * data.images[0].numel()),
+        "reconstruction_mse": squared_error / numbers,
         "kl": {name: {"total": sum(term), "per_latent": term} for name, term in kl.items()},
         "precision": {
             "mean": code.precision.double().mean(0).tolist(),
@@ -453,8 +459,9 @@ def to_arviz(
 
     Returns:
         An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x). In it x has the units of the
-        model: images (image, channel, height, width) are in [0, 1], vectors (image, column) and
-        sequences (image, channel, position) standardised, and counts as they are. Latents are named
+        model: images (image, channel, height, width) and volumes (image, channel, depth, height,
+        width) are in [0, 1], vectors (image, column) and sequences (image, channel, position)
+        standardised, and counts as they are. Latents are named
         z0, z1 and so on. The groups are
         ``posterior``: precision and z (chain, draw, image, latent);
         ``log_likelihood``: x (chain, draw, image), log p(x | z), nats;
@@ -523,13 +530,22 @@ def _drawn(
         machine.FLOAT_BYTES * numbers,
         fit.device,
     )
-    of_image, sizes = ["channel", "height", "width"], data.image_shape
+    of_image = ["channel", "height", "width"]
+    sizes: tuple[int, ...] = data.image_shape
+    if data.form.depth:
+        channels, height, width = data.image_shape
+        of_image = ["channel", "depth", "height", "width"]
+        sizes = (channels, data.form.depth, height // data.form.depth, width)
     if data.form.layout in DIMENSIONS:
         of_image, sizes = DIMENSIONS[data.form.layout], data.form.shape_of(data.image_shape)
 
     def shaped(x: Tensor) -> Tensor:
-        """Images (..., C, H, W) without the axes that their layout has not, counts as integers."""
-        return (x.int() if fit.model.likelihood.spec.whole else x).reshape(*x.shape[:-3], *sizes)
+        """Images (..., C, H, W) without the axes that their layout has not.
+
+        Counts become integers, of which none is missing.
+        """
+        whole = fit.model.likelihood.spec.whole and not x.isnan().any()
+        return (x.int() if whole else x).reshape(*x.shape[:-3], *sizes)
 
     def in_chains(values: Tensor, *dims: str) -> tuple[list[str], np.ndarray]:
         """Draws (S, N, ...) in their chains, and the names of their dimensions."""

@@ -101,7 +101,7 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
     """Scores of each image, (N,), by the keys of `SCORES`; higher is more foreign.
 
     - ``elbo``: -ELBO(x), mean of 8 posterior draws, nats.
-    - ``reconstruction``: ``|x - E[x | z = E[z]]|^2`` / pixels.
+    - ``reconstruction``: ``|x - E[x | z = E[z]]|^2`` / pixels, of those that are not missing.
     - ``kl``: KL(q(z, precision | x) || p(z, precision)), from the same draws, nats.
     - ``precision``: -1/J sum_j log E[precision_j | x] over the J informative latents.
     - ``selection``: ``sum_k |p_k(x) - E[p_k]|``, E over the training images, in latents.
@@ -133,7 +133,8 @@ def scores(fit: Fit, data: ImageData, known: Reference, *, seed: int = 0) -> dic
             log_likelihood.append(torch.stack([terms for terms, _ in drawn]).mean(0))
             sites = [term.sum(-1) for _, terms in drawn for term in terms.values()]
             kl.append(torch.stack(sites).sum(0) / ELBO_DRAWS)
-            error.append((diagnostics.reconstruct(fit, x) - x).square().flatten(1).mean(1))
+            squares = diagnostics.difference(diagnostics.reconstruct(fit, x), x).square()
+            error.append(squares.flatten(1).sum(1) / (~x.isnan()).flatten(1).sum(1))
     parts = [
         part.per_image() for part in uncertainty.in_batches(fit, data, PRECISIONS, DRAWS, seed)
     ]

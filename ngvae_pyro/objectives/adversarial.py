@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from ngvae_pyro.errors import UserError
 from ngvae_pyro.model import VAE
 from ngvae_pyro.nn import PatchDiscriminator
 from ngvae_pyro.objectives.base import Objective, TraceELBO, sites
@@ -133,4 +134,6 @@ def with_adversary(elbo: TraceELBO, fit: FitSpec, model: VAE) -> TraceELBO:
     """The objective, with an adversarial loss on the images if ``fit.adversarial`` is set."""
     if (spec := fit.adversarial) is None:
         return elbo
+    if model.likelihood.spec.missing:
+        raise UserError("fit.adversarial: expected images of which no value may be missing")
     return AdversarialELBO(elbo, model.image_shape, **spec.model_dump())

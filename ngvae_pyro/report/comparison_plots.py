@@ -20,6 +20,7 @@ from ngvae_pyro.files import make_folder
 from ngvae_pyro.report.plots import (
     INFORMATIVE,
     SHOWN,
+    SLICES_MOVED,
     UNINFORMATIVE,
     Row,
     are_curves,
@@ -28,6 +29,7 @@ from ngvae_pyro.report.plots import (
     draw_grid,
     literal,
     new_figure,
+    slices,
 )
 
 with needed("plots"):
@@ -145,7 +147,8 @@ def traversals(figure: Figure | SubFigure, looks: Sequence[Look], across: int) -
             for panel, name, colour in zip(curves, one.names, one.colours, strict=True):
                 panel.set_ylabel(name, color=colour, fontsize=8)
         else:
-            draw_grid(axes, one.traversals, apart=one.colours.count(UNINFORMATIVE))
+            pictures, _ = slices(one.traversals, one.form, SLICES_MOVED)
+            draw_grid(axes, pictures, apart=one.colours.count(UNINFORMATIVE))
             axes.set_yticklabels(one.names, fontsize=8)
             for text, colour in zip(axes.get_yticklabels(), one.colours, strict=True):
                 text.set_color(colour)

@@ -274,6 +274,8 @@ def explore(
     rows = [row for row in most_informative_first(metrics) if is_informative(row["probs"])]
     if not rows:
         return None
+    if fit.form.depth:
+        return Explorer((), ("There is no explorer, because a page does not draw volumes.",), None)
     latents = [row["latent"] for row in rows[:ROWS]]
     labels = (row["followed"].text if "followed" in row else "" for row in rows)
     sliders = tuple(map(Slider, latents, labels))

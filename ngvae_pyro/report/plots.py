@@ -32,6 +32,7 @@ from ngvae_pyro.evaluation.diagnostics import (
     Followed,
     Metrics,
     codes,
+    difference,
     evaluate,
     most_informative_first,
     reconstruct,
@@ -624,7 +625,32 @@ def brightest(fit: Fit, images: Tensor) -> float:
     """What is drawn as white: 1, or the largest of images of whole numbers, such as counts."""
     if not fit.model.likelihood.spec.whole:
         return 1.0
-    return max(1.0, images.max().item())
+    return max(1.0, images.nan_to_num().max().item())
+
+
+# Slices of a volume that are drawn: of its reconstruction, and as a latent moves.
+SLICES, SLICES_MOVED = 6, 3
+
+
+def slices(images: Tensor, form: Form, most: int) -> tuple[Tensor, str]:
+    """Images as they are drawn: of volumes evenly spaced slices, one below the other.
+
+    Args:
+        images: (..., C, D H, W), or images of any other kind, which stay as they are.
+        form: Their form.
+        most: How many slices are drawn, or all if there are fewer: the middle ones of as many
+            equal parts of the volume.
+
+    Returns:
+        (..., C, slices H, W), and which slices they are, in words ("" for other images).
+    """
+    if not form.depth:
+        return images, ""
+    count = min(most, form.depth)
+    chosen = [(2 * i + 1) * form.depth // (2 * count) for i in range(count)]
+    found = images.unflatten(-2, (form.depth, -1))[..., chosen, :, :].flatten(-3, -2)
+    which = ", ".join(str(i + 1) for i in chosen)
+    return found, f"slices {which} of {form.depth}, from top to bottom"
 
 
 def draw_grid(axes: Any, images: Tensor, apart: int = 0) -> None:
@@ -753,7 +779,9 @@ def reconstructions(
     """Held-out images, their reconstructions, and ten times the absolute difference.
 
     Vectors and sequences, images of shape (C, 1, L), are curves: each has a panel of its own, with
-    its reconstruction over it. Sequences are in the units of the data.
+    its reconstruction over it. Sequences are in the units of the data. Where a pixel is missing the
+    image is grey and the difference black; where a value of a curve is, there is a gap. Of volumes
+    at most 6 slices are drawn, one below the other.
 
     Args:
         fit: The trained pair.
@@ -771,10 +799,17 @@ def reconstructions(
         mean = reconstruct(fit, x)
     if are_curves(x):
         return _reconstructed_curves(fit.form, x, mean, ax)
-    with _drawing(ax, 0.5 * len(x) + 1.4, 2.3) as ax:
-        draw_grid(ax, torch.stack([x, mean, (10.0 * (x - mean)).abs()]) / brightest(fit, x))
-        ax.set_yticklabels(["image", "reconstruction", "|difference| × 10"])
-        ax.set_title("Held-out reconstructions")
+    (x, which), (mean, _) = (slices(images, fit.form, SLICES) for images in (x, mean))
+    tall = x.shape[-2] / fit.model.image_shape[1] * fit.form.depth if fit.form.depth else 1.0
+    with _drawing(ax, 0.5 * len(x) + 1.4, 2.3 + 1.4 * (tall - 1.0)) as ax:
+        apart = 10.0 * difference(mean, x)
+        rows = torch.stack([x, mean, apart.abs()]) / brightest(fit, x)
+        absent = x.isnan()
+        rows[0].masked_fill_(absent, 0.5)
+        draw_grid(ax, rows)
+        of_image = "image\n(grey: missing)" if absent.any() else "image"
+        ax.set_yticklabels([of_image, "reconstruction", "|difference| × 10"])
+        ax.set_title(f"Held-out reconstructions{which and f': {which}'}")
     return ax
 
 
@@ -858,7 +893,8 @@ def traversals(
     the right are the KL of z (nats) and the mean precision of q(z | x). If the factors of the
     images are known, the factor that a latent follows is shown below its name with their
     correlation, or the two that it mixes (:class:`ngvae_pyro.evaluation.diagnostics.Followed`).
-    Vectors and sequences, images of shape (C, 1, L), are drawn as curves.
+    Vectors and sequences, images of shape (C, 1, L), are drawn as curves, and of volumes at most 3
+    slices, one below the other.
 
     Args:
         fit: The trained pair.
@@ -901,17 +937,26 @@ def traversals(
         _with_factors(name, known[row[0]]) if len(row) == 1 else name
         for name, row in zip(names, moved, strict=True)
     ]
-    walks = [paths.walk(fit, support, moved, steps, base) for base in numbers]
+    walks, which = [paths.walk(fit, support, moved, steps, base) for base in numbers], ""
     if not are_curves(walks[0][0]):
         white = brightest(fit, torch.stack([images for images, _ in walks]))
-        walks = [(images / white, found) for images, found in walks]
+        of_volumes = [slices(images, fit.form, SLICES_MOVED) for images, _ in walks]
+        which = of_volumes[0][1]
+        walks = [
+            (images / white, found)
+            for (images, _), (_, found) in zip(of_volumes, walks, strict=True)
+        ]
     groups = [[known[k] for k in row] for row in moved]
     draw: Any = _draw_walk
     across, down = 0.42, 0.45
     if are_curves(walks[0][0]):
         draw, across, down = partial(_draw_curves, form=fit.form), 4.2 / steps, 0.8
     else:
-        _, pixels_down, pixels_across = fit.model.image_shape
+        pixels_down, pixels_across = walks[0][0].shape[-2:]
+        if fit.form.depth:
+            # Each slice as high as an image.
+            down *= min(SLICES_MOVED, fit.form.depth)
+            pixels_down = fit.model.image_shape[1] // fit.form.depth
         across *= min(max(pixels_across / pixels_down, 0.4), 2.5)
     height = down * (len(moved) + 0.5) * len(walks) + 0.7
     letters = max(len(line) for name in names for line in name.split("\n"))
@@ -925,7 +970,7 @@ def traversals(
                 block.set_anchor("W")
         count = sum(_kind(row) != "uninformative" for row in rows)
         of = f": the {ROWS} most informative of {count}" if latents is None and count > ROWS else ""
-        ax.set_title(f"Latent traversals{of}", pad=22)
+        ax.set_title(f"Latent traversals{of}{which and f'; {which}'}", pad=22)
     return ax
 
 

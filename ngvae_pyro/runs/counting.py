@@ -389,6 +389,8 @@ def estimates(images: ImageData, rows: int = ROWS) -> ClassicalEstimates:
     size = images.images[0].numel()
     few = images.images[: max(2, min(rows, NUMBERS // size))]
     points = ImageData.to_unit(few).flatten(1).cpu().numpy()
+    # Distances are those of rows of which nothing is missing.
+    points = points[~np.isnan(points).any(1)]
     return {
         "rows": len(points),
         "two_nn": _finite(two_nn, points),

@@ -9,7 +9,7 @@ import torch
 
 from ngvae_pyro import _arviz, provenance
 from ngvae_pyro.axes import Rotation
-from ngvae_pyro.data.forms import Covariate, Form, units_shape
+from ngvae_pyro.data.forms import VOLUMES, Covariate, Form, units_shape
 from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.errors import Notice, UserError
 from ngvae_pyro.extras import needed
@@ -57,7 +57,9 @@ def load_pair(
         return rebuilt(spec, images.image_shape if isinstance(images, ImageData) else images)
     if isinstance(images, ImageData):
         device = resolve_device(spec.fit.device)
-        memory.check_pair(spec, images.image_shape, len(images), device)
+        model_spec = spec.model.of_data(missing=images.form.missing, depth=images.form.depth)
+        checked = spec.model_copy(update={"model": model_spec})
+        memory.check_pair(checked, images.image_shape, len(images), device)
     else:
         memory.check_pair(spec, images)
     with seeded(spec.fit.seed, torch.device("cpu")):
@@ -197,9 +199,13 @@ def _form(spec: SavedRun, tensors: Mapping[str, torch.Tensor]) -> Form:
     one_row = form.layout in ("vectors", "curves")
     if columns and (not one_row or len(columns) != spec.image_shape[2]):
         raise RuntimeError(f"form.columns: expected the names of all columns, got {len(columns)}")
+    depth = spec.form.depth or 0
+    if bool(depth) != (form.layout in VOLUMES) or (depth and spec.image_shape[1] % depth):
+        raise RuntimeError(f"form.depth: expected the number of slices of volumes, got {depth}")
     coding = tuple(Covariate(**one.model_dump()) for one in spec.form.covariates or ())
-    own = arrays.get("loc"), arrays.get("scale")
-    return Form(form.layout, form.in_bytes, *own, columns, coding)
+    missing = bool(spec.form.missing)
+    loc, scale = (arrays.get(name) for name in UNITS)
+    return Form(form.layout, form.in_bytes, loc, scale, columns, coding, missing, depth)
 
 
 def load_posterior(folder: str | Path) -> Any:

@@ -58,6 +58,8 @@ def saved_run(spec: RunSpec, model: VAE, image_shape: tuple[int, ...], form: For
                 in_bytes=form.in_bytes,
                 columns=form.columns or None,
                 covariates=tuple(CovariateSpec(**asdict(one)) for one in form.covariates) or None,
+                missing=form.missing or None,
+                depth=form.depth or None,
             ),
             "folder": (before and before.folder) or _start_of_paths(spec.data),
             "images": before and before.images,

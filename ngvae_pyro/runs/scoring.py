@@ -16,7 +16,7 @@ from ngvae_pyro import files, locks
 from ngvae_pyro.data.declared import data_seed, load_images
 from ngvae_pyro.data.forms import Form
 from ngvae_pyro.data.images import ImageData
-from ngvae_pyro.data.sources import ARRAYS
+from ngvae_pyro.data.sources import ARRAYS, FILES
 from ngvae_pyro.data.tables import TABLES
 from ngvae_pyro.errors import UserError, expect
 from ngvae_pyro.evaluation.assessment import NEW_SEED
@@ -166,6 +166,10 @@ def _other_images(
             values.setdefault("resolution", own.resolution)
     elif fit.form.sequential and str(values["name"]).endswith(ARRAYS):
         values.setdefault("layout", "sequences")
+    elif fit.form.layout == "grey_volumes" and str(values["name"]).endswith(ARRAYS):
+        values.setdefault("layout", "volumes")
+    if fit.form.missing and str(values["name"]).endswith(FILES):
+        values.setdefault("missing", True)
     if own.factors and str(values["name"]).endswith((*TABLES, ".h5ad")):
         values.setdefault("factors", own.factors)
     if own.covariates:
@@ -180,7 +184,8 @@ def _other_images(
     if images.image_shape == image_shape:
         # In the run's units, if it has its own.
         return fit.as_images(images), ""
-    if images.form.standardised or fit.form.standardised:
+    # What is not resized.
+    if any(form.standardised or form.depth for form in (images.form, fit.form)):
         got, expected = (
             _kind(form, shape)
             for form, shape in ((images.form, images.image_shape), (fit.form, image_shape))
@@ -199,9 +204,11 @@ def _other_images(
 
 def _kind(form: Form, image_shape: tuple[int, ...]) -> str:
     """What the images of a form are, in words."""
+    size = "x".join(map(str, form.shape_of(image_shape)))
+    if form.depth:
+        return f"volumes of {size}"
     if not form.standardised:
         return "images"
-    size = "x".join(map(str, form.shape_of(image_shape)))
     return f"{'sequences' if form.sequential else 'vectors'} of {size}"
 
 

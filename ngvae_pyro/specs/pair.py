@@ -37,6 +37,7 @@ from ngvae_pyro.specs.base import (
     Rank,
     Rates,
     Sharpness,
+    Side,
     Spec,
     Text,
     Weight,
@@ -142,6 +143,20 @@ class Conv1dSpec(Spec):
     width: Width = 256
 
 
+class Conv3dSpec(Spec):
+    """Residual convolutions of volumes (C, D, H, W).
+
+    Strides of 2 halve all sides, whatever they are, until the longest is at most 4, with
+    ``channels`` and ``blocks`` residual blocks at each size. Then one dense layer of ``width``
+    units.
+    """
+
+    kind: Literal["conv3d"] = "conv3d"
+    channels: Channels = 16
+    blocks: Blocks = 1
+    width: Width = 256
+
+
 # A class by its full name; its module is one of an installed package or of the working folder.
 _FULL_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -223,13 +238,20 @@ def _own(value: Any) -> Any:
 
 
 NetworkSpec = Annotated[
-    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | Conv3dSpec | OwnSpec,
     ChosenBy("kind"),
     BeforeValidator(_own),
 ]
 # A mapping without a kind changes the default, which is the first.
 DecoderSpec = Annotated[
-    SeparableSpec | MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | OwnSpec,
+    SeparableSpec
+    | MLPSpec
+    | ConvSpec
+    | ResNetV2Spec
+    | ResidualConvSpec
+    | Conv1dSpec
+    | Conv3dSpec
+    | OwnSpec,
     ChosenBy("kind"),
     BeforeValidator(_own),
 ]
@@ -374,6 +396,9 @@ class LikelihoodSpec(Spec):
       ("package.module:Name"), as for :class:`OwnSpec`; in Python the class itself, or a function
       from the decoder's output to a Pyro distribution. ``options`` are further arguments of the
       class, and ``whole_numbers`` says that data are kept as they are, as those of counts.
+
+    ``missing`` says that values may be missing, NaN, of which the likelihood then says nothing; it
+    follows from the data.
     """
 
     family: Literal[
@@ -397,6 +422,7 @@ class LikelihoodSpec(Spec):
     ] = None
     options: Annotated[dict[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
     whole_numbers: bool = False
+    missing: bool = False
 
     @property
     def whole(self) -> bool:
@@ -405,7 +431,7 @@ class LikelihoodSpec(Spec):
         return named or self.whole_numbers
 
     def _given(self) -> set[str]:
-        return self.model_fields_set - {"family"}
+        return self.model_fields_set - {"family", "missing"}
 
     @model_validator(mode="after")
     def _keys_are_of_the_family(self) -> Self:
@@ -423,6 +449,8 @@ class LikelihoodSpec(Spec):
         # values that somebody gave.
         values: dict[str, Any] = serialize(self)
         keys = {"family", *LIKELIHOOD_KEYS.get(self.family, ()), *self._given()}
+        if self.missing:
+            keys.add("missing")
         return {key: value for key, value in values.items() if key in keys}
 
     def resolved(self, *, binary: bool = False, columns: int = 0) -> Self:
@@ -449,6 +477,8 @@ class LikelihoodSpec(Spec):
         """A copy in which every ``auto`` but that of the scale is what another spec has."""
         family = other.family if self.family == "auto" else self.family
         changes: dict[str, Any] = {"family": family}
+        if other.missing:
+            changes["missing"] = True
         for key in LIKELIHOOD_KEYS.get(family, ()):
             if key != "scale" and getattr(self, key) == "auto":
                 changes[key] = getattr(other, key)
@@ -461,12 +491,29 @@ def _own_likelihood(value: Any) -> Any:
 
 
 class ModelSpec(Spec):
-    """Declares p(x, z, precision): latent size, prior, likelihood and decoder."""
+    """Declares p(x, z, precision): latent size, prior, likelihood and decoder.
+
+    ``depth`` is D of volumes (C, D, H, W), which networks have as images (C, D H, W); it follows
+    from the data.
+    """
 
     latent_size: Annotated[int, Field(gt=0, le=10_000)] = 15
     prior: PriorSpec = NormalGammaPriorSpec()
     likelihood: Annotated[LikelihoodSpec, BeforeValidator(_own_likelihood)] = LikelihoodSpec()
     decoder: Annotated[DecoderSpec, BeforeValidator(_deep)] = SeparableSpec()
+    depth: Side | None = None
+
+    def of_data(self, *, missing: bool, depth: int) -> Self:
+        """A copy for data of which values may be missing or not, and that are volumes or not.
+
+        Args:
+            missing: Whether they may be missing.
+            depth: D of volumes; 0 of all else.
+        """
+        changes: dict[str, Any] = {"depth": depth or None}
+        if missing:
+            changes["likelihood"] = self.likelihood.model_copy(update={"missing": True})
+        return self.model_copy(update=changes)
 
 
 # Guide: q(z, precision | x) ------------------------------------------------------------------

@@ -149,8 +149,9 @@ class DataSpec(Spec):
     of them that is not trained on; ``resolution`` is the side of sprites in pixels, by default 32.
     ``factors`` are the columns of a table that are factors, and no part of its vectors,
     ``covariates`` those that are known of each row besides what latents are to tell, and
-    ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences. With ``stream``
-    the images stay on the disk.
+    ``layout`` is ``sequences`` for arrays (N, C, L), or (N, L), that are sequences, and ``volumes``
+    for arrays (N, D, H, W) that are volumes. ``missing`` says that NaN, in a table an empty cell,
+    stands for a value that is missing. With ``stream`` the images stay on the disk.
     """
 
     name: Text = "sprites"
@@ -162,7 +163,8 @@ class DataSpec(Spec):
     download: bool = False
     factors: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
     covariates: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
-    layout: Literal["sequences"] | None = None
+    layout: Literal["sequences", "volumes"] | None = None
+    missing: bool = False
     stream: bool = False
 
 
@@ -190,16 +192,29 @@ class FormSpec(Spec):
     """The axes of the arrays that held the images, and whether these were bytes.
 
     ``columns`` are the names of the columns of vectors or curves, if they have names, and
-    ``covariates`` what comes with each entry besides the array.
+    ``covariates`` what comes with each entry besides the array. ``missing`` is there if values may
+    be missing, and ``depth`` is that of volumes.
 
     If the arrays have units of their own, those are stored with the weights
     (:class:`ngvae_pyro.data.forms.Form`).
     """
 
-    layout: Literal["vectors", "curves", "sequences", "grey", "channels_last", "channels_first"]
+    layout: Literal[
+        "vectors",
+        "curves",
+        "sequences",
+        "grey",
+        "channels_last",
+        "channels_first",
+        "grey_volumes",
+        "volumes_last",
+        "volumes",
+    ]
     in_bytes: bool
     columns: Annotated[tuple[Text, ...], BeforeValidator(to_tuple)] | None = None
     covariates: Annotated[tuple[CovariateSpec, ...], BeforeValidator(to_tuple)] | None = None
+    missing: Literal[True] | None = None
+    depth: Side | None = None
 
 
 def _older(values: Any) -> Any:

@@ -126,11 +126,17 @@ def missing(trainer: "Trainer") -> tuple[float, Tensor]:
 
 @torch.no_grad()
 def residuals(trainer: "Trainer", x: Tensor) -> tuple[Tensor, Tensor]:
-    """What reconstructions of x (N, C, H, W) miss, (N, D), and a pixel's variance given z."""
+    """What reconstructions of x (N, C, H, W) miss, (N, D), and a pixel's variance given z.
+
+    Of a value that is missing they miss nothing.
+    """
     codes = trainer.codes(x)
     with evaluating(trainer.model):
         p = trainer.model.likelihood(trainer.model.decoder(codes.loc), x)
-    return (x - p.mean).flatten(1), p.variance.mean()
+    rest = x - p.mean
+    if trainer.model.likelihood.spec.missing:
+        rest = rest.masked_fill(x.isnan(), 0.0)
+    return rest.flatten(1), p.variance.mean()
 
 
 def lesson_steps(spec: FitSpec) -> int:

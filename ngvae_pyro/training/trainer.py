@@ -222,6 +222,8 @@ class Trainer:
         # on two cores of an EPYC virtual machine; this has not been measured on CUDA. A network of
         # a user's own may ask for a view that this layout does not have.
         usual = any(network.own for network in networks) or not convolutional(model, guide)
+        # Nor has a convolution of volumes.
+        usual |= any(p.dim() == 5 for p in (*model.parameters(), *guide.parameters()))
         last = spec.fast and self.device.type == "cpu" and not usual
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.set_networks(self.memory_format, getattr(torch, spec.network_dtype))
@@ -767,6 +769,9 @@ class Trainer:
         if model["likelihood"].get("per") == "all":
             # As in trainings of older versions, which had no choice of it.
             del model["likelihood"]["per"]
+        if model["depth"] is None:
+            # Nor of volumes.
+            del model["depth"]
         return {
             "model": model,
             # The schedule may differ from the guide's own.
