@@ -529,7 +529,7 @@ class Images:
             return "success without images"
         read = _from_file(x, folder)
         if read is None:
-            return "" if _of_any_range(x) else "success with an array that a file could not hold"
+            return "success with an array that a file could not hold"
         if isinstance(found, ImageData):
             return _as_in_a_file(x, found, folder)
         if self.use.startswith("ng.evaluate"):
@@ -543,14 +543,6 @@ class Images:
         if is_model and tuple(found.image_shape) != tuple(read.image_shape):
             return f"a model of {found.image_shape} for images of {read.image_shape}"
         return ""
-
-
-def _of_any_range(x: Any) -> bool:
-    """Whether these are images of numbers that a file of images may not hold."""
-    if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16:
-        x = x.float()
-    array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
-    return array.ndim in (3, 4) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
 
 
 def _from_file(x: Any, folder: Path) -> ImageData | None:

@@ -30,6 +30,7 @@ from ngvae_pyro.data.images import (
     has_range,
     image_tensor,
     layout_of,
+    of_another_range,
     of_covariate,
     parts,
     split_covariate,
@@ -196,7 +197,7 @@ def read_stored(
         shape: Shape of the file's array.
         dtype: Its type.
         where: What it is, for the message.
-        fill: Writes the file's numbers into an array of that shape.
+        fill: Writes the file's numbers into an array of that shape; it may be called twice.
         layout: As for :class:`ngvae_pyro.ImageData`.
         hint: What to do with what does not fit into memory.
         missing: Likewise.
@@ -209,17 +210,25 @@ def read_stored(
     stored = stored_dtype(dtype, where)
     check_count(shape, where, layout)
     count, *sizes = shape
-    if what != "images" or has_range(dtype):
-        # These are converted to float32 once their range is known.
+
+    def converted() -> tuple[Tensor, Form]:
+        """What becomes float32 once its range is known."""
         size = math.prod(shape) * (dtype.itemsize + machine.FLOAT_BYTES)
         machine.check(f"{where}: shape {shape}", machine.DATA_PEAK * size, hint=hint)
         array = make_room(shape, dtype.newbyteorder("="), where, hint)
         fill(array)
         return image_tensor(array, where, layout=layout, missing=missing)
+
+    if what != "images" or has_range(dtype):
+        return converted()
     channels = 1 if axis is None else sizes.pop(axis - 1)
     images = make_room((count, channels, *sizes), stored, where, hint)
     # The same memory, with the axes in the order of the file.
     fill(images[:, 0] if axis is None else np.moveaxis(images, 1, axis))
+    if stored != np.uint8 and of_another_range(images):
+        # Mapped to [0, 1] from all digits of the file, as an array in memory.
+        del images
+        return converted()
     # Images of only 0 and 1 are black and white, not bytes in 0..255.
     shades = dtype == np.uint8 and any(part.max() > 1 for part in parts(images))
     if missing:
@@ -239,9 +248,11 @@ def _read_any(
     missing: bool = False,
 ) -> tuple[Tensor, Form]:
     """Read the images, vectors or sequences of a file in stored form."""
+    start = file.tell()
 
     def fill(room: np.ndarray) -> None:
         held = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+        file.seek(start)
         _read_into(room.T if fortran else room, file, held, where)
 
     return read_stored(shape, dtype, where, fill, layout, missing=missing)

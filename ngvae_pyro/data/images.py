@@ -199,7 +199,6 @@ def image_tensor(
     images: Any,
     where: str,
     *,
-    any_range: bool = False,
     layout: str | None = None,
     missing: bool = False,
 ) -> tuple[Tensor, Form]:
@@ -209,8 +208,6 @@ def image_tensor(
         images: An array or a tensor, as for :class:`ImageData`. It is not changed, and shares its
             memory with the result if it already has the stored form.
         where: What it is, for the message.
-        any_range: Whether floating point may have a range other than [0, 1], which is then mapped
-            to [0, 1], as that of integers other than bytes always is.
         layout: ``sequences`` for curves (N, L) and sequences (N, C, L), ``volumes`` for volumes
             (N, D, H, W); those with an axis of channels too need none.
         missing: Whether NaN stands for a missing value.
@@ -224,14 +221,14 @@ def image_tensor(
         # As images with as many rows as all slices have.
         known = Form(found, depth=depth)
         stored, form = _of_images(
-            flattened(array, known, where), 1, "channels_first", where, any_range, missing
+            flattened(array, known, where), 1, "channels_first", where, missing
         )
         return stored, replace(form, layout=found, depth=depth)
     if found is not None or array.ndim == 2:
         form = standardising(array, where, found or "vectors", missing)
         return tensor_of(array, form, where), form
     axis, of_images = channels_axis(array.shape, where), layout_of(array.shape, where)
-    return _of_images(array, axis, of_images, where, any_range, missing)
+    return _of_images(array, axis, of_images, where, missing)
 
 
 def _of_images(
@@ -239,11 +236,10 @@ def _of_images(
     axis: int | None,
     found_layout: Layout,
     where: str,
-    any_range: bool,
     missing: bool,
 ) -> tuple[Tensor, Form]:
     """Convert images whose channels are at a known axis, as :func:`image_tensor`."""
-    if has_range(array.dtype) or (any_range and _of_another_range(array)):
+    if of_another_range(array):
         form = ranging(array, found_layout, where, missing)
         return tensor_of(array, form, where), form
     if missing:
@@ -282,7 +278,7 @@ def tensor_of(array: np.ndarray, form: Form, where: str) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _of_another_range(array: np.ndarray) -> bool:
+def of_another_range(array: np.ndarray) -> bool:
     """Whether images are neither bytes, nor black and white, nor in [0, 1]."""
     if array.dtype.kind == "f":
         # Those that leave NaN out, which is refused later if no value may be missing.
@@ -342,10 +338,11 @@ class ImageData(Dataset[Tensor]):
         images: An array or a tensor, (N, H, W), (N, C, H, W) or (N, H, W, C), with C 1, 3 or below
             both H and W; stored as (N, C, H, W) on the CPU. uint8 stays in 0..255, unless it holds
             only 0 and 1: these mean black and white, as in bool, and become 0 and 255. Floating
-            point, which must lie in [0, 1], becomes float32, and so do other integers, whose lowest
-            value becomes 0 and the highest 1. Arrays that already have the stored form are not
-            copied. A ``numpy.memmap`` stays on the disk (:class:`ngvae_pyro.data.rows.Rows`).
-            Vectors (N, D) in any units are stored as (N, 1, 1, D) after
+            point becomes float32: in [0, 1] as it is, and in any other range, as other integers,
+            so that the lowest value becomes 0 and the highest 1. Arrays that already have the
+            stored form are not copied. A ``numpy.memmap`` stays on the disk
+            (:class:`ngvae_pyro.data.rows.Rows`). Vectors (N, D) in any units are stored as
+            (N, 1, 1, D) after
             subtracting each column's mean and dividing by its standard deviation.
         factors: (N, F) or (N,), stored as float32 in the factors' own units, or None. A factor that
             never varies keeps its column. Text becomes classes: numbers from 0 in the alphabetical

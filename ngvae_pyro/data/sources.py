@@ -285,13 +285,13 @@ def as_images(
         # Arrays of HDF5 and the like have numpy's types, and are sliced.
         sliced = isinstance(getattr(data, "dtype", None), np.dtype)
         array = data if sliced else number_array(data, name)
-        options: dict[str, Any] = {"form": form, "any_range": True, "counts": counts}
+        options: dict[str, Any] = {"form": form, "counts": counts}
         rows, form = stream_array(array, name, layout, folder_of(stream), **options)
         return ImageData.stored(name, rows, form=form)
     if form is None and counts:
         return ImageData.counts(name, number_array(data, name), layout=layout, missing=missing)
     if form is None:
-        tensor, form = image_tensor(data, name, any_range=True, layout=layout, missing=missing)
+        tensor, form = image_tensor(data, name, layout=layout, missing=missing)
     else:
         array = number_array(data, name)
         pictures = not form.standardised and not form.depth
@@ -403,7 +403,6 @@ def _of_dataset(
         # What an iterable says of its length may be wrong.
         None if iterable else count,
         form,
-        any_range=True,
         counts=counts,
     )
     if labels is None:

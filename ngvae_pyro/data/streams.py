@@ -293,7 +293,6 @@ def stored_rows(
     *,
     folder: Folder = None,
     form: Form | None = None,
-    any_range: bool = False,
     counts: bool = False,
 ) -> tuple[Rows, Form]:
     """Rows in stored form, and their form, which is that of the same array in memory.
@@ -307,14 +306,13 @@ def stored_rows(
         where: What they are, for messages.
         folder: Of the file that is written, if one has to be.
         form: How to read them, if that is known.
-        any_range: As for :func:`ngvae_pyro.data.images.image_tensor`.
         counts: Whether they are counts, which are kept as they are, if no form is given.
 
     Raises:
         UserError: For a wrong type or range.
     """
     if form is None:
-        form = _form_of(rows, layout, where, any_range, counts)
+        form = _form_of(rows, layout, where, counts)
     elif not form.standardised:
         form = replace(form, layout=layout)
     floats = rows.dtype == np.float32 and rows.dtype.isnative
@@ -344,7 +342,7 @@ def _has_shades(rows: RowFile) -> bool:
     return any(part.max() > 1 for part in rows.parts())
 
 
-def _form_of(rows: RowFile, layout: Layout, where: str, any_range: bool, counts: bool) -> Form:
+def _form_of(rows: RowFile, layout: Layout, where: str, counts: bool) -> Form:
     form = Form(layout)
     if counts:
         for part in rows.parts():
@@ -352,7 +350,7 @@ def _form_of(rows: RowFile, layout: Layout, where: str, any_range: bool, counts:
         return form
     if form.standardised:
         return _standardising(rows, layout, where)
-    if has_range(rows.dtype) or (any_range and rows.dtype.kind == "f"):
+    if has_range(rows.dtype) or rows.dtype.kind == "f":
         low, high = _extremes(rows, layout, (0, 1, 2, 3))
         if has_range(rows.dtype) or low < 0 or high > 1:
             low, span = _span(low.reshape(()), high.reshape(()), where)
