@@ -745,7 +745,8 @@ def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Gui
         seed: Of the parameters that are made by the first call.
 
     Raises:
-        UserError: If one of them cannot be called with a batch, or has other sites than expected.
+        UserError: If one of them cannot be called with a batch, or has other sites than expected,
+            and for data that they do not take.
     """
     if not (isinstance(model, VAE) or _is_program(model)):
         raise UserError(
@@ -758,7 +759,15 @@ def paired(model: Any, guide: Any, data: ImageData, seed: int) -> tuple[VAE, Gui
             "guide: expected a guide from ngvae_pyro.load_guide, or one of your own that is called "
             f"with a batch, got {described(guide)}"
         )
-    x, shape = ImageData.to_unit(data.images[:TRIED]), data.image_shape
+    if data.form.missing:
+        raise UserError(
+            f"data '{data.name}': a model or a guide of your own takes no missing values (NaN)"
+        )
+    if data.covariates is not None and not isinstance(model, VAE):
+        raise UserError(
+            f"data '{data.name}': a model of your own takes no covariates; they can be columns of x"
+        )
+    x, shape = ImageData.to_unit(data.images[:TRIED].to("cpu")), data.image_shape
     store = Store()
     with seeded(seed, torch.device("cpu")):
         if not isinstance(model, VAE):
@@ -946,5 +955,5 @@ def _of_rows(guide: AutoGuide, data: ImageData) -> RowNormals:
             f"guide: expected an AutoNormal, whose parameters belong to rows, got an "
             f"{type(guide).__name__}, which has all rows in one, and a batch is a part of them"
         )
-    rows = ImageData.to_unit(data.images)
+    rows = ImageData.to_unit(data.images.to("cpu"))
     return RowNormals(guide, rows.reshape(len(rows), *row_shape(data.image_shape)))

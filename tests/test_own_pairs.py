@@ -410,6 +410,23 @@ def test_one_line_says_what_is_wrong_with_a_pair(case, rows):
         ng.fit(model or cases.model, guide or cases.guide, rows, **SHORT)
 
 
+def test_data_that_a_pair_does_not_take_are_refused(rows):
+    gaps = rows.numpy().copy()
+    gaps[0, 0] = np.nan
+    with pytest.raises(UserError, match=r"of your own takes no missing values \(NaN\)$"):
+        ng.fit(*functions(), ng.from_numpy(gaps, missing=True), **SHORT)
+    known = ng.from_numpy(rows, covariates={"batch": np.arange(len(rows))})
+    with pytest.raises(UserError, match="of your own takes no covariates; they can be columns"):
+        ng.fit(*functions(), known, **SHORT)
+
+
+def test_rows_that_stay_on_the_disk_train_a_pair_alike(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    streamed = ng.load_data(tmp_path / "rows.npy", stream=True)
+    one, other = (values(ng.fit(*modules(), data, **SHORT)) for data in (rows, streamed))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+
+
 def test_a_guide_has_the_latents_of_its_model(rows):
     with pytest.raises(UserError, match="latent sites of the model, precision and z, got z"):
         ng.fit(cases.SelectingModel(), cases.guide, rows, **SHORT)
