@@ -206,7 +206,7 @@ class Fit:
                 means are not finite, and for covariates that were not in the training.
         """
         latents = read_latents(z, "z", self.model.latent_size)
-        if covariates is None:
+        if covariates is None or not len(latents):
             return _like(z, decoded(self, latents, "z"))
         expect("covariates", covariates, Mapping, "a table of names and values")
         arrays = {str(name): np.asarray(value) for name, value in covariates.items()}
@@ -627,8 +627,8 @@ def _modes(fit: Fit, data: ImageData) -> Tensor:
         return loc
     parts = []
     with evaluating(fit.model), near(data.name):
-        for x, z in zip(data.images.split(BATCH), loc.split(BATCH), strict=True):
-            peaks = climb(fit.model, ImageData.to_unit(x.to(fit.device)), z.to(fit.device))
+        for x, z in zip(data.in_parts(BATCH, fit.device), loc.split(BATCH), strict=True):
+            peaks = climb(fit.model, x, z.to(fit.device))
             parts.append(peaks.loc.to(z.dtype).cpu())
     return torch.cat(parts)
 

@@ -460,3 +460,50 @@ def test_the_estimator_keeps_them_in_its_folder(data, tmp_path):
     assert np.isfinite(again.score(few))
     with pytest.raises(UserError, match="expected the covariates site, dose, .*, got none"):
         vae.transform(VECTORS)
+
+
+def test_log_likelihoods_do_not_depend_on_how_many_images_are_searched_at_once(
+    trained, data, monkeypatch
+):
+    whole = evidence.log_likelihood(trained, data, draws=25).values
+    monkeypatch.setattr(evidence, "MODES", 20_000)
+    few = evidence.ROOM // (32 * evidence.MODES * 4 * 6)
+    assert 1 <= few < 30
+    assert evidence.log_likelihood(trained, data, draws=25).values == pytest.approx(whole, abs=1e-3)
+
+
+def test_imputed_values_are_those_given_the_covariates():
+    gaps = np.where(RNG.random(VECTORS.shape) < 0.2, np.nan, VECTORS)
+    gaps[:, 0] = VECTORS[:, 0]
+    data = ng.from_numpy(gaps, covariates={"dose": DOSE}, missing=True)
+    fit = ng.fit(*load(data), data, steps=5, batch_size=16, device="cpu", progress=False)
+    with torch.no_grad():
+        fit.model.decoder.conditioning.weight.normal_()
+    with data.given() as x, torch.no_grad():
+        modes = evidence.climb(fit.model, x, fit.guide.codes(x).loc).loc
+        means = fit.model.likelihood(fit.model.decoder(modes.float()), x).mean
+    absent, expected = np.isnan(gaps), fit.form.arrays(means).numpy()
+    assert fit.impute(data)[absent] == pytest.approx(expected[absent], abs=1e-3)
+
+
+def test_counts_that_stay_on_the_disk_keep_their_covariates(tmp_path):
+    np.save(tmp_path / "counts.npy", RNG.poisson(2.0, (60, 3)))
+    counts = np.load(tmp_path / "counts.npy", mmap_mode="r")
+    data = ng.ImageData.counts("cells", counts, covariates={"site": SITE})
+    assert [one.name for one in data.form.covariates] == ["site"]
+    with pytest.raises(UserError, match="missing: data that stay on the disk have no NaN"):
+        ng.ImageData.counts("cells", counts, missing=True)
+
+
+def test_numbers_are_classes_where_that_is_said():
+    batch = RNG.integers(3, size=60)
+    data = ng.from_numpy(VECTORS, covariates={"C(batch)": batch})
+    assert data.form.covariates == (Covariate("batch", ("0", "1", "2")),)
+
+
+def test_an_empty_table_of_covariates(trained, data):
+    assert trained.decode(np.zeros((0, 4)), {"site": "oslo", "dose": 1.0}).shape == (0, 5)
+    plain = ng.from_numpy(VECTORS)
+    fit = ng.fit(*load(plain), plain, steps=2, batch_size=16, device="cpu", progress=False)
+    with pytest.raises(UserError, match="covariates: expected none, as in what was fitted"):
+        fit.decode(np.zeros((2, 4)), {})

@@ -69,7 +69,13 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=() if kind in ("spectra", "counts") else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def trained(request, tmp_path_factory):
     """The kind, its data, their options, and a run that was stopped once."""
     folder = tmp_path_factory.mktemp(request.param)

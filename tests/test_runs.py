@@ -32,7 +32,17 @@ def flat(value, path=""):
     return {k: v for key, inner in items for k, v in flat(inner, f"{path}/{key}").items()}
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=lambda names: "-".join(names))
+# A run takes seconds: these have each kind of latent, and the others are a slow test.
+DRAWN = {("normal_gamma", "relaxed"), ("gaussian", "gaussian"), ("poisson", "poisson")}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(names, id="-".join(names), marks=() if names in DRAWN else pytest.mark.slow)
+        for names in PAIRS
+    ],
+)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     # A wide likelihood, because six steps fit nothing: log likelihoods go with 1 / scale**2, and

@@ -256,3 +256,15 @@ def test_a_run_of_volumes(tmp_path, monkeypatch, no_drawing):
     ngvae("train", "--resume", tmp_path / "s")
     one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "rs")
     assert one == other
+
+
+def test_volumes_are_not_streamed(tmp_path):
+    volumes = np.random.default_rng(0).random((20, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", volumes)
+    held = np.load(tmp_path / "v.npy", mmap_mode="r")
+    vae = ng.NGVAE(2, layout="volumes", steps=2, random_state=0).fit(volumes)
+    for array in (held, held[:, None]):
+        with pytest.raises(ng.UserError, match="volumes are not streamed, got shape"):
+            vae.fit_.encode(array)
+    with pytest.raises(ng.UserError, match="volumes are not streamed, got shape"):
+        ng.load_data(tmp_path / "v.npy", layout="volumes", stream=True)

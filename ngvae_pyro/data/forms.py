@@ -153,6 +153,8 @@ def design(covariates: Sequence[Covariate], values: Mapping[str, np.ndarray], wh
             f"{where}: expected the covariates {named(covariates)}, as what was fitted, got "
             f"{', '.join(values) or 'none'}"
         )
+    if not covariates:
+        raise UserError(f"{where}: expected none, as in what was fitted, got a table of none")
     columns = [covariate.coded(values[covariate.name], where) for covariate in covariates]
     if len({len(column) for column in columns}) > 1:
         raise UserError(f"{where}: expected covariates of one length, got others")

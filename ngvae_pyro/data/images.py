@@ -357,8 +357,9 @@ class ImageData(Dataset[Tensor]):
             the types and ranges of images; they are stored as (N, C, D H, W).
         covariates: What is known of each image besides what its latents are to tell, such as its
             batch or dose: arrays (N,) by name. Text is classes, one column of the design matrix
-            each, and numbers are standardised; they are coded as ``form`` says if it has them. Kept
-            as the design matrix (N, Q), float32, whose columns ``form.covariates`` describes.
+            each, and so are numbers under C(name); others are standardised. They are coded as
+            ``form`` says if it has them. Kept as the design matrix (N, Q), float32, whose columns
+            ``form.covariates`` describes.
         missing: Whether NaN stands for a missing value, which is kept as NaN. Moments and ranges
             are those of the values that are there.
 
@@ -507,8 +508,10 @@ class ImageData(Dataset[Tensor]):
         if isinstance(counts, np.memmap):
             from ngvae_pyro.data.streams import stream_array
 
+            if missing:
+                raise UserError(f"{name}: missing: data that stay on the disk have no NaN")
             rows, form = stream_array(counts, where, layout, counts=True)
-            return cls.stored(name, rows, factors, factor_names, form)
+            return cls.stored(name, rows, factors, factor_names, form, covariates)
         array = number_array(counts, where)
         if 0 in array.shape:
             raise UserError(f"{where}: expected a shape without a 0, got {array.shape}")
@@ -597,7 +600,11 @@ class ImageData(Dataset[Tensor]):
                 )
         if isinstance(covariates, Mapping):
             where = f"{self.name}: covariates"
-            values = {str(key): _column(value, where) for key, value in covariates.items()}
+            values = {}
+            for key, value in covariates.items():
+                column, classes = split_covariate(str(key), ())
+                found = _column(value, where)
+                values[column] = as_classes(found) if classes else found
             if not form.covariates:
                 coding = tuple(Covariate.of(*one, self.name) for one in values.items())
                 form = replace(form, covariates=coding)

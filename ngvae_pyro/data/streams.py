@@ -41,6 +41,11 @@ def _layout(shape: Sequence[int], where: str, layout: str | None, form: Form | N
     """What an array of a shape is, as :func:`ngvae_pyro.data.sources.as_images` reads it."""
     if 0 in shape:
         raise UserError(f"{where}: expected a shape without a 0, got {tuple(shape)}")
+    if layout == "volumes" or len(shape) == 5 or (form is not None and form.depth):
+        raise UserError(
+            f"{where}: volumes are not streamed, got shape {tuple(shape)}; numpy.array(x) is in "
+            "memory"
+        )
     if form is not None:
         if len(shape) == form.dimensions:
             return form.layout
@@ -49,8 +54,6 @@ def _layout(shape: Sequence[int], where: str, layout: str | None, form: Form | N
                 f"{where}: expected shape {SHAPES[form.layout]}, as what was fitted, "
                 f"got {tuple(shape)}"
             )
-    if layout == "volumes" or len(shape) == 5:
-        raise UserError(f"{where}: volumes are not streamed, got shape {tuple(shape)}")
     if layout is not None:
         return sequential(layout, shape, where)
     return "vectors" if len(shape) == 2 else layout_of(shape, where)

@@ -554,10 +554,10 @@ def _log_weights(
         some = slice(n, n + few)
         with given_rows(some):
             modes = find_modes(model, x[some], mean[some], starts)
+            r = Proposal(modes, draws, widen)
+            z = r.sample(noise[:, some], None if of_prior is None else of_prior[:, some])
+            parts.append(log_joint(model, x[some], z.float()).double() - r.log_prob(z))
         more += int(modes.more.sum())
-        r = Proposal(modes, draws, widen)
-        z = r.sample(noise[:, some], None if of_prior is None else of_prior[:, some])
-        parts.append(log_joint(model, x[some], z.float()).double() - r.log_prob(z))
     return torch.cat(parts, 1), more
 
 
