@@ -7,14 +7,18 @@ spec with values of every type and around its bounds; TOML, .npz and IDX files w
 lying headers and pickles; run folders that somebody has edited, put files or links into, or trains
 into at the same time; data that have changed since the training; checkpoints with good hashes and
 wrong contents; odd environments, contradictions, names that are markup, images of which nothing
-varies; arrays in memory of all types and layouts; and options, or arguments, in any order. It has
-to end in success, or in exit code 2 with one line on standard error and nothing written (in Python:
-a UserError of one line); a training that really diverges ends in exit code 1 with one line, and is
-counted apart. Anything else is a failure, and so is a file of somebody's that is gone, one outside
-of the run folder that has changed, or a number read off other images. Failures are printed with
-their input; ``--kinds folders,links`` runs some kinds alone. The cases, and what is taken out to
-make them quick, are in ``tests/input_cases.py``, ``folder_cases.py`` and ``call_cases.py``; they
-follow from the seed, and those of hypothesis from its version.
+varies; arrays in memory of all types and layouts; tables, HDF5 files and annotated matrices with
+mistakes in them; layouts, likelihoods, covariates, missing values and streams that suit the data or
+do not; networks, likelihoods and pairs of somebody's own by their import path; what a training loop
+and an estimator are told; and options, or arguments, in any order. It has to end in success, or in
+exit code 2 with one line on standard error and nothing written (in Python: a UserError of one
+line); a training that really diverges ends in exit code 1 with one line, and is counted apart.
+Anything else is a failure, and so is a file of somebody's that is gone, one outside of the run
+folder that has changed, a number read off other images, or a mistake that is taken where it is
+plain that it is one. Failures are printed with their input; ``--kinds folders,links`` runs some
+kinds alone. The cases, and what is taken out to make them quick, are in ``tests/input_cases.py``,
+``folder_cases.py``, ``call_cases.py``, ``data_cases.py`` and ``code_cases.py``; they follow from
+the seed, and those of hypothesis from its version.
 
 The table is Markdown on standard output; the JSON file has the counts and the failures.
 """
@@ -35,6 +39,8 @@ from ngvae_pyro import files, runs
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 try:
     import call_cases
+    import code_cases
+    import data_cases
     import folder_cases
     import hypothesis
     import input_cases
@@ -56,7 +62,12 @@ SHARES = {
         "types": 0.04,
     },
 }
-KINDS = ("keys", *SHARES, "locks", "whole")
+# These come on top of the number of cases that is asked for.
+ON_TOP = {
+    **{"tables": 0.02, "hdf5": 0.01, "cells": 0.02, "layouts": 0.01, "covariates": 0.02},
+    **{"missing": 0.02, "streams": 0.02, "likelihoods": 0.02, "own": 0.02, "loop": 0.02},
+}
+KINDS = ("keys", *SHARES, *ON_TOP, "locks", "whole")
 OUTCOMES = ("success", "exit 2", "diverged", "failure")
 
 
@@ -82,7 +93,7 @@ def drawn(strategy, count):
 
 def all_cases(bench, count, seed, whole, kinds):
     """The cases of these kinds; a kind has the same cases whichever others there are."""
-    counts = {name: round(share * count) for name, share in SHARES.items()}
+    counts = {name: round(share * count) for name, share in (SHARES | ON_TOP).items()}
     strategies = {
         "toml": lambda bench: input_cases.toml_cases(),
         "images": lambda bench: input_cases.image_cases(),
@@ -90,10 +101,10 @@ def all_cases(bench, count, seed, whole, kinds):
         "commands": lambda bench: input_cases.command_cases(),
         "edited": lambda bench: input_cases.folder_cases(bench.inside),
     }
-    others = folder_cases.KINDS | call_cases.KINDS
+    others = folder_cases.KINDS | call_cases.KINDS | data_cases.KINDS | code_cases.KINDS
     locks = folder_cases.lock_cases()[: max(2, round(0.002 * count))]
     if "keys" in kinds:
-        rest = count - sum(counts.values()) - whole - len(locks)
+        rest = count - sum(counts[name] for name in SHARES) - whole - len(locks)
         yield from islice(input_cases.key_cases(bench.run_folder, seed), rest)
     for name, strategy in strategies.items():
         if name in kinds:

@@ -19,7 +19,7 @@ from ngvae_pyro.data.images import ImageData
 from ngvae_pyro.distributions.pixels import GaussianPixels, ObservedPixels, OneHotPixels
 from ngvae_pyro.errors import UserError
 from ngvae_pyro.extras import needed
-from ngvae_pyro.nn import first_line, imported
+from ngvae_pyro.nn import MISTAKES, first_line, imported
 from ngvae_pyro.specs import LEAST_SCALE, LikelihoodSpec
 
 with needed("train"):
@@ -624,8 +624,8 @@ def load_likelihood(spec: LikelihoodSpec, image_shape: Sequence[int]) -> Likelih
             likelihood: Likelihood = factory(spec, image_shape, **spec.options)
         else:
             likelihood = FunctionLikelihood(spec, image_shape, factory)
-    except TypeError as error:
-        raise UserError(f"{where}: {first_line(error)}") from None
+    except MISTAKES as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
     if spec.missing and not likelihood.handles_missing:
         raise UserError(
             f"{where}: {factory.__qualname__}: expected a class with handles_missing = True, "
@@ -643,8 +643,8 @@ def _try_out(likelihood: Likelihood, where: str) -> None:
     try:
         fn = likelihood(x, x)
         mean, variance = fn.mean, fn.variance
-    except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: {first_line(error)}") from None
+    except MISTAKES as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
     shapes = fn.batch_shape + fn.event_shape, mean.shape, variance.shape
     finite = bool(mean.isfinite().all() and variance.isfinite().all())
     if fn.event_dim != 3 or any(shape != x.shape for shape in shapes) or not finite:

@@ -38,8 +38,12 @@ PATCHES = 16
 # Length from which conv1d networks halve no more, and longest side from which conv3d networks do.
 SHORTEST, SMALLEST = 8, 4
 
-# What torch and Python raise for shapes, types and sizes that do not match.
-MISTAKES = (RuntimeError, TypeError, ValueError, IndexError)
+# What torch and Python raise in code of somebody else's that is wrong: where shapes do not match, a
+# name or a key is not there, a number is divided by 0 or a file is missing.
+MISTAKES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 
 AnyNetwork = (
     MLPSpec | ConvSpec | ResNetV2Spec | ResidualConvSpec | Conv1dSpec | Conv3dSpec | OwnSpec
@@ -753,7 +757,7 @@ class OwnTrunk:
             raise self._refused(f"expected images {_shape(expected)}, got {_shape(('B', *got))}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error of somebody else's code in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
@@ -805,6 +809,8 @@ def found_by(name: str, key: str) -> Any:
             f"{key}: cannot import {module}: {error}; expected a module of an installed package or "
             f"of the working folder {folder}"
         ) from None
+    except (*MISTAKES, SystemExit) as error:
+        raise UserError(f"{key}: cannot import {module}: {first_line(error)}") from error
     finally:
         if beside:
             sys.path.remove(folder)

@@ -4,8 +4,9 @@ Shared by ``tests/test_inputs.py`` and ``benchmarks/inputs.py``. A case is a com
 files that it finds; :class:`Bench` runs it through ``ngvae_pyro.cli.main`` in an empty folder and
 says what came out: ``success``, ``exit 2`` with one line on stderr and nothing changed,
 ``diverged`` (exit 1 with the line on a non-finite loss), or ``failure``. The cases of
-``folder_cases.py`` (run folders, links, locks, data, environments) and ``call_cases.py`` (arrays
-and calls in Python) run on the same bench, and are judged by rules of their own.
+``folder_cases.py`` (run folders, links, locks, data, environments), ``call_cases.py`` (arrays and
+calls in Python), ``data_cases.py`` (data of every kind) and ``code_cases.py`` (likelihoods, code of
+somebody's own, the loop) run on the same bench, and are judged by rules of their own.
 
 What is slow and beside the point is taken out while a case runs (:func:`lightened`): figures and
 the file for ArviZ are not made, trainings end after two steps, sprites are 60 where all are asked
@@ -241,7 +242,8 @@ def once(words: Iterable[Any]) -> list[str]:
 # Of what goes on, before a mistake that is found later.
 NOTICES = re.compile(
     ": not used: |: text, so classes|the numbers of the first line are names|"
-    "not say what (its|their) images were|is left there, because it is not of a run"
+    "not say what (its|their) images were|is left there, because it is not of a run|"
+    "trains without moves"
 )
 # Options that small words have, and a test may have again.
 REPLACED = {"--steps", "--latents", "--jobs", "--out", "--data", "--device"}

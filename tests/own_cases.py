@@ -38,6 +38,13 @@ class Wordless(Likelihood):
     """It does not say what p(x | z) is."""
 
 
+class Unmade(LaplaceLikelihood):
+    """It refuses what it is made of."""
+
+    def __init__(self, spec, image_shape):
+        raise ValueError("expected two classes")
+
+
 class OwnCounts(Likelihood):
     """Counts, whose spec has to say so too."""
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from unittest import mock
 
 import call_cases
+import code_cases
+import data_cases
 import folder_cases
 import input_cases
 import numpy as np
@@ -97,13 +99,24 @@ def test_any_file_and_any_command_line(bench, kind):
 KINDS = {
     **{"folders": 14, "links": 8, "data": 8, "checkpoints": 12, "environments": 8},
     **{"contradictions": 4, "labels": 4, "degenerate": 2, "arrays": 30, "calls": 25, "types": 10},
+    **{
+        "tables": 4,
+        "hdf5": 4,
+        "cells": 3,
+        "layouts": 3,
+        "covariates": 3,
+        "missing": 4,
+        "streams": 4,
+    },
+    **{"likelihoods": 4, "own": 5, "loop": 3},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_somebody_has_left_and_whatever_is_called(bench, kind):
     chance = random.Random(f"{kind} 2869")
-    case = (folder_cases.KINDS | call_cases.KINDS)[kind]
+    kinds = folder_cases.KINDS | call_cases.KINDS | data_cases.KINDS | code_cases.KINDS
+    case = kinds[kind]
     found = {}
     for one in (case(chance, bench) for _ in range(KINDS[kind])):
         result = bench(one)
@@ -194,6 +207,19 @@ def test_the_bench_tells_a_wrong_call(bench):
     # An image shape that is not the fit's, and draws that are fewer than were asked for.
     with mock.patch.object(call_cases.ng, "evaluate", lambda fit, data: {}):
         assert "shapes" in bench(call_cases.Call("ng.evaluate", ["fit", "other"])).why
+
+
+def test_the_bench_tells_a_mistake_that_is_taken_and_a_refusal_of_what_is_right(bench):
+    taken = data_cases.Program("x", ["data.subset([0])"], good=False)
+    assert bench(taken).why == "a mistake was taken"
+    refused = data_cases.Program("x", ["ng.sprites(-1)"], good=True)
+    assert bench(refused).why == "refused, and nothing is wrong"
+    assert bench(data_cases.Program("x", ["{}['a']"])).why == "KeyError: 'a'"
+    files = {input_cases.IMAGES: b""}
+    for changes, good in [([], False), (["fit.steps=0"], True)]:
+        case = data_cases.line_case(random.Random(0), "x", files, changes, good)
+        case.then = []
+        assert bench(case).outcome == "failure"
 
 
 def test_the_bench_tells_an_array_that_is_read_otherwise(bench):

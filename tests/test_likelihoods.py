@@ -407,6 +407,10 @@ def test_a_named_likelihood_is_saved_and_read_again(tmp_path):
         (3, "expected package.module:Name, or a class or function"),
         (lambda output: output, "AttributeError"),
         (lambda: None, "TypeError"),
+        (lambda output: {}["scale"], "KeyError: 'scale'"),
+        (lambda output: [output][1], "IndexError: list index out of range"),
+        (lambda output: output / (1 / 0), "ZeroDivisionError: division by zero"),
+        ("own_cases:Unmade", "ValueError: expected two classes"),
         (LaplaceLikelihood, None),
     ],
 )

@@ -517,6 +517,42 @@ def test_a_run_names_its_network_and_is_read_where_that_can_be_imported(
     assert "cannot import mine.nets: expected ':'" in ngvae("inspect", "run", code=2)
 
 
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise ValueError('of its\\nown')", "ValueError: of its"),
+        ("{}['a']", "KeyError: 'a'"),
+        ("undefined", "NameError: name 'undefined' is not defined"),
+        ("open('no.txt')", r"FileNotFoundError: \[Errno 2\]"),
+        ("assert False", "AssertionError: "),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_module_that_fails_is_one_line(body, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_nets.py").write_text(body)
+    decoder = {"kind": "own", "factory": "failing_nets:Net"}
+    with pytest.raises(UserError, match=f"factory: cannot import failing_nets: {line}"):
+        ng.load_model("normal_gamma", SHAPE, decoder=decoder)
+    assert "failing_nets" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (lambda shape: {}["a"], "cannot be made: KeyError: 'a'"),
+        (lambda shape: 1 / 0, "cannot be made: ZeroDivisionError: division by zero"),
+        (lambda shape: nn.Linear(8, 64).nothing, "cannot be made: AttributeError: "),
+    ],
+)
+def test_a_factory_that_fails_is_one_line(wrong, line):
+    def factory(shape, width):
+        return wrong(shape)
+
+    with pytest.raises(UserError, match=line):
+        ng.load_model("normal_gamma", SHAPE, decoder={"kind": "own", "factory": factory})
+
+
 def test_what_a_run_folder_cannot_name_is_not_saved(images, tmp_path, no_drawing):
     fit = ng.fit(*pair(images, encoder=of_any_number), images, schedule=STILL, **SHORT)
     line = (

@@ -20,6 +20,7 @@ from ngvae_pyro.evaluation.diagnostics import codes
 from ngvae_pyro.fitted import site_terms
 from ngvae_pyro.interrupts import Interrupted
 from ngvae_pyro.machine import seeded
+from ngvae_pyro.report import explorer
 from ngvae_pyro.specs import ScheduleSpec
 from ngvae_pyro.training import steps
 from ngvae_pyro.training import trainer as svi
@@ -346,6 +347,39 @@ def test_images_keep_their_axes_and_counts_their_values():
     fit = ng.fit(model, guide, pictures, **SHORT)
     assert seen[0].shape == (5, 1, 4, 3) and torch.equal(seen[0][:, 0], pictures[:5])
     assert fit.reconstruct(pictures).shape == pictures.shape
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 8)])
+def test_the_page_of_a_pair_does_not_compute_with_its_decoder(shape):
+    torch.manual_seed(0)
+    mixing = torch.randn(2, math.prod(shape))
+    x = 0.5 + 0.1 * torch.randn(60, 2) @ mixing
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = (z @ pyro.param("mixing", mixing.clone())).view(len(x), *x.shape[1:])
+            pyro.sample("x", dist.Normal(loc, 0.1).to_event(x.dim() - 1), obs=x)
+
+    inverse = torch.linalg.pinv(mixing)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = x.flatten(1) @ pyro.param("inverse", inverse.clone())
+            pyro.sample("z", dist.Normal(loc, 0.1).to_event(1))
+
+    data = ng.from_numpy(x.view(60, *shape))
+    fit = ng.fit(model, guide, data, **{**SHORT, "steps": 2})
+    metrics = ng.evaluate(fit, data)
+    # As it is of a file, which says nothing of a decoder.
+    changes = {"decoder": ng.ModelSpec().decoder}
+    fit.model.spec = fit.model.spec.model_copy(update=changes)
+    found = explorer.explore(fit, data, metrics)
+    assert metrics["informative"] == 2
+    assert "because the decoder is one of your own" in found.texts[-1]
+    # Of images there are some that were decoded beforehand.
+    assert len(found.sliders) == (2 if len(shape) > 1 else 0)
+    assert found.data is None if len(shape) == 1 else "strips" in found.data
 
 
 # What is refused ------------------------------------------------------------------------------

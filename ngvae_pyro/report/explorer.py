@@ -298,9 +298,11 @@ def explore(
     what = "sequence" if fit.form.sequential else what
     rest = _of_the_rest(len(rows), len(latents), fit.model.latent_size, what)
     ends = f"Each slider ends where the data end if only its latent moves from the chosen {what}."
-    own = fit.model.spec.decoder.kind == "own"
+    kind = fit.model.spec.decoder.kind
+    # Of a model of one's own the spec says nothing of what decodes.
+    own = kind == "own" or not isinstance(fit.model.decoder, Decoder)
     why = f"the decoder is {'one of your own' if own else 'convolutional'}"
-    if fit.model.spec.decoder.kind in ("mlp", "separable"):
+    if not own and kind in ("mlp", "separable"):
         z = _places(support.loc[numbers], latents, torch.tensor(reach))
         weights, note = _weights(fit, z, page)
         if weights is not None:
