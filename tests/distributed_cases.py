@@ -84,7 +84,7 @@ def double_precision() -> Iterator[None]:
     before, set_default_dtype = torch.get_default_dtype(), torch.set_default_dtype
     set_default_dtype(torch.float64)
     with (
-        patch.object(ImageData, "to_unit", lambda images: to_unit(images).double()),
+        patch.object(ImageData, "to_unit", staticmethod(lambda images: to_unit(images).double())),
         patch.object(torch, "set_default_dtype", lambda dtype: None),
         patch.object(contexts, "_check_float32", lambda *modules: None),
     ):

@@ -269,6 +269,7 @@ def test_the_precisions_are_inferred_in_training(pair, data):
     assert all(a.equal(b) for a, b in zip(before, model.buffers(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path, no_drawing):
     out = tmp_path / "run"
     ngvae("train", "ard", "ard", "--out", out, *SHORT, "--set", "model.prior.codes=16")

@@ -96,6 +96,7 @@ def test_coverage_ratio_and_shift_are_those_of_a_known_posterior(monkeypatch, wi
     assert result["divergences"] == 0
 
 
+@pytest.mark.slow
 def test_what_mean_field_leaves_out(monkeypatch):
     """Two latents that the images can hardly tell apart, and one of its own."""
     weight = torch.tensor([[1.0, 0.8, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.5], [0.0, 0.0, 1.5]])

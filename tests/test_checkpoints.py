@@ -102,13 +102,18 @@ RESUMED = {
 }
 # Recording a step takes a second or more, and these trainings record it about ten times. What of
 # a training is kept is told by its literal steps, and that recordings are by two of them.
-RECORDED = {"relaxed", "poisson", "ard"}
+RECORDED = {"relaxed", "poisson"}
+# Networks that take seconds.
+COSTLY = {"conv", "residual_conv", "streamed"}
 
 
 @pytest.mark.parametrize(
     ("case", "fast"),
     [
-        *((case, False) for case in RESUMED),
+        *(
+            pytest.param(case, False, marks=pytest.mark.slow if case in COSTLY else ())
+            for case in RESUMED
+        ),
         *(
             pytest.param(case, True, marks=() if case in RECORDED else pytest.mark.slow)
             for case in RESUMED
@@ -138,7 +143,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         assert all(left[key].equal(right[key]) for key in right)
 
 
-@pytest.mark.parametrize("after", [14, 18, 22, 30])
+@pytest.mark.parametrize(
+    "after", [*(pytest.param(n, marks=pytest.mark.slow) for n in (14, 18, 30)), 22]
+)
 def test_a_training_goes_on_after_overtime(data, tmp_path, monkeypatch, after):
     """Cut before a move, inside of the fork and of its overtime, and after it."""
     pair, close = ("normal_gamma", "relaxed"), "ngvae_pyro.training.actions.CLOSE"
@@ -566,6 +573,7 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_training(begun, whole, monk
     assert results(begun) == results(whole)
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_posterior_is_noticed_before(begun, monkeypatch):
     """HDF5 would end the process."""
     monkeypatch.setattr("ngvae_pyro.evaluation.diagnostics.to_arviz", to_arviz)

@@ -191,6 +191,7 @@ def test_data_that_are_not_there_are_one_line(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_left_out_and_said(images, tmp_path, no_figures):
     words = ["compare", "--pairs", "gaussian+gaussian,gaussian+dip_i", "--data", images, *SMALL]
     words += ["--set", "fit.learning_rate=1e30", "--steps", "40", "--out", tmp_path / "c"]

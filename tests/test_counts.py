@@ -208,6 +208,7 @@ def test_at_temperature_0_pyro_takes_the_score_function(pair, x):
     assert guide.encoder.head.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr("ngvae_pyro.report.plots.save_all", few_figures)
     # Images without known factors: their scores would take most of the time.

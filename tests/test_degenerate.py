@@ -115,6 +115,7 @@ def test_images_that_are_all_the_same_are_one_notice(small_pair, kind):
 
 
 @quietly
+@pytest.mark.slow
 def test_a_run_on_one_grey_goes_through_all_commands(tmp_path):
     for name, kind in (("c", "grey"), ("other", "three")):
         np.savez(tmp_path / f"{name}.npz", imgs=images(kind)[:, 0].numpy())

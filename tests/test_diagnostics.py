@@ -121,6 +121,7 @@ def test_one_held_out_image(fit, spec, data):
         evaluation.assess(fit, spec, one, [1.0] * 5)
 
 
+@pytest.mark.slow
 def test_collapsed_latents_are_not_scored(small_pair, data, spec, monkeypatch):
     """Their means are roundings of nothing, and scores that divide by their size would see them."""
     model, guide = small_pair()

@@ -55,6 +55,7 @@ def linear():
     model = SimpleNamespace(
         **NO_MODULE,
         discrete=False,
+        reference=None,
         latent_size=K,
         image_shape=(1, SIDE, SIDE),
         spec=SimpleNamespace(decoder=MLPSpec(width=1, depth=1)),

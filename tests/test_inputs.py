@@ -99,16 +99,7 @@ def test_any_file_and_any_command_line(bench, kind):
 KINDS = {
     **{"folders": 14, "links": 8, "data": 8, "checkpoints": 12, "environments": 8},
     **{"contradictions": 4, "labels": 4, "degenerate": 2, "arrays": 30, "calls": 25, "types": 10},
-    **{
-        "tables": 4,
-        "hdf5": 4,
-        "cells": 3,
-        "layouts": 3,
-        "covariates": 3,
-        "missing": 4,
-        "streams": 4,
-    },
-    **{"likelihoods": 4, "own": 5, "loop": 3},
+    **dict.fromkeys(data_cases.KINDS | code_cases.KINDS, 2),
 }
 
 
@@ -478,6 +469,7 @@ def test_devices_are_no_files(bench, run):
         assert code == 2 and "cannot read the file: not a regular file" in error
 
 
+@pytest.mark.slow
 def test_figures_of_more_latents_than_they_can_show(bench, tmp_path):
     from ngvae_pyro.fitted import Fit
     from ngvae_pyro.report import plots

@@ -29,6 +29,7 @@ def shorter(monkeypatch):
     monkeypatch.setattr(actions, "STEPS", 500)
 
 
+@pytest.mark.slow
 def test_an_arc_is_unrolled():
     straight = torch.randn(2000)
     codes = torch.stack([ARC[:, 0], straight, ARC[:, 1]], 1)
@@ -74,6 +75,7 @@ def informative(own):
     return codes.informative.nonzero().flatten().tolist(), codes.loc.detach()
 
 
+@pytest.mark.slow
 def test_a_folded_factor_gets_one_latent(bent):
     assert informative(bent)[0] == [1, 3]
     # Taught well enough: the codes are the arc.
@@ -210,6 +212,7 @@ def test_a_latent_begins_with_what_is_missing(blind):
     assert str(MoveRecord("growth", 2, 0, 1.0, 0.5)) == "growth of z2"
 
 
+@pytest.mark.slow
 def test_a_lesson_alone_does_not_win(bent, monkeypatch):
     """The branch without a jump is judged after as many steps, in overtime too."""
     judged, train_and_judge = [], bent.train_and_judge

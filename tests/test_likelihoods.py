@@ -318,6 +318,7 @@ def test_what_is_no_count_is_refused(values):
         ng.from_numpy(values).as_counts()
 
 
+@pytest.mark.slow
 def test_a_run_on_counts_is_trained_inspected_measured_and_scored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counts = np.random.default_rng(0).poisson([[3.0, 0.2, 50.0, 9.0]], (90, 4))

@@ -45,7 +45,10 @@ def warm(tmp_path_factory):
 
 
 @needs_peak
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if "Fortran" in case else ()) for case in CASES],
+)
 def test_loading_and_training_take_one_and_a_half_times_the_data(case, tmp_path, warm):
     shape, convert, share = CASES[case]
     count = SIZE // (np.prod(shape) * (4 if "float" in case else 1))

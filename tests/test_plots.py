@@ -188,6 +188,7 @@ def test_a_traversal_ends_where_the_image_breaks_up():
     # Decoder and guide as simple as can be, in the place of networks.
     class Pair(torch.nn.Module):
         device, model, guide = torch.device("cpu"), None, None
+        amortized = True
 
         def decoder(self, z):
             return broken(z)[:, None, None]

@@ -100,6 +100,7 @@ def test_a_head_that_cannot_is_as_near_as_least_squares(rotated, fit, data):
     assert misfit == pytest.approx(left, rel=1e-4) and misfit > 0.5
 
 
+@pytest.mark.slow
 def test_runs_are_measured_and_then_read(rotated, tmp_path, monkeypatch, capsys):
     """A tiny comparison, of which a pair is not there; the second time nothing is measured."""
     changes = {

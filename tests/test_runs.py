@@ -234,6 +234,7 @@ def test_arviz_runs_on_the_posterior(folder):
     az.plot_forest(posterior, **few)
 
 
+@pytest.mark.slow
 def test_python_in_twelve_lines(tmp_path):
     """The README's example, at a small size."""
     data = ngvae_pyro.sprites(300, vary=("x", "red"))

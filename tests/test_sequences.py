@@ -168,7 +168,7 @@ def test_networks_see_differences_from_the_mean_curve():
         ng.fit(*pair(data, likelihood={"family": "bernoulli"}), data, steps=1, progress=False)
 
 
-@pytest.mark.parametrize("layout", CASES)
+@pytest.mark.parametrize("layout", [pytest.param("curves", marks=pytest.mark.slow), "sequences"])
 def test_the_estimator_gives_back_what_it_takes(tmp_path, layout):
     x = CASES[layout]
     model = ng.ModelSpec(decoder=SMALL)
@@ -230,7 +230,9 @@ WORDS = ["--steps", "4", "--latents", "3", "--set", "fit.batch_size=8", "--devic
 WORDS += ["--set", "model.decoder.width=8", "--set", "guide.encoder.width=8"]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param("curves", marks=pytest.mark.slow), "sequences"]
+)
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     np.save(folder / "x.npy", CASES[request.param])

@@ -120,6 +120,7 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_file_and_a_table(tmp_path):
     done = run("flat_3", "--out", tmp_path / "x.npz", "--size", 30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -108,6 +108,7 @@ def test_missing_values_are_recorded_too(family):
     assert_same(*fits)
 
 
+@pytest.mark.slow
 def test_particles_and_the_closed_kl_are_recorded_too(data):
     for settings in ({"particles": 3}, {"elbo": "TraceMeanField_ELBO"}):
         pairs = [load(data) for _ in range(2)]
@@ -128,7 +129,7 @@ def test_what_is_switched_on_is_recorded_anew(data):
     assert len(fits[1].steps.program) > len(before.steps.program)
 
 
-@pytest.mark.parametrize("network", [CONV, PATCHED])
+@pytest.mark.parametrize("network", [CONV, pytest.param(PATCHED, marks=pytest.mark.slow)])
 def test_channels_last_is_the_same_within_float_error(data, network):
     literal, recorded, again = (
         trained(load(data, network=network), data, fast=fast) for fast in (False, True, True)
@@ -461,7 +462,7 @@ def test_the_command_line_shows_a_notice_as_one_line(capsys):
     assert first == "ngvae: training goes on" and others[0] == "torch.py:2: FutureWarning: soon"
 
 
-@pytest.mark.parametrize("network", [SMALL, PATCHED])
+@pytest.mark.parametrize("network", [SMALL, pytest.param(PATCHED, marks=pytest.mark.slow)])
 def test_trunks_may_compute_in_bfloat16(data, network):
     halves = [
         trained(load(data, network=network), data, count=6, fast=fast, network_dtype="bfloat16")

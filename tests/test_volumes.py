@@ -234,6 +234,7 @@ WORDS += ["--set", "model.decoder.channels=4", "--set", "guide.encoder.channels=
 WORDS += ["--set", "fit.checkpoint_every=2", "--set", "fit.monitor_every=3"]
 
 
+@pytest.mark.slow
 def test_a_run_of_volumes(tmp_path, monkeypatch, no_drawing):
     np.save(tmp_path / "x.npy", GREY)
     words = ["--data", tmp_path / "x.npy", "--set", "data.layout=volumes", *WORDS]
