@@ -71,6 +71,7 @@ print(fit.history[0]["loss"] > fit.history[-1]["loss"])
 """
 
 
+@pytest.mark.slow
 def test_a_guide_is_added_as_the_page_says(tmp_path):
     for part in ("ngvae_pyro", "models", "guides", "tests", "setup.cfg"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy

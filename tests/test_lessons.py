@@ -93,6 +93,7 @@ def test_a_folded_factor_gets_one_latent(bent):
     assert loc.var(0)[[k for k in range(4) if k not in latents]].max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_refused_unfolding_leaves_no_trace(bent, monkeypatch):
     start = bent.state()
     for _ in range(4):
