@@ -503,3 +503,18 @@ def test_a_run_of_a_table_with_empty_cells(table, tmp_path, monkeypatch, no_draw
     ngvae("train", "--resume", tmp_path / "s")
     one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "rs")
     assert one == other
+
+
+def test_data_that_stay_on_the_disk_have_no_gaps(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((9, 3), np.float32))
+    held = np.load(tmp_path / "x.npy", mmap_mode="r")
+    items = torch.utils.data.TensorDataset(torch.ones(9, 4, 4))
+    for data, options in (
+        (held, {}),
+        (items, {"stream": True}),
+        (np.ones((9, 3)), {"stream": True}),
+    ):
+        with pytest.raises(ng.UserError, match="missing: data that stay on the disk have no NaN"):
+            as_images(data, missing=True, **options)
+    with pytest.raises(ng.UserError, match="x.npy: expected missing or stream, got both"):
+        ng.load_data(tmp_path / "x.npy", missing=True, stream=True)

@@ -246,6 +246,8 @@ def as_images(
         missing = form.missing
     if layout is not None and form is not None:
         raise UserError(f"{name}: expected a form or a layout, got both")
+    if missing and form is None and (isinstance(data, np.memmap) or stream):
+        raise UserError(f"{name}: missing: data that stay on the disk have no NaN")
     coding = () if form is None else form.covariates
     if isinstance(data, (str, Path)):
         # A fit that takes missing values takes data that cannot have any, too.
@@ -279,8 +281,6 @@ def as_images(
             f"{name}: expected an array, a tensor, an ngvae_pyro.ImageData, a torch Dataset, or a "
             f"path of a file or a folder, got {described(data)}"
         )
-    if missing and form is None and (isinstance(data, np.memmap) or stream):
-        raise UserError(f"{name}: missing: data that stay on the disk have no NaN")
     if isinstance(data, np.memmap) or stream:
         # Arrays of HDF5 and the like have numpy's types, and are sliced.
         sliced = isinstance(getattr(data, "dtype", None), np.dtype)
